@@ -2,7 +2,13 @@
 # managed-settings.json, token and hmac-secret in one folder, installed as SYSTEM with
 #   powershell.exe -NoProfile -ExecutionPolicy Bypass -File intune.ps1
 # Running it again upgrades the installation. It writes no secret into a log.
+#
+# The enrollment token differs on each machine, so it is not part of the app. Before or after, run the
+# script with the token that `siem-server tokens new --scope enroll --machine ID` printed:
+#   powershell.exe -NoProfile -ExecutionPolicy Bypass -File intune.ps1 -EnrollToken siem_...
+# ID is (Get-ItemProperty HKLM:\SOFTWARE\Microsoft\Cryptography).MachineGuid.
 #Requires -RunAsAdministrator
+param([string]$EnrollToken)
 $ErrorActionPreference = 'Stop'
 $from = $PSScriptRoot
 $program = Join-Path $env:ProgramFiles 'ai-agent'
@@ -23,6 +29,15 @@ New-Item -ItemType Directory -Force -Path $program, $machine | Out-Null
 icacls.exe $machine /setowner '*S-1-5-32-544' /T | Out-Null
 icacls.exe $machine /inheritance:r /grant '*S-1-5-18:(OI)(CI)F' '*S-1-5-32-544:(OI)(CI)F' '*S-1-5-32-545:(OI)(CI)RX' | Out-Null
 if ($LASTEXITCODE -ne 0) { throw "icacls failed on $machine" }
+
+# A token on a command line is in the log of processes: this one is valid for one machine.
+if ($EnrollToken) {
+    $file = Join-Path $machine 'enroll-token'
+    [IO.File]::WriteAllText($file, "$EnrollToken`n")
+    icacls.exe $file /reset | Out-Null
+    if ($LASTEXITCODE -ne 0) { throw "icacls failed on $file" }
+    if (-not (Test-Path (Join-Path $from 'ai-agent.exe'))) { return }
+}
 
 Copy-Item -Force (Join-Path $from 'ai-agent.exe') $exe
 foreach ($name in 'token', 'hmac-secret') {

@@ -7,6 +7,7 @@
 mod support;
 
 mod activity;
+mod attacks;
 mod audit_cases;
 mod audit_lines;
 mod backpressure;
@@ -58,3 +59,4 @@ mod sinks_otlp;
 mod sinks_syslog;
 mod systemd;
 mod tls;
+mod trust_page;

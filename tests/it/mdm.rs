@@ -96,6 +96,26 @@ mod the_machines_file {
         assert_eq!(lines_with_code(&checked.stderr, "config_warning"), [""; 0]);
     }
 
+    /// The keys in the comments have the right form: administrators replace them by their own.
+    #[test]
+    fn machine_file_is_valid_with_keys_of_all_kinds() {
+        let home = Home::new();
+        let file = home.path().join("config.toml");
+        let text = sample("config.toml");
+        for key in ["keys", "receiver_keys"] {
+            assert!(text.contains(&format!("\n# {key} = [\"")), "{key}");
+        }
+        let text = text.replace("\n# keys = ", "\nkeys = ");
+        let text = text.replace("\n# receiver_keys = ", "\nreceiver_keys = ");
+        fs::write(&file, &text).unwrap();
+        let checked = home.agent(&["config", "check", file.to_str().unwrap()]).succeed();
+        assert_eq!(lines_with_code(&checked.stderr, "config_warning"), [""; 0]);
+        let plain = text.replace("https://", "http://");
+        fs::write(&file, plain).unwrap();
+        let error = home.agent(&["config", "check", file.to_str().unwrap()]).fail(1);
+        assert!(error.contains("require_tls"), "{error}");
+    }
+
     /// A user who could set these keys could redirect or stop all delivery.
     #[test]
     fn machine_file_locks_sources_and_destinations() {
@@ -181,6 +201,25 @@ mod macos {
         assert_eq!(ids.len(), payloads.len() + 1, "a profile with a UUID twice is refused");
     }
 
+    #[requires(root)]
+    #[test]
+    fn enrollment_token_is_readable_by_the_users_only() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let root = tempfile::tempdir().unwrap();
+        let script = sample("enroll-token.sh");
+        assert!(script.contains("chown root:staff "));
+        // The system has this group under another name, or not at all.
+        let script = script.replace("chown root:staff ", "chown 0:0 ");
+        let mut shell = Command::new("sh");
+        shell.args(["-c", &script, "enroll-token.sh"]).arg(root.path());
+        let output = shell.args(["host", "root", "siem_x"]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let file = root.path().join("Library/Application Support/ai-agent/enroll-token");
+        assert_eq!(fs::read_to_string(&file).unwrap(), "siem_x\n");
+        assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o640);
+    }
+
     #[requires(python3)]
     #[test]
     fn launch_agent_starts_and_restarts_the_program() {
@@ -194,6 +233,13 @@ mod macos {
 
 mod linux {
     use super::*;
+    use crate::support::receiver::binary;
+
+    /// An option of the sink in the machine's file.
+    fn table_value(key: &str) -> String {
+        let table: toml::Table = sample("config.toml").parse().unwrap();
+        table["sink"]["siem"][key].as_str().unwrap().to_owned()
+    }
 
     #[requires(systemd_analyze)]
     #[test]
@@ -231,6 +277,22 @@ mod linux {
         assert_eq!(secrets["no_log"], true);
         assert_eq!(secrets["ansible.builtin.copy"]["mode"], "0640");
         let table: toml::Table = sample("config.toml").parse().unwrap();
+        let made =
+            tasks.iter().find(|it| it["name"] == "Make an enrollment token for this machine");
+        let (made, data) = (made.unwrap(), tempfile::tempdir().unwrap());
+        assert_eq!(made["no_log"], true);
+        let arguments = made["ansible.builtin.command"]["argv"].as_array().unwrap();
+        let arguments = arguments.iter().map(|it| match it.as_str().unwrap() {
+            "{{ ai_agent_data }}" => data.path().to_str().unwrap(),
+            it => it,
+        });
+        let arguments: Vec<_> = arguments.collect();
+        assert_eq!(arguments[0], "siem-server");
+        let output = Command::new(binary("siem-server")).args(&arguments[1..]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let token =
+            copies.iter().find(|it| it["dest"] == table_value("enroll_token_file")).unwrap();
+        assert_eq!(token["mode"], "0640");
         for item in secrets["loop"].as_array().unwrap() {
             let name = item["name"].as_str().unwrap();
             let key = format!("{}_file", name.replace('-', "_"));
@@ -280,7 +342,7 @@ mod windows {
         let text = sample("config.toml");
         let values = text.lines().filter(|line| !line.starts_with('#'));
         let named = values.filter(|line| line.contains("\"/etc/ai-agent/")).count();
-        assert_eq!(named, 2);
+        assert_eq!(named, 3);
         let home = Home::new();
         let file = home.path().join("config.toml");
         fs::write(&file, text.replace("/etc/ai-agent/", "C:/ProgramData/ai-agent/")).unwrap();

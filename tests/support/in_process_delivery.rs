@@ -23,7 +23,11 @@ use ai_agent::internals::{
         outbox::{Outbox, SinkRegistration},
     },
     platform::{Clock, Environment, Os, Paths, Timestamp},
-    protocol::{Digest, Identity},
+    protocol::{Digest, Identity, agent_event::DeviceKeyReason, note::SigningKey},
+    siem::{
+        Device,
+        device::{KEY_NAME, KeyFile, StoredKeys},
+    },
     stages::{AgentContext, StageOptions, sink},
 };
 use serde_json::json;
@@ -52,6 +56,7 @@ pub(crate) struct DeliverySetup {
     /// Lines for the table of the sink.
     options: String,
     folder: tempfile::TempDir,
+    device: Device,
 }
 
 impl DeliverySetup {
@@ -72,6 +77,7 @@ impl DeliverySetup {
             clock: Arc::new(ManualClock(AtomicU64::new(NOW.0))),
             options: String::new(),
             folder,
+            device: Device::without_key("instance".to_owned()),
         };
         post.store((1..=count).map(|n| Event::info("test", json!({ "n": n }))));
         post
@@ -86,6 +92,26 @@ impl DeliverySetup {
     /// Adds these lines to the table of the sink.
     pub(crate) fn options(self, options: &str) -> Self {
         Self { options: options.to_owned(), ..self }
+    }
+
+    /// Gives the device a key, and the agent a state directory.
+    pub(crate) fn with_device_key(self) -> Self {
+        let file = KeyFile::new(self.folder.path(), &identity().machine_id);
+        let keys = StoredKeys {
+            current: Arc::new(SigningKey::from_seed(KEY_NAME, [1; 32]).unwrap()),
+            previous: None,
+            created_at: NOW,
+            reason: DeviceKeyReason::First,
+        };
+        let device = Device::new(file, "instance".to_owned());
+        device.set(Ok(keys));
+        Self { device, ..self }
+    }
+
+    /// Sets the clock.
+    pub(crate) fn at(self, now: Timestamp) -> Self {
+        self.clock.0.store(now.0, Ordering::Relaxed);
+        self
     }
 
     /// Stores events in one transaction.
@@ -158,10 +184,10 @@ impl DeliverySetup {
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
             power: Arc::new(ai_agent::internals::platform::SystemPower),
             revision: ai_agent::internals::siem::Revision::default(),
-            device: ai_agent::internals::siem::Device::without_key("instance".to_owned()),
+            device: self.device.clone(),
             trust: ai_agent::internals::siem::TrustStates::default(),
             organisation_keys: Vec::new(),
-            state_dir: None,
+            state_dir: self.device.file().map(|_| self.folder.path().to_owned()),
             sessions: ai_agent::internals::stages::Sessions::default(),
             once: false,
             poll_interval: PATIENCE,

@@ -9,6 +9,7 @@ pub(crate) mod agent;
 pub(crate) mod assembly;
 pub(crate) mod claude_client;
 pub(crate) mod entries;
+pub(crate) mod forger;
 #[cfg(unix)]
 #[allow(dead_code, reason = "tests of siem-sinks use the rest")]
 #[path = "../../crates/siem-sinks/tests/it/support/hec_server.rs"]
@@ -19,6 +20,9 @@ pub(crate) mod home;
 #[path = "../../crates/siem-sinks/tests/it/support/http_server.rs"]
 pub(crate) mod http_server;
 pub(crate) mod in_process_delivery;
+pub(crate) mod middle;
+#[path = "../../crates/siem-protocol/tests/support/minisign.rs"]
+pub(crate) mod minisign;
 #[cfg(unix)]
 #[path = "../../crates/siem-sinks/tests/it/support/osmem.rs"]
 pub(crate) mod osmem;

@@ -18,13 +18,16 @@ use super::{
     eventually, files_below, own_address,
 };
 
+/// Name of receivers with a key.
+pub(crate) const NAME: &str = "siem.example.com";
+
 /// `demo-server` on an address that it keeps while it is killed and restarted. Killed when dropped.
 pub(crate) struct Receiver {
     data: tempfile::TempDir,
     address: String,
     child: Child,
-    /// Options that name files with tokens and secrets, in place of the default ones.
-    keys: Vec<String>,
+    /// Further options: the level of trust; files with tokens and secrets in place of the default ones.
+    options: Vec<String>,
     /// A token that the receiver accepts.
     token: String,
 }
@@ -42,20 +45,81 @@ impl Receiver {
         if let Some(config) = config {
             fs::write(data.path().join("config.json"), config).unwrap();
         }
-        let (child, address) = spawn(data.path(), &format!("{}:0", own_address()));
-        Self { data, address, child, keys: Vec::new(), token: TOKEN.to_owned() }
+        Self::over(data, Vec::new())
+    }
+
+    /// Starts a receiver [`NAME`] with a key, which accepts this level of trust.
+    #[track_caller]
+    pub(crate) fn at_level(level: &str) -> Self {
+        Self::over(tempfile::tempdir().unwrap(), trust_options(level))
+    }
+
+    /// Starts a receiver with a key and another name.
+    #[track_caller]
+    pub(crate) fn named(name: &str) -> Self {
+        let options = ["--trust", "first-use", "--receiver-name", name].map(str::to_owned);
+        Self::over(tempfile::tempdir().unwrap(), options.to_vec())
+    }
+
+    /// Starts a receiver with this data.
+    #[track_caller]
+    pub(crate) fn over(data: tempfile::TempDir, options: Vec<String>) -> Self {
+        let (child, address) =
+            try_spawn(data.path(), &format!("{}:0", own_address()), &options).expect("it starts");
+        Self { data, address, child, options, token: TOKEN.to_owned() }
+    }
+
+    /// Starts a receiver with exactly these options, on a free port.
+    #[track_caller]
+    pub(crate) fn of_command(options: &[String], token: &str) -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let mut command = Command::new(binary("demo-server"));
+        command.args(["--listen", &format!("{}:0", own_address())]).args(options);
+        let (child, address) = listening(&mut command).expect("it starts");
+        Self { data, address, child, options: Vec::new(), token: token.to_owned() }
+    }
+
+    /// Restarts the receiver at this level of trust.
+    #[track_caller]
+    pub(crate) fn restart_at(&mut self, level: &str) {
+        self.options = trust_options(level);
+        self.kill();
+        self.restart();
+    }
+
+    /// Runs a command of `siem-server` on the data, which must succeed, and returns its output.
+    #[track_caller]
+    pub(crate) fn administer(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(binary("siem-server"));
+        let output = command.args(arguments).arg("--data").arg(self.data.path()).output().unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{arguments:?}: {error}");
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Number of events of this kind.
+    #[track_caller]
+    pub(crate) fn events(&self, kind: &str) -> u64 {
+        self.stats()["events"][kind].as_u64().unwrap()
+    }
+
+    /// Devices, as `siem-server devices list` shows them.
+    #[track_caller]
+    pub(crate) fn devices(&self) -> Vec<Value> {
+        let list = self.administer(&["devices", "list", "--json"]);
+        serde_json::from_str(&list).unwrap()
     }
 
     /// Restarts the receiver with these tokens and secrets in place of the default ones. The first
     /// secret signs.
     #[track_caller]
     pub(crate) fn restart_with(&mut self, tokens: &[&str], secrets: &[&str]) {
-        self.keys.clear();
+        self.options.clear();
         tokens[0].clone_into(&mut self.token);
         for (name, keys) in [("token", tokens), ("hmac-secret", secrets)] {
             let path = self.data.path().join(name);
             private(&path, &keys.join("\n"));
-            self.keys.extend([format!("--{name}-file"), path.to_str().unwrap().to_owned()]);
+            self.options.extend([format!("--{name}-file"), path.to_str().unwrap().to_owned()]);
         }
         self.kill();
         self.restart();
@@ -76,7 +140,7 @@ impl Receiver {
     #[track_caller]
     pub(crate) fn restart(&mut self) {
         let (child, address) = eventually("the port is free again", || {
-            try_spawn(self.data.path(), &self.address, &self.keys)
+            try_spawn(self.data.path(), &self.address, &self.options)
         });
         assert_eq!(address, self.address);
         self.child = child;
@@ -184,19 +248,20 @@ impl Drop for Receiver {
     }
 }
 
-#[track_caller]
-fn spawn(data: &Path, listen: &str) -> (Child, String) {
-    try_spawn(data, listen, &[]).expect("demo-server starts")
+fn trust_options(level: &str) -> Vec<String> {
+    ["--trust", level, "--receiver-name", NAME].map(str::to_owned).to_vec()
+}
+
+fn try_spawn(data: &Path, listen: &str, options: &[String]) -> Option<(Child, String)> {
+    let mut command = Command::new(binary("demo-server"));
+    command.args(["--listen", listen, "--data"]).arg(data).args(options);
+    command.env("CLAUDE_SIEM_TOKEN", TOKEN).env("CLAUDE_SIEM_HMAC_SECRET", SECRET);
+    listening(&mut command)
 }
 
 /// Starts the process. Returns `None` if it exits before it listens.
-fn try_spawn(data: &Path, listen: &str, keys: &[String]) -> Option<(Child, String)> {
-    let mut child = Command::new(binary())
-        .args(["--listen", listen, "--data"])
-        .arg(data)
-        .args(keys)
-        .env("CLAUDE_SIEM_TOKEN", TOKEN)
-        .env("CLAUDE_SIEM_HMAC_SECRET", SECRET)
+fn listening(command: &mut Command) -> Option<(Child, String)> {
+    let mut child = command
         .env("RUST_LOG", "warn")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -220,11 +285,11 @@ pub(crate) fn private(path: &Path, text: &str) {
     ai_agent::internals::platform::secure_file::replace(path, text.as_bytes()).unwrap();
 }
 
-/// Path of the binary beside the agent's, which is built if it is missing.
-fn binary() -> PathBuf {
+/// Path of a binary of the receiver beside the agent's, which is built if it is missing.
+pub(crate) fn binary(name: &str) -> PathBuf {
     let agent = Path::new(env!("CARGO_BIN_EXE_ai-agent"));
     let profile = agent.parent().unwrap();
-    let binary = profile.join(format!("demo-server{}", std::env::consts::EXE_SUFFIX));
+    let binary = profile.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
     if !binary.try_exists().unwrap() {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--package", "siem-server", "--target-dir"]);

@@ -36,9 +36,10 @@ struct Control {
 }
 
 /// A request or a response.
-struct Message {
-    head: Vec<u8>,
-    body: Vec<u8>,
+#[derive(Clone)]
+pub(super) struct Message {
+    pub(super) head: Vec<u8>,
+    pub(super) body: Vec<u8>,
 }
 
 impl Relay {
@@ -144,7 +145,7 @@ fn false_receipt(request: &Message) -> String {
 }
 
 impl Message {
-    fn read(from: &mut BufReader<TcpStream>) -> Option<Self> {
+    pub(super) fn read(from: &mut BufReader<TcpStream>) -> Option<Self> {
         let mut head = Vec::new();
         let mut length = 0;
         loop {

@@ -1,0 +1,725 @@
+//! Attacks on agent and receiver, as processes, by those who have the secrets of the fleet or sit
+//! between the two. `docs/reliability.md` lists all attacks with their tests.
+
+use std::fs;
+
+use crate::support::{
+    agent::{Agent, AgentCommand},
+    copy_tree, entries, eventually,
+    forger::{FORGED, ForgedBatch, Forger, identity, refusal},
+    home::Home,
+    in_process_delivery::{DeliverySetup, NOW},
+    middle::{Exchange, Middle, Reply, send},
+    receiver::{NAME, Receiver, wait_for},
+    scripted_receiver::ScriptedReceiver,
+};
+use ai_agent::internals::{
+    platform::Timestamp,
+    protocol::{BatchHeader, Digest, Identity, names::problem, note::SigningKey},
+};
+use serde_json::Value;
+
+const CONFIG: &str = "[shipping]\nflush_interval = \"0s\"";
+const FILE: &str = "-work/a.jsonl";
+const LEVELS: [&str; 3] = ["shared", "first-use", "enrolled"];
+
+fn agent(home: &Home, endpoint: &str, arguments: &[&str]) -> AgentCommand {
+    home.agent(arguments).config(CONFIG).ships_to(endpoint)
+}
+
+fn line(home: &Home, n: usize) {
+    home.append(FILE, format!("{{\"n\":{n}}}\n"));
+}
+
+/// Delivers what there is.
+fn ship(home: &Home, endpoint: &str) {
+    agent(home, endpoint, &["run", "--once"]).succeed();
+}
+
+/// State of trust in the only receiver, as `status` shows it.
+fn state(home: &Home, endpoint: &str) -> Value {
+    let shown = agent(home, endpoint, &["status", "--json"]).run();
+    let status: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    status["sinks"][0]["trust"]["state"].clone()
+}
+
+/// Approves the devices of a user on a machine that are not approved yet.
+fn approve(receiver: &Receiver, identity: &Identity) {
+    for device in receiver.devices() {
+        if device["machine"] == *identity.machine_id && device["user"] == *identity.user {
+            receiver.administer(&["devices", "approve", device["key"].as_str().unwrap()]);
+        }
+    }
+}
+
+/// A receiver of this level, and an agent whose key is confirmed and whose epoch has a line.
+fn confirmed(level: &str) -> (Home, Receiver, Identity) {
+    let (home, mut receiver) = (Home::new(), Receiver::at_level("first-use"));
+    line(&home, 1);
+    ship(&home, &receiver.url());
+    let identity = identity_of(&receiver);
+    approve(&receiver, &identity);
+    if level != "first-use" {
+        receiver.restart_at(level);
+    }
+    (home, receiver, identity)
+}
+
+/// Identity of the only agent, confirmed or not.
+fn identity_of(receiver: &Receiver) -> Identity {
+    let stats = receiver.stats();
+    if stats["machines"][0]["epochs"][0].is_object() {
+        return identity(&stats);
+    }
+    serde_json::from_value(stats["machines"][0]["unconfirmed"][0]["identity"].clone()).unwrap()
+}
+
+/// Last number and chain value of an epoch, which only its sender and the receiver know.
+fn head(receiver: &Receiver) -> (String, u64, Digest) {
+    let stats = receiver.stats();
+    let epoch = stats["machines"][0]["epochs"][0]["epoch"].as_str().unwrap().to_owned();
+    let files = crate::support::files_below(&receiver.data().join("machines"));
+    let file =
+        files.iter().find(|path| path.to_str().unwrap().ends_with(&format!("{epoch}.ndjson")));
+    let text = fs::read(file.unwrap()).unwrap();
+    let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    let chain = lines.clone().fold(Digest::ZERO, |chain, line| chain.chain(Digest::of(line)));
+    (epoch, lines.count() as u64, chain)
+}
+
+fn kind(reply: &Reply) -> String {
+    reply.member("type").as_str().unwrap_or_default().to_owned()
+}
+
+#[track_caller]
+fn refused(reply: &Reply, status: u16, expected: &str) {
+    assert_eq!((reply.status, &*kind(reply)), (status, expected), "{}", reply.body);
+}
+
+/// Two requests by anyone with the secrets of the fleet used to put text under a machine's name and
+/// silence the machine for an hour.
+#[test]
+fn forged_entries_enter_no_epoch_of_a_device() {
+    for level in LEVELS {
+        let (home, receiver, identity) = confirmed(level);
+        let (epoch, last, chain) = head(&receiver);
+        let forger = Forger::new(&receiver.url(), NAME, &identity, 7);
+        let next = forger.batch(&epoch, (last, chain), 2);
+        refused(&forger.send(&next), 403, problem::EPOCH_OWNED);
+        let far = forger.batch(&epoch, (1_000_000, Digest::of(b"x")), 2);
+        refused(&forger.send(&far), 403, problem::EPOCH_OWNED);
+        let again = forger.batch(&epoch, (0, Digest::ZERO), 2);
+        refused(&forger.send(&again), 403, problem::EPOCH_OWNED);
+        let keyless = forger.batch("epoch-of-the-forger", (0, Digest::ZERO), 2);
+        refused(&forger.send(&keyless), 403, problem::IMPERSONATION);
+        assert_eq!(forger.enroll().status, 200);
+        for batch in [next, far, again] {
+            refused(&forger.send(&forger.seal(batch)), 403, problem::EPOCH_OWNED);
+        }
+        let own = forger.send(&forger.seal(keyless));
+        if level == "enrolled" {
+            refused(&own, 403, problem::NOT_ENROLLED);
+        } else {
+            assert_eq!(own.status, 200, "{}", own.body);
+        }
+        assert_eq!(receiver.events("impersonation"), 7, "{level}");
+        assert_eq!(receiver.events("second_key"), u64::from(level != "enrolled"));
+        line(&home, 2);
+        ship(&home, &receiver.url());
+        machine_is_undisturbed(&receiver, 2);
+    }
+}
+
+/// Fails unless the confirmed machine has one epoch, whole, with `count` lines, and no entry of a
+/// forger.
+#[track_caller]
+fn machine_is_undisturbed(receiver: &Receiver, count: usize) {
+    let stats = receiver.stats();
+    let epochs = stats["machines"][0]["epochs"].as_array().unwrap();
+    assert_eq!(epochs.len(), 1, "{stats:#}");
+    for list in ["gaps", "holes", "breaks"] {
+        assert_eq!(epochs[0][list], Value::Array(Vec::new()), "{stats:#}");
+    }
+    let epoch = epochs[0]["epoch"].as_str().unwrap();
+    assert_eq!(lines_of(receiver, epoch), count, "{stats:#}");
+}
+
+/// Number of lines in an epoch, which has no entry of a forger.
+#[track_caller]
+fn lines_of(receiver: &Receiver, epoch: &str) -> usize {
+    let files = crate::support::files_below(&receiver.data().join("machines"));
+    let file =
+        files.iter().find(|path| path.to_str().unwrap().ends_with(&format!("{epoch}.ndjson")));
+    let text = fs::read(file.unwrap()).unwrap();
+    assert!(!String::from_utf8_lossy(&text).contains(FORGED));
+    entries::lines(&entries::parse(&text)).len()
+}
+
+/// Without device keys, a forger would have to know the last chain value.
+#[test]
+fn forged_entries_do_not_silence_a_machine_without_a_key() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    line(&home, 1);
+    ship(&home, &receiver.url());
+    let forger = Forger::new(&receiver.url(), NAME, &identity_of(&receiver), 7);
+    let (epoch, last, _) = head(&receiver);
+    for (after, count) in [
+        ((last, Digest::of(b"guessed")), 2),
+        ((1_000_000, Digest::of(b"guessed")), 1),
+        ((0, Digest::ZERO), 3),
+    ] {
+        refused(&forger.send(&forger.batch(&epoch, after, count)), 409, problem::CONFLICT);
+    }
+    assert_eq!(receiver.events("chain_mismatch"), 3);
+    let stats = forger.get("/stats");
+    let (_, _, chain) = head(&receiver);
+    assert!(!stats.body.contains(&chain.to_string()), "the last chain value is not shown");
+    line(&home, 2);
+    ship(&home, &receiver.url());
+    machine_is_undisturbed(&receiver, 2);
+    assert_eq!(receiver.stats()["unexplained"], 0);
+}
+
+/// Being first gives nothing: neither mixes with the other, and the machine is not locked out.
+#[test]
+fn stranger_who_enrolls_first_mixes_with_nothing() {
+    let (elsewhere, first) = (Home::new(), Receiver::start());
+    line(&elsewhere, 1);
+    ship(&elsewhere, &first.url());
+    let identity = identity_of(&first);
+
+    let (home, receiver) = (Home::new(), Receiver::at_level("first-use"));
+    let stranger = Forger::new(&receiver.url(), NAME, &identity, 7);
+    assert_eq!(stranger.enroll().status, 200);
+    let mut after = (0, Digest::ZERO);
+    let mut send_more = |count| {
+        let batch = stranger.seal(stranger.batch("epoch-of-the-stranger", after, count));
+        after = (after.0 + count, batch.header.chain.unwrap().after);
+        assert_eq!(stranger.send(&batch).status, 200);
+    };
+    send_more(3);
+    line(&home, 1);
+    ship(&home, &receiver.url());
+    send_more(2);
+    line(&home, 2);
+    ship(&home, &receiver.url());
+    assert_eq!(receiver.events("second_key"), 1);
+    assert_eq!(receiver.events("impersonation"), 0);
+    let machine = &receiver.stats()["machines"][0];
+    assert_eq!(machine["unconfirmed"].as_array().unwrap().len(), 2, "{machine:#}");
+
+    let shown = agent(&home, &receiver.url(), &["device", "show", "--json"]).succeed();
+    let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+    receiver.administer(&["devices", "approve", shown["key"].as_str().unwrap()]);
+    line(&home, 3);
+    ship(&home, &receiver.url());
+    send_more(1);
+    machine_is_undisturbed(&receiver, 3);
+    let machine = &receiver.stats()["machines"][0];
+    let apart = machine["unconfirmed"].as_array().unwrap();
+    assert_eq!((apart.len(), apart[0]["entries"].as_u64()), (1, Some(6)), "{machine:#}");
+    // From now on the name is the machine's.
+    let keyless = stranger.batch("epoch-without-a-key", (0, Digest::ZERO), 1);
+    refused(&stranger.send(&keyless), 403, problem::IMPERSONATION);
+}
+
+/// A forged answer to a batch.
+type Answer = Box<dyn FnMut(&Exchange) -> Reply + Send>;
+
+fn answer(answer: impl FnMut(&Exchange) -> Reply + Send + 'static) -> Answer {
+    Box::new(answer)
+}
+
+/// All answers by which an attacker could make the agent delete, renumber or give up entries, or
+/// stop.
+fn forged_answers(real: &RealStatements) -> Vec<(&'static str, Answer)> {
+    let own = || SigningKey::from_seed(NAME, [66; 32]).unwrap();
+    let mut answers: Vec<(&str, Answer)> = vec![
+        ("acknowledgement", answer(Exchange::bare_acknowledgement)),
+        ("acknowledgement with a receipt of another key", {
+            answer(move |batch| batch.signed_acknowledgement(&own(), |_| ()))
+        }),
+        ("acknowledgement with text", answer(|batch| batch.acknowledgement(Some("receipt")))),
+    ];
+    for (what, receipt) in &real.receipts {
+        let receipt = receipt.clone();
+        answers.push((*what, answer(move |batch| batch.acknowledgement(Some(&receipt)))));
+    }
+    for (status, kind) in [
+        (409, problem::CONFLICT),
+        (413, problem::TOO_LARGE),
+        (422, problem::ENTRY),
+        (403, problem::DEVICE_REVOKED),
+        (403, problem::DEVICE_CLONED),
+    ] {
+        answers.push((kind, answer(move |_| refusal(status, kind, None))));
+        answers
+            .push((kind, answer(move |batch| batch.signed_refusal(status, kind, &own(), |_| ()))));
+        let verdict = real.verdict.clone();
+        answers.push((kind, answer(move |_| refusal(status, kind, Some(&verdict)))));
+    }
+    answers
+}
+
+/// Statements that the receiver signed for others, or for something else.
+struct RealStatements {
+    receipts: Vec<(&'static str, String)>,
+    verdict: String,
+}
+
+impl RealStatements {
+    /// Obtains them as a colleague with a device, and as a listener on the network.
+    fn of(receiver: &Receiver, middle: &Middle, identity: &Identity) -> Self {
+        let own: Vec<_> = middle.exchanges("/ingest").iter().filter_map(receipt).collect();
+        let colleague = |machine: &str, user: &str| {
+            let identity =
+                Identity { machine_id: machine.into(), user: user.into(), ..identity.clone() };
+            Forger::new(&receiver.url(), NAME, &identity, machine.len() as u8 + 100)
+        };
+        let send = |forger: &Forger, batch: &ForgedBatch| {
+            let reply = forger.send(&forger.seal(batch.clone()));
+            (reply.status, reply)
+        };
+        let other_machine = colleague("other-machine", &identity.user);
+        assert_eq!(other_machine.enroll().status, 200);
+        let epoch = &own.last().unwrap().0.epoch;
+        let batch = other_machine.batch(&format!("{epoch}-2"), (0, Digest::ZERO), 2);
+        let (status, reply) = send(&other_machine, &batch);
+        assert_eq!(status, 200, "{}", reply.body);
+        let of_other = reply.member("receipt").as_str().unwrap().to_owned();
+        let other_user = colleague(&identity.machine_id, "other-user");
+        assert_eq!(other_user.enroll().status, 200);
+        let batch = other_user.batch("epoch-of-another-user", (0, Digest::ZERO), 3);
+        let (status, reply) = send(&other_user, &batch);
+        assert_eq!(status, 200, "{}", reply.body);
+        let of_user = reply.member("receipt").as_str().unwrap().to_owned();
+        // The receiver refuses other entries under the same numbers, and signs that.
+        let other = other_user.batch("epoch-of-another-user", (0, Digest::of(b"other")), 3);
+        let (status, reply) = send(&other_user, &other);
+        assert_eq!(status, 409, "{}", reply.body);
+        let verdict = reply.member("verdict").as_str().unwrap().to_owned();
+        let receipts = vec![
+            ("receipt for another machine and epoch", of_other),
+            ("receipt for another user and epoch", of_user),
+            ("earlier receipt for another chain value", own.last().unwrap().1.clone()),
+        ];
+        Self { receipts, verdict }
+    }
+}
+
+/// The receipt for a batch, and its header.
+fn receipt(exchange: &Exchange) -> Option<(BatchHeader, String)> {
+    let receipt = exchange.reply.as_ref()?.member("receipt");
+    Some((exchange.header(), receipt.as_str()?.to_owned()))
+}
+
+#[test]
+fn answers_in_the_receivers_place_change_nothing() {
+    let (home, receiver) = (Home::new(), Receiver::at_level("first-use"));
+    let middle = Middle::to(&receiver.url());
+    line(&home, 1);
+    let mut running = agent(&home, &middle.url(), &["run"]).start_and_wait();
+    wait_for_lines(&receiver, 1);
+    let identity = identity_of(&receiver);
+    approve(&receiver, &identity);
+    let real = RealStatements::of(&receiver, &middle, &identity);
+    let (epoch, ..) = head(&receiver);
+    let answers = forged_answers(&real);
+    assert_eq!(answers.len(), 21);
+    for (n, (what, answer)) in (2..).zip(answers) {
+        middle.forge(answer);
+        line(&home, n);
+        eventually(what, || (middle.forged() >= 2).then_some(()));
+        assert!(running.runs(), "{what}: {}", running.log());
+        eventually(what, || (state(&home, &middle.url()) == "receipt_untrusted").then_some(()));
+        middle.release();
+        wait_for_lines_of(&receiver, &epoch, n);
+        let letters = agent(&home, &middle.url(), &["deadletter", "list"]).succeed();
+        assert!(!letters.text().contains("422") && !letters.text().contains("413"), "{what}");
+    }
+    running.stop();
+    assert_eq!(state(&home, &middle.url()), "confirmed");
+    machine_is_undisturbed(&receiver, 22);
+    assert_eq!(receiver.events("impersonation"), 0);
+}
+
+fn wait_for_lines(receiver: &Receiver, count: usize) {
+    wait_for(receiver, "the lines", |entries| {
+        (entries::lines(entries).len() >= count).then_some(())
+    });
+}
+
+fn wait_for_lines_of(receiver: &Receiver, epoch: &str, count: usize) {
+    eventually(&format!("line {count}"), || {
+        drop(receiver.stats());
+        (lines_of(receiver, epoch) >= count).then_some(())
+    });
+}
+
+/// Before a key is pinned the agent believes that a receiver has none; afterwards it does not.
+#[test]
+fn pinned_receiver_is_not_replaced_by_one_without_a_key() {
+    let (home, receiver, _) = confirmed("first-use");
+    let (middle, keyless) = (Middle::to(&receiver.url()), Receiver::start());
+    line(&home, 2);
+    ship(&home, &middle.url());
+    middle.redirect(&keyless.url());
+    line(&home, 3);
+    let running = agent(&home, &middle.url(), &["run"]).start_and_wait();
+    eventually("the agent notices", || {
+        (state(&home, &middle.url()) == "receipt_untrusted").then_some(())
+    });
+    middle.redirect(&receiver.url());
+    let (epoch, ..) = head(&receiver);
+    wait_for_lines_of(&receiver, &epoch, 3);
+    running.stop();
+    machine_is_undisturbed(&receiver, 3);
+}
+
+/// A recorded batch is refused where the device is known, and changes nothing where it came from.
+#[test]
+fn recorded_batches_are_refused_at_another_receiver() {
+    let (home, receiver, other) =
+        (Home::new(), Receiver::at_level("first-use"), Receiver::named("other.example.com"));
+    let middle = Middle::to(&receiver.url());
+    let config = format!(
+        "{CONFIG}\n[pipeline]\nsinks = [\"siem\", \"other\"]\n[sink.other]\ntype = \"http-siem\"\n\
+         endpoint = \"{}\"\ntoken_file = \"{}\"\nhmac_secret_file = \"{}\"\n",
+        other.url(),
+        private(&home, "token", crate::support::TOKEN),
+        private(&home, "secret", crate::support::SECRET),
+    );
+    line(&home, 1);
+    let both = || home.agent(&["run", "--once"]).config(&config).ships_to(&middle.url());
+    both().succeed();
+    approve(&receiver, &identity_of(&receiver));
+    approve(&other, &identity_of(&other));
+    line(&home, 2);
+    both().succeed();
+    let (before, there) = (receiver.stats()["machines"].clone(), other.stats()["machines"].clone());
+    for exchange in middle.exchanges("/ingest") {
+        refused(&send(&other.url(), &exchange.request), 403, problem::SEAL);
+        let again = send(&receiver.url(), &exchange.request);
+        assert_eq!(again.status, 200, "{}", again.body);
+        let same = again.member("receipt") == exchange.reply.as_ref().unwrap().member("receipt");
+        assert!(same, "a receipt depends on nothing but what is stored");
+    }
+    assert!(other.events("impersonation") >= 2);
+    let entries = |machines: &Value| machines[0]["entries"].clone();
+    assert_eq!(entries(&receiver.stats()["machines"]), entries(&before));
+    assert_eq!(entries(&other.stats()["machines"]), entries(&there));
+}
+
+fn private(home: &Home, name: &str, text: &str) -> String {
+    let path = home.path().join(name);
+    crate::support::receiver::private(&path, text);
+    path.to_str().unwrap().replace('\\', "/")
+}
+
+#[test]
+fn revoked_device_stops_and_keeps_its_entries() {
+    let (home, receiver, _) = confirmed("first-use");
+    let mut running = agent(&home, &receiver.url(), &["run"]).start_and_wait();
+    let key = receiver.devices()[0]["key"].as_str().unwrap().to_owned();
+    receiver.administer(&["devices", "revoke", &key]);
+    let before = receiver.stats()["machines"][0]["entries"].clone();
+    line(&home, 2);
+    eventually("the agent stops", || (state(&home, &receiver.url()) == "revoked").then_some(()));
+    assert!(running.runs());
+    running.stop();
+    assert_eq!(receiver.stats()["machines"][0]["entries"], before);
+    let kept = agent(&home, &receiver.url(), &["outbox", "export"]).succeed();
+    assert!(kept.text().contains(r#"{"n":2}"#), "{}", kept.text());
+
+    // An operator who admits the machine again gets everything, in an epoch of the new key.
+    fs::remove_file(home.state_dir().join("device.key")).unwrap();
+    ship(&home, &receiver.url());
+    let stats = receiver.stats();
+    let apart = stats["machines"][0]["unconfirmed"].as_array().unwrap();
+    let epoch = apart[0]["epochs"][0]["epoch"].as_str().unwrap();
+    assert_eq!(lines_of(&receiver, epoch), 1, "{stats:#}");
+}
+
+/// Two installations with one state directory, one machine id and one key.
+#[test]
+fn cloned_state_directories_get_keys_of_their_own() {
+    let (home, receiver, identity) = confirmed("first-use");
+    let clone = Home::new();
+    copy_tree(&home.state_dir(), &clone.state_dir());
+    let homes = [&home, &clone];
+    let running: Vec<Agent> =
+        homes.iter().map(|home| agent(home, &receiver.url(), &["run"]).start_and_wait()).collect();
+    for n in 0..8 {
+        let home = homes[n % 2];
+        home.append(&format!("-work/{}.jsonl", n % 2), format!("{{\"clone\":{n}}}\n"));
+        eventually("the line arrives", || {
+            drop(receiver.stats());
+            let text = format!("{{\"clone\":{n}}}");
+            stored_text(&receiver).contains(&text).then_some(())
+        });
+    }
+    running.into_iter().for_each(|agent| drop(agent.stop()));
+    assert!(receiver.events("clone") >= 1);
+    let mut keys: Vec<_> =
+        receiver.devices().iter().map(|device| device["key"].to_string()).collect();
+    keys.dedup();
+    assert!(keys.len() >= 2, "{keys:?}");
+    approve_new(&receiver, &identity);
+    let text = stored_text(&receiver);
+    for n in 0..8 {
+        assert_eq!(text.matches(&format!("{{\"clone\":{n}}}")).count(), 1, "{n}");
+    }
+}
+
+fn approve_new(receiver: &Receiver, identity: &Identity) {
+    for device in receiver.devices() {
+        if device["state"] == "unconfirmed" && device["machine"] == *identity.machine_id {
+            receiver.administer(&["devices", "approve", device["key"].as_str().unwrap()]);
+        }
+    }
+}
+
+/// All stored lines of all epochs.
+fn stored_text(receiver: &Receiver) -> String {
+    let files = crate::support::files_below(&receiver.data().join("machines"));
+    let lines = files.iter().filter(|path| path.extension().is_some_and(|it| it == "ndjson"));
+    lines.map(|path| fs::read_to_string(path).unwrap()).collect()
+}
+
+#[test]
+fn rotated_device_key_keeps_epoch_and_confirmation() {
+    let (home, receiver, _) = confirmed("enrolled");
+    let home = &home;
+    let running = agent(home, &receiver.url(), &["run"]).start_and_wait();
+    line(home, 2);
+    wait_for_lines(&receiver, 2);
+    agent(home, &receiver.url(), &["device", "rotate"]).succeed();
+    line(home, 3);
+    wait_for_lines(&receiver, 3);
+    running.stop();
+    machine_is_undisturbed(&receiver, 3);
+    let devices = receiver.devices();
+    let states: Vec<_> = devices.iter().map(|device| device["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["confirmed", "confirmed"]);
+}
+
+/// A receiver of the plain protocol, without keys, gets everything.
+#[test]
+fn receiver_of_the_plain_protocol_gets_everything() {
+    let (home, receiver) = (Home::new(), ScriptedReceiver::start([]));
+    line(&home, 1);
+    ship(&home, &receiver.url());
+    line(&home, 2);
+    ship(&home, &receiver.url());
+    assert_eq!(entries::lines(&receiver.entries()).len(), 2);
+    let epochs: Vec<_> = receiver.headers().into_iter().map(|header| header.epoch).collect();
+    assert!(epochs.iter().all(|epoch| *epoch == epochs[0]));
+    assert_eq!(state(&home, &receiver.url()), Value::Null, "nothing is known of its keys");
+}
+
+/// Times are for people: no statement is refused for its time.
+#[test]
+fn clock_that_is_off_by_a_year_changes_nothing() {
+    const YEAR: u64 = 366 * 24 * 3600 * 1000;
+    for now in [NOW.0 - YEAR, NOW.0, NOW.0 + YEAR] {
+        let receiver = Receiver::at_level("first-use");
+        let setup = DeliverySetup::with(5).in_batches_of(2).with_device_key().at(Timestamp(now));
+        let delivery = setup.deliver_to(&receiver.url());
+        delivery.finish();
+        let machine = &receiver.stats()["machines"][0];
+        let device = &machine["unconfirmed"][0];
+        assert_eq!(device["entries"], 5, "{machine:#}");
+        assert_eq!(device["epochs"][0]["device"]["sealed"], 5, "{machine:#}");
+        let receipt = delivery.outbox.cursor("siem").unwrap().receipt;
+        assert!(receipt.unwrap().contains("last_seq=5"), "the last receipt is stored");
+    }
+}
+
+mod receiver_keys {
+    use super::*;
+    use crate::support::minisign::Minisign;
+
+    #[test]
+    fn rotation_reaches_agents_that_were_offline() {
+        let (home, receiver, _) = confirmed("first-use");
+        for n in 2..5 {
+            receiver.administer(&["keys", "rotate"]);
+            receiver.administer(&["keys", "rotate"]);
+            line(&home, n);
+            ship(&home, &receiver.url());
+        }
+        machine_is_undisturbed(&receiver, 4);
+        assert_eq!(state(&home, &receiver.url()), "confirmed");
+    }
+
+    /// The organisation signs the list of the new key with minisign.
+    #[test]
+    fn lost_key_is_recovered_by_the_organisation() {
+        let (home, mut receiver, _) = confirmed("first-use");
+        let organisation = Minisign::new(3);
+        let config = format!("{CONFIG}\n[managed]\nkeys = [\"{}\"]\n", organisation.public());
+        let run =
+            |arguments: &[&str]| home.agent(arguments).config(&config).ships_to(&receiver.url());
+        run(&["run", "--once"]).succeed();
+        fs::remove_dir_all(receiver.data().join("trust/keys")).unwrap();
+        receiver.kill();
+        receiver.administer(&["keys", "new", "--name", NAME]);
+        receiver.restart();
+
+        let run =
+            |arguments: &[&str]| home.agent(arguments).config(&config).ships_to(&receiver.url());
+        line(&home, 2);
+        let mut running = run(&["run"]).start_and_wait();
+        eventually("the agent does not trust the new key", || {
+            (state(&home, &receiver.url()) == "receipt_untrusted").then_some(())
+        });
+        assert!(running.runs());
+        running.stop();
+        let list = receiver.data().join("trust/keys/keys.txt");
+        let text = fs::read(&list).unwrap();
+        // Another organisation's signature changes nothing.
+        let signature = list.with_extension("txt.minisig");
+        fs::write(&signature, Minisign::new(4).sign(&text, "")).unwrap();
+        let mut running = run(&["run"]).start_and_wait();
+        running.wait_for_code("delivery_held");
+        running.stop();
+        fs::write(&signature, organisation.sign(&text, "")).unwrap();
+        run(&["run", "--once"]).succeed();
+        machine_is_undisturbed(&receiver, 2);
+    }
+}
+
+mod release_0_1 {
+    use super::*;
+    use std::path::{Path, PathBuf};
+    use test_requires::requires;
+
+    /// Epoch of the stored state, whose first ten entries its receiver has.
+    const EPOCH: &str = "01a227dd-518c-73d4-83ac-f6f0f5ccac58";
+    const MACHINE: &str = "11112222333344445555666677778888";
+    const HELD: u64 = 10;
+    const UNSENT: usize = 3;
+
+    fn data(path: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+    }
+
+    /// A home with the state that release 0.1 left: six entries were not sent.
+    fn home_of_release_0_1() -> Home {
+        let home = Home::new();
+        copy_tree(&data("tests/data/release-0.1/state"), &home.state_dir());
+        let packed = home.state_dir().join("outbox.redb.zst");
+        let store = zstd::decode_all(&*fs::read(&packed).unwrap()).unwrap();
+        fs::write(home.state_dir().join("outbox.redb"), store).unwrap();
+        fs::remove_file(packed).unwrap();
+        home
+    }
+
+    /// The entries that its receiver has.
+    fn held() -> Vec<String> {
+        let folder = data("crates/siem-server/tests/data/release-0.1/data/machines");
+        let file = folder.join(format!("{MACHINE}/{EPOCH}.ndjson"));
+        let text = fs::read_to_string(file).unwrap();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Identity of agents on this machine.
+    fn own_identity() -> Identity {
+        let (home, receiver) = (Home::new(), Receiver::start());
+        line(&home, 1);
+        ship(&home, &receiver.url());
+        identity_of(&receiver)
+    }
+
+    /// A receiver that got the first entries from an agent of release 0.1 on this machine, and a
+    /// client without a key in the place of that agent.
+    fn updated_receiver() -> (Receiver, Forger, ForgedBatch) {
+        let receiver = Receiver::at_level("shared");
+        let identity = Identity { agent_version: "0.1.0".into(), ..own_identity() };
+        let old = Forger::new(&receiver.url(), NAME, &identity, 0);
+        let batch = old.batch_of(EPOCH, (0, Digest::ZERO), held());
+        let reply = old.send(&batch);
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        (receiver, old, batch)
+    }
+
+    #[test]
+    fn outbox_of_release_0_1_continues_its_epoch() {
+        let (receiver, old, batch) = updated_receiver();
+        let home = home_of_release_0_1();
+        ship(&home, &receiver.url());
+        let device = &receiver.devices()[0];
+        assert_eq!(
+            (&device["state"], &device["confirmed_by"]),
+            (&"confirmed".into(), &"continuity".into())
+        );
+        let stats = receiver.stats();
+        let epochs = stats["machines"][0]["epochs"].as_array().unwrap();
+        assert_eq!((epochs.len(), &epochs[0]["epoch"]), (1, &EPOCH.into()), "{stats:#}");
+        assert_eq!(epochs[0]["device"]["adopted_at"], HELD + 1, "{stats:#}");
+        machine_is_undisturbed(&receiver, lines_in(&held()) + UNSENT);
+        // The ratchet: what release 0.1 sent is refused now, unless an operator allows it.
+        refused(&old.send(&batch), 403, problem::EPOCH_OWNED);
+    }
+
+    fn lines_in(entries: &[String]) -> usize {
+        let ndjson = entries.join("\n");
+        entries::lines(&entries::parse(ndjson.as_bytes())).len()
+    }
+
+    /// An agent of release 0.1 holds after 403, and starts a new epoch after 409.
+    #[test]
+    fn agent_is_rolled_back_with_permission() {
+        let (receiver, old, _) = updated_receiver();
+        let home = home_of_release_0_1();
+        ship(&home, &receiver.url());
+        let (epoch, last, chain) = head(&receiver);
+        let next = old.batch(&epoch, (last, chain), 2);
+        refused(&old.send(&next), 403, problem::EPOCH_OWNED);
+        receiver.administer(&["devices", "allow-shared", &old.identity.machine_id]);
+        refused(&old.send(&next), 409, problem::CONFLICT);
+        let mut renumbered = old.batch("epoch-after-the-roll-back", (0, Digest::ZERO), 2);
+        renumbered.header.previous_epoch = Some(epoch.clone());
+        assert_eq!(old.send(&renumbered).status, 200);
+        receiver.administer(&["devices", "allow-shared", &old.identity.machine_id, "--undo"]);
+        let after = (2, renumbered.header.chain.unwrap().after);
+        let later = old.batch("epoch-after-the-roll-back", after, 1);
+        refused(&old.send(&later), 403, problem::IMPERSONATION);
+        assert_eq!(head(&receiver), (epoch, last, chain));
+    }
+
+    /// The same with the program of release 0.1 itself.
+    #[requires(release_0_1)]
+    #[test]
+    fn program_of_release_0_1_opens_the_updated_store() {
+        let folder = PathBuf::from(std::env::var_os("AI_AGENT_RELEASE_0_1").unwrap());
+        let program = folder.join(format!("ai-agent{}", std::env::consts::EXE_SUFFIX));
+        let (home, receiver) = (Home::new(), Receiver::at_level("shared"));
+        let old = |arguments: &[&str]| {
+            AgentCommand::of(&program, home.path(), arguments)
+                .config(CONFIG)
+                .ships_to(&receiver.url())
+        };
+        line(&home, 1);
+        old(&["run", "--once"]).succeed();
+        line(&home, 2);
+        ship(&home, &receiver.url());
+        assert_eq!(receiver.devices()[0]["confirmed_by"], "continuity");
+        machine_is_undisturbed(&receiver, 2);
+        line(&home, 3);
+        let machine = identity_of(&receiver).machine_id;
+        receiver.administer(&["devices", "allow-shared", &machine]);
+        old(&["run", "--once"]).succeed();
+        line(&home, 4);
+        old(&["run", "--once"]).succeed();
+        let text = stored_text(&receiver);
+        for n in 1..=4 {
+            assert_eq!(text.matches(&format!("{{\"n\":{n}}}")).count(), 1, "{n}");
+        }
+        // And forth again.
+        receiver.administer(&["devices", "allow-shared", &machine, "--undo"]);
+        line(&home, 5);
+        ship(&home, &receiver.url());
+        assert_eq!(stored_text(&receiver).matches("{\"n\":5}").count(), 1);
+    }
+}
