@@ -164,6 +164,8 @@ pub mod event {
     pub const HOOKS_SILENT: &str = "hooks_silent";
     /// Reports of hooks were dropped.
     pub const HOOK_REPORTS_DROPPED: &str = "hook_reports_dropped";
+    /// Reports of hooks cannot be read.
+    pub const HOOK_REPORTS_UNREADABLE: &str = "hook_reports_unreadable";
     /// A hook named a transcript in a directory that was not read before.
     pub const ROOT_LEARNT: &str = "root_learnt";
     /// A sink with undelivered entries is no longer configured, or was removed by a command.

@@ -157,6 +157,13 @@ pub enum AgentEvent {
         /// Number of reports in total.
         total: u64,
     },
+    /// Reports of hooks cannot be read, and are skipped.
+    HookReportsUnreadable {
+        /// Number of reports that cannot be read now.
+        count: u64,
+        /// The system's error for the first of them.
+        error: String,
+    },
     /// A hook named a transcript, and no record of it was read in time.
     SessionUnlogged {
         /// The session.
@@ -442,6 +449,7 @@ impl AgentEvent {
             Self::HookAnswered(_) => event::HOOK_ANSWERED,
             Self::HooksSilent { .. } => event::HOOKS_SILENT,
             Self::HookReportsDropped { .. } => event::HOOK_REPORTS_DROPPED,
+            Self::HookReportsUnreadable { .. } => event::HOOK_REPORTS_UNREADABLE,
             Self::SessionUnlogged { .. } => event::SESSION_UNLOGGED,
             Self::RootLearnt { .. } => event::ROOT_LEARNT,
             Self::FileRewritten(_) => event::FILE_REWRITTEN,

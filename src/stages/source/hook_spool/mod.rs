@@ -6,6 +6,10 @@
 //!
 //! The names of the reports are stored together with their events, and the files are deleted
 //! afterwards: a power cut never makes a report count twice.
+//!
+//! A report that cannot be read or deleted is skipped and tried again later, so that it delays no other.
+
+mod failed_reports;
 
 use std::{
     collections::BTreeSet,
@@ -21,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use siem_protocol::{AgentEvent, agent_event::PolicySource, names::source};
 use tracing::{info, warn};
 
+use self::failed_reports::FailedReports;
 use super::{BadRow, GenerationId, Intake, Plugin, Progress, Source, SourceOptions, Survey, Waker};
 use crate::{
     compliance::{
@@ -75,6 +80,9 @@ struct Row {
     /// Number of dropped reports that events have reported.
     #[serde(default)]
     dropped: u64,
+    /// Number of unreadable reports in the last event about them.
+    #[serde(default)]
+    unreadable: u64,
     /// Sessions whose records are expected.
     #[serde(default)]
     waiting: Vec<Waiting>,
@@ -114,6 +122,8 @@ struct HookSpool {
     in_group: Vec<String>,
     /// Reports in the group that is being stored.
     in_store: Vec<String>,
+    /// Reports that are skipped.
+    failed: FailedReports,
     /// Time of the next read of the spool.
     next_poll: Duration,
     /// Time of the next read of the settings of the client.
@@ -134,6 +144,7 @@ impl SourceOptions for Options {
             row: Row::default(),
             in_group: Vec::new(),
             in_store: Vec::new(),
+            failed: FailedReports::default(),
             next_poll: Duration::ZERO,
             settings_due: Duration::ZERO,
             environment: context.environment.clone(),
@@ -200,6 +211,7 @@ impl Source for HookSpool {
         for name in self.in_store.drain(..) {
             // The row contains the report, so a failure is repaired at the next start.
             if let Err(error) = spool.remove(&name) {
+                self.failed.add_undeletable(&name);
                 warn!(code = "hook_report_delete_failed", %error, name, "cannot delete the report of a hook");
             }
         }
@@ -217,18 +229,16 @@ impl HookSpool {
             warn!(code = "hook_reports_list_failed", %error, "cannot list the reports of hooks");
             Vec::new()
         });
-        let present: BTreeSet<&String> = names.iter().collect();
-        let pending: Vec<&String> = self.in_group.iter().chain(&self.in_store).collect();
-        // Stored but not deleted: the process ended in between.
-        for name in self.row.taken.iter().filter(|name| present.contains(name)) {
-            if !pending.contains(&name) {
-                drop(spool.remove(name));
-            }
-        }
-        self.row.taken.retain(|name| present.contains(name));
-        let new: Vec<&String> =
-            names.iter().filter(|name| !self.row.taken.contains(*name)).collect();
+        let present: BTreeSet<&str> = names.iter().map(String::as_str).collect();
+        let now = self.clock.uptime();
+        self.failed.update(&present, now);
+        self.delete_leftovers(spool, &present);
+        self.row.taken.retain(|name| present.contains(&**name));
+        let is_new =
+            |name: &&String| !self.row.taken.contains(*name) && !self.failed.is_unreadable(name);
+        let new: Vec<&String> = names.iter().filter(is_new).collect();
         let mut events = Vec::new();
+        // Each report is then either taken or failed, so the next call has fewer.
         for name in new.iter().take(MAX_REPORTS) {
             match spool.read(name) {
                 Ok(Some(report)) => self.add_report(&report, &mut events),
@@ -237,14 +247,43 @@ impl HookSpool {
                     name, "the report of a hook is malformed and was skipped"
                 ),
                 Err(error) => {
-                    warn!(code = "hook_report_read_failed", %error, name, "cannot read the report of a hook");
+                    self.failed.add_unreadable(name, &error);
                     continue;
                 }
             }
             self.row.taken.insert((*name).clone());
             self.in_group.push((*name).clone());
         }
-        (events, new.len() > MAX_REPORTS)
+        let is_more = new.len() > MAX_REPORTS;
+        if !is_more {
+            self.failed.schedule(now);
+            self.count_unreadable(&mut events);
+        }
+        (events, is_more)
+    }
+
+    /// Deletes reports that were stored but not deleted, since the process ended in between.
+    fn delete_leftovers(&mut self, spool: &Spool, present: &BTreeSet<&str>) {
+        for name in self.row.taken.iter().filter(|name| present.contains(&***name)) {
+            let is_pending = self.in_group.contains(name) || self.in_store.contains(name);
+            if !is_pending && !self.failed.is_undeletable(name) && spool.remove(name).is_err() {
+                self.failed.add_undeletable(name);
+            }
+        }
+    }
+
+    /// Reports unreadable reports when their number grows.
+    fn count_unreadable(&mut self, events: &mut Vec<Event>) {
+        let (count, error) = self.failed.unreadable();
+        if count > self.row.unreadable {
+            warn!(
+                code = "hook_report_read_failed",
+                count, error, "reports of hooks cannot be read and are skipped"
+            );
+            events
+                .push(AgentEvent::HookReportsUnreadable { count, error: error.to_owned() }.into());
+        }
+        self.row.unreadable = count;
     }
 
     fn add_report(&mut self, report: &SpooledReport, events: &mut Vec<Event>) {

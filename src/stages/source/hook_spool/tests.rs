@@ -104,6 +104,17 @@ impl World {
         (taken.events, taken.row)
     }
 
+    /// Reads until the source waits, and returns the names of the events.
+    fn until_idle(&mut self) -> Vec<&'static str> {
+        let mut taken = Taken::default();
+        for _ in 0..5 {
+            if matches!(self.source.read(&mut taken), Progress::Idle { .. }) {
+                return taken.events.iter().map(|event| event.name).collect();
+            }
+        }
+        panic!("it reads without end");
+    }
+
     /// Reads a group and stores it.
     fn store(&mut self) -> Vec<(&'static str, &'static str)> {
         let (events, row) = self.read();
@@ -301,4 +312,55 @@ fn dropped_reports_are_counted() {
     assert_eq!(world.store(), []);
     drop_some(&world, 1);
     assert_eq!(world.store(), [("hook_reports_dropped", "warning")], "the count restarted");
+}
+
+/// Unreadable reports were read again at once and without end, and no later report was ever read.
+#[cfg(target_os = "linux")]
+#[test]
+fn unreadable_reports_are_skipped_and_counted() {
+    use rustix::fs::{CWD, Mode, OFlags, openat};
+
+    /// Longest path that the system accepts.
+    const PATH_MAX: usize = 4095;
+    let mut world = World::new();
+    let short = world.folder.path().join("s");
+    fs::create_dir(&short).unwrap();
+    for number in 0..MAX_REPORTS as u128 + 50 {
+        let report = SpooledReport { decision: "blocked".into(), ..SpooledReport::default() };
+        Spool::of(&short).add(&report, number).unwrap();
+    }
+    // The directory can be listed by its path, but the paths of the files are too long to open them.
+    let mut long = world.folder.path().to_owned();
+    while long.as_os_str().len() + 300 < PATH_MAX {
+        long.push("x".repeat(200));
+    }
+    long.push("x".repeat(PATH_MAX - 20 - long.as_os_str().len()));
+    fs::create_dir_all(&long).unwrap();
+    let folder = openat(CWD, &long, OFlags::DIRECTORY, Mode::empty()).unwrap();
+    rustix::fs::renameat(CWD, short.join("spool"), &folder, "spool").unwrap();
+    world.source.state_dir = Some(long);
+
+    assert_eq!(world.until_idle(), ["hook_reports_unreadable"]);
+    world.clock.0.fetch_add(600_000, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(world.until_idle(), [""; 0], "it is reported once");
+    rustix::fs::renameat(&folder, "spool", CWD, short.join("spool")).unwrap();
+    world.source.state_dir = Some(short);
+    world.clock.0.fetch_add(600_000, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(world.until_idle(), vec![ANSWERED.0; MAX_REPORTS + 50], "they are tried again");
+}
+
+#[test]
+fn report_that_cannot_be_deleted_is_taken_once() {
+    let mut world = World::new();
+    world.call("UserPromptSubmit", "blocked", Path::new("/nowhere/x.jsonl"));
+    let name = &Spool::of(world.folder.path()).names().unwrap()[0];
+    let path = world.folder.path().join("spool").join(format!("{name}.json"));
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert_eq!(world.store(), []);
+    assert!(world.source.row.taken.contains(name));
+    assert!(world.source.failed.is_undeletable(name));
+    world.call("UserPromptSubmit", "blocked", Path::new("/nowhere/x.jsonl"));
+    assert_eq!(world.store(), [ANSWERED]);
+    assert!(world.source.row.taken.contains(name), "it is not read again");
 }
