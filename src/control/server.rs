@@ -1,12 +1,17 @@
 //! Accepts control connections. A slow, flooding or vanished client cannot affect the others.
 
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _},
     sync::mpsc,
-    task::{AbortHandle, JoinSet},
-    time::{sleep, timeout},
+    task::{AbortHandle, Id, JoinSet},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{debug, warn};
 
@@ -19,7 +24,8 @@ use crate::{
     text::causes,
 };
 
-/// Connections that are served at once; others wait.
+/// Connections that are served at once. Another one takes the place of the longest idle one, and
+/// waits if none is idle.
 const MAX_CONNECTIONS: usize = 16;
 /// Longest time that a client may take to send its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -64,29 +70,81 @@ pub(crate) fn serve(state_dir: &Path, service: Arc<ControlService>) -> Option<Se
 }
 
 async fn accept(mut listener: Listener, service: Arc<ControlService>) {
-    let mut connections = JoinSet::new();
+    let mut connections = Connections::default();
     loop {
-        while connections.len() >= MAX_CONNECTIONS {
-            connections.join_next().await;
-        }
+        connections.make_room().await;
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok(stream) => {
-                    connections.spawn(serve_connection(stream, Arc::clone(&service)));
-                }
+                Ok(stream) => connections.serve(stream, Arc::clone(&service)),
                 Err(error) => {
                     debug!(%error, "cannot accept a control connection");
                     sleep(ACCEPT_PAUSE).await;
                 }
             },
-            Some(_) = connections.join_next() => {}
+            () = connections.ended() => {}
         }
     }
 }
 
-async fn serve_connection(stream: Box<dyn Stream>, service: Arc<ControlService>) {
+/// The connections that are served.
+#[derive(Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    open: HashMap<Id, (AbortHandle, Idle)>,
+}
+
+impl Connections {
+    fn serve(&mut self, stream: Box<dyn Stream>, service: Arc<ControlService>) {
+        let idle = Idle::new();
+        let task = self.tasks.spawn(serve_connection(stream, service, idle.clone()));
+        self.open.insert(task.id(), (task, idle));
+    }
+
+    /// Waits until one more connection can be served: at once if a client is idle.
+    async fn make_room(&mut self) {
+        while self.open.len() >= MAX_CONNECTIONS {
+            let idle = self.open.values().filter_map(|(task, idle)| Some((idle.since()?, task)));
+            if let Some((_, task)) = idle.min_by_key(|(since, _)| *since) {
+                debug!("dropped the control connection that was idle for the longest time");
+                task.abort();
+            }
+            self.ended().await;
+        }
+    }
+
+    /// Waits until a connection has ended; for ever if there is none.
+    async fn ended(&mut self) {
+        let id = match self.tasks.join_next_with_id().await {
+            Some(Ok((id, ()))) => id,
+            Some(Err(error)) => error.id(),
+            None => std::future::pending().await,
+        };
+        self.open.remove(&id);
+    }
+}
+
+/// Time since when the agent has been waiting for a client; `None` while it works for the client.
+#[derive(Clone)]
+struct Idle(Arc<Mutex<Option<Instant>>>);
+
+impl Idle {
+    fn new() -> Self {
+        Self(Arc::new(Mutex::new(Some(Instant::now()))))
+    }
+
+    fn set(&self, is_idle: bool) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = is_idle.then(Instant::now);
+    }
+
+    fn since(&self) -> Option<Instant> {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn serve_connection(stream: Box<dyn Stream>, service: Arc<ControlService>, idle: Idle) {
     let (mut read, mut write) = tokio::io::split(stream);
     let Ok(request) = timeout(REQUEST_TIMEOUT, read_request(&mut read)).await else { return };
+    idle.set(false);
     let (responses, mut queue) = mpsc::channel(1);
     let answer = async {
         match request {
@@ -100,10 +158,12 @@ async fn serve_connection(stream: Box<dyn Stream>, service: Arc<ControlService>)
     };
     let send = async {
         while let Some(response) = queue.recv().await {
+            idle.set(true);
             let written = timeout(WRITE_TIMEOUT, write.write_all(&response.encode())).await;
             if !matches!(written, Ok(Ok(()))) {
                 break;
             }
+            idle.set(false);
         }
         // Closes the queue, so that a response that is still being made ends there.
         drop(queue);
@@ -114,6 +174,7 @@ async fn serve_connection(stream: Box<dyn Stream>, service: Arc<ControlService>)
         _ = both => {}
         () = closed(&mut read) => return,
     }
+    idle.set(true);
     // On Windows, closing a pipe discards data that the client has not read yet.
     drop(timeout(CLOSE_TIMEOUT, closed(&mut read)).await);
 }

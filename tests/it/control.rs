@@ -419,3 +419,21 @@ mod socket {
         });
     }
 }
+
+/// Clients that sent nothing used all connections, and the agent was reported as not responding.
+#[cfg(unix)]
+#[test]
+fn idle_control_clients_do_not_block_status() {
+    use std::os::unix::net::UnixStream;
+
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let running = delivered(&home, &receiver);
+    let socket = state_dir(&home).join("agent.sock");
+    let idle: Vec<_> = (0..300).map(|_| UnixStream::connect(&socket).unwrap()).collect();
+    let begun = std::time::Instant::now();
+    let seen = status(&home, &receiver, AT_ONCE);
+    assert_eq!(seen["state"], "running", "{seen:#}");
+    assert!(begun.elapsed().as_secs() < 5, "it took {:?}", begun.elapsed());
+    drop(idle);
+    running.stop();
+}
