@@ -56,8 +56,10 @@ struct Options {
     /// Commands that are selected; empty for any.
     #[serde(default = "verbs")]
     verbs: Vec<String>,
-    /// Globs of containers, as named in the call; empty for any.
+    /// Globs of containers, as named in the call; empty for any. At most 100 globs of 4 KiB in all, with
+    /// 16 braces each.
     #[serde(default = "names")]
+    #[schemars(length(max = 100), inner(length(max = 4096)))]
     names: Vec<String>,
 }
 
@@ -98,6 +100,7 @@ impl SourceOptions for Options {
             let problem = format!("is `{}`, expected an absolute path", self.path.display());
             return Err(BuildError::invalid("path", problem));
         }
+        check_limits(&self.names)?;
         let filter = CallFilter::new(&self.key, self.programs, self.verbs, &self.names)
             .map_err(|error| BuildError::invalid("names", error.to_string()))?;
         let log = context.follow_log(&path, MAX_LINE_BYTES, waker)?;
@@ -105,6 +108,29 @@ impl SourceOptions for Options {
         let follower = AuditFollower::new(log, path, context.is_once(), clock);
         Ok(Auditd { follower, filter, reported: None })
     }
+}
+
+/// Checks the number, length and nesting of globs before they are parsed: the parser calls itself for
+/// each brace.
+fn check_limits(names: &[String]) -> Result<(), BuildError> {
+    const MAX_GLOBS: usize = 100;
+    const MAX_BYTES: usize = 4 << 10;
+    const MAX_BRACES: usize = 16;
+    let found = (names.len(), names.iter().map(String::len).sum::<usize>());
+    let braces = names.iter().map(|name| name.matches('{').count()).max().unwrap_or(0);
+    let problem = match found {
+        (count, _) if count > MAX_GLOBS => {
+            format!("has {count} globs, at most {MAX_GLOBS} are allowed")
+        }
+        (_, bytes) if bytes > MAX_BYTES => {
+            format!("has {bytes} bytes of globs, at most {MAX_BYTES} are allowed")
+        }
+        _ if braces > MAX_BRACES => {
+            format!("has a glob with {braces} braces, at most {MAX_BRACES} are allowed")
+        }
+        _ => return Ok(()),
+    };
+    Err(BuildError::invalid("names", problem))
 }
 
 impl Source for Auditd {

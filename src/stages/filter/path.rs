@@ -2,11 +2,17 @@
 //!
 //! The client keeps the sessions of a project in one directory, and most records contain their working
 //! directory as `cwd`. A record without `cwd` is never dropped because of it.
+//!
+//! Globs come from the server too, so their number, length, nesting and compiled size are limited before
+//! anything is built.
 
 use ai_agent_stage::{BuildError, Filter, FilterOptions, Plugin, Record, Verdict};
-use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 use schemars::JsonSchema;
 use serde::Deserialize;
+
+use super::pattern;
+use crate::units::Size;
 
 inventory::submit! {
     Plugin::filter::<Options>(
@@ -15,7 +21,7 @@ inventory::submit! {
         r#"
 ## Drop records whose `cwd` matches one of these globs or is below a match. A glob starts with `/`,
 ## `**/` or a drive, and uses `/` between names: `*` matches any part of one name, `**/` any
-## directories, `{a,b}` one of two.
+## directories, `{a,b}` one of two. All options together may have 1,000 globs of 64 KiB.
 drop_cwd = ["**/secret-project"]
 ## Drop records whose `cwd` does not match; records without `cwd` are kept.
 keep_only_cwd = []
@@ -31,17 +37,25 @@ keep_only_files = []
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Options {
-    /// Drop records whose `cwd` matches one of these globs or is below a match.
+    /// Drop records whose `cwd` matches one of these globs or is below a match. All options
+    /// together: at most 1,000 globs of 64 KiB, 16 nested braces, and 4 MiB when compiled.
     #[serde(default)]
+    #[schemars(length(max = 1000), inner(length(max = 65536)))]
     drop_cwd: Vec<String>,
-    /// Drop records whose `cwd` does not match; records without `cwd` are kept.
+    /// Drop records whose `cwd` does not match; records without `cwd` are kept. All options
+    /// together: at most 1,000 globs of 64 KiB, 16 nested braces, and 4 MiB when compiled.
     #[serde(default)]
+    #[schemars(length(max = 1000), inner(length(max = 65536)))]
     keep_only_cwd: Vec<String>,
-    /// Drop records whose session file matches or is below a match.
+    /// Drop records whose session file matches or is below a match. All options
+    /// together: at most 1,000 globs of 64 KiB, 16 nested braces, and 4 MiB when compiled.
     #[serde(default)]
+    #[schemars(length(max = 1000), inner(length(max = 65536)))]
     drop_files: Vec<String>,
-    /// Drop records of all other session files.
+    /// Drop records of all other session files. All options
+    /// together: at most 1,000 globs of 64 KiB, 16 nested braces, and 4 MiB when compiled.
     #[serde(default)]
+    #[schemars(length(max = 1000), inner(length(max = 65536)))]
     keep_only_files: Vec<String>,
 }
 
@@ -65,10 +79,18 @@ struct Globs {
     folded: GlobSet,
 }
 
+/// Maximum number of globs in one filter.
+const MAX_GLOBS: usize = 1000;
+/// Maximum length of all globs in one filter in bytes.
+const MAX_BYTES: usize = 64 << 10;
+/// Maximum number of braces around a part of a glob: the parser calls itself for each.
+const MAX_BRACES: usize = 16;
+
 impl FilterOptions for Options {
     type Filter = PathFilter;
 
     fn build(self) -> Result<PathFilter, BuildError> {
+        self.check_limits()?;
         let rules = |(drop, drops): (_, Vec<_>), (keep, keeps): (_, Vec<_>)| {
             let keep_only = (!keeps.is_empty()).then(|| Globs::new(keep, &keeps)).transpose()?;
             Ok::<_, BuildError>(PathRules { drop: Globs::new(drop, &drops)?, keep_only })
@@ -81,6 +103,79 @@ impl FilterOptions for Options {
             )?,
         })
     }
+}
+
+impl Options {
+    /// Returns the globs of each option.
+    fn globs(&self) -> [(&'static str, &[String]); 4] {
+        [
+            ("drop_cwd", &self.drop_cwd),
+            ("keep_only_cwd", &self.keep_only_cwd),
+            ("drop_files", &self.drop_files),
+            ("keep_only_files", &self.keep_only_files),
+        ]
+    }
+
+    /// Checks the globs of all options against the limits. Parses them only if they are few and short.
+    fn check_limits(&self) -> Result<(), BuildError> {
+        let (mut count, mut bytes) = (0, 0);
+        for (option, globs) in self.globs() {
+            count += globs.len();
+            if count > MAX_GLOBS {
+                let problem =
+                    format!("is the last of {count} globs, at most {MAX_GLOBS} are allowed");
+                return Err(wrong(option, problem));
+            }
+            bytes += globs.iter().map(String::len).sum::<usize>();
+            if bytes > MAX_BYTES {
+                let limit = Size(MAX_BYTES as u64);
+                let problem =
+                    format!("is the last of {bytes} bytes of globs, at most {limit} are allowed");
+                return Err(wrong(option, problem));
+            }
+            if let Some(glob) = globs.iter().find(|glob| nested_braces(glob) > MAX_BRACES) {
+                let shown: String = glob.chars().take(40).collect();
+                let problem = format!(
+                    "contains `{shown}…` with {} nested braces, at most {MAX_BRACES} are allowed",
+                    nested_braces(glob)
+                );
+                return Err(wrong(option, problem));
+            }
+        }
+        self.check_compiled_size()
+    }
+
+    fn check_compiled_size(&self) -> Result<(), BuildError> {
+        let mut patterns = Vec::new();
+        for (option, globs) in self.globs() {
+            for (glob, fold) in globs.iter().flat_map(|glob| [(glob, false), (glob, true)]) {
+                let parsed = parse(glob, fold).map_err(|problem| wrong(option, problem))?;
+                patterns.extend(parsed.iter().map(|glob| glob.regex().to_owned()));
+            }
+            if pattern::is_too_large(&patterns) {
+                let limit = Size(pattern::MAX_SIZE as u64);
+                let problem = format!(
+                    "is too large: compiled, all globs of the filter may take {limit}; use fewer \
+                     `*`, `?`, `[…]` and `{{…}}`"
+                );
+                return Err(wrong(option, problem));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns how deeply braces are nested at most.
+fn nested_braces(glob: &str) -> usize {
+    let depths = glob.bytes().scan(0_usize, |depth, byte| {
+        match byte {
+            b'{' => *depth += 1,
+            b'}' => *depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        Some(*depth)
+    });
+    depths.max().unwrap_or(0)
 }
 
 impl Filter for PathFilter {
@@ -110,7 +205,9 @@ impl Globs {
         let sets = |fold| {
             let mut set = GlobSetBuilder::new();
             for glob in globs {
-                add(&mut set, glob, fold).map_err(|problem| wrong(option, problem))?;
+                for glob in parse(glob, fold).map_err(|problem| wrong(option, problem))? {
+                    set.add(glob);
+                }
             }
             set.build().map_err(|error| wrong(option, format!("contains {error}")))
         };
@@ -126,8 +223,8 @@ impl Globs {
     }
 }
 
-/// Adds a glob, and one for everything below its matches.
-fn add(set: &mut GlobSetBuilder, glob: &str, fold: bool) -> Result<(), String> {
+/// Returns a glob, and one for everything below its matches.
+fn parse(glob: &str, fold: bool) -> Result<Vec<Glob>, String> {
     if glob.contains('\\') {
         return Err(format!("contains `{glob}`, expected `/` between names, on Windows too"));
     }
@@ -141,14 +238,13 @@ fn add(set: &mut GlobSetBuilder, glob: &str, fold: bool) -> Result<(), String> {
     }
     let itself = glob.strip_suffix("/**").unwrap_or(glob);
     let itself = itself.strip_suffix('/').unwrap_or(itself);
-    for glob in [itself, &format!("{itself}/**")] {
-        if !glob.is_empty() {
-            let mut glob = GlobBuilder::new(glob);
-            let glob = glob.literal_separator(true).backslash_escape(false).case_insensitive(fold);
-            set.add(glob.build().map_err(|error| format!("contains {}", describe(&error)))?);
-        }
-    }
-    Ok(())
+    let globs = [itself.to_owned(), format!("{itself}/**")].into_iter().filter(|it| !it.is_empty());
+    let parsed = globs.map(|glob| {
+        let mut glob = GlobBuilder::new(&glob);
+        let glob = glob.literal_separator(true).backslash_escape(false).case_insensitive(fold);
+        glob.build().map_err(|error| format!("contains {}", describe(&error)))
+    });
+    parsed.collect()
 }
 
 fn describe(error: &globset::Error) -> String {
@@ -259,5 +355,49 @@ mod tests {
             refused("/a/{b")
         );
         assert!(refused("").contains("expected a glob"));
+    }
+
+    fn refused(options: &str) -> String {
+        from_toml::<Options>(options).err().expect("the options are refused").to_string()
+    }
+
+    #[test]
+    fn globs_over_a_limit_are_refused_with_the_limit() {
+        let list = |globs: &[String]| serde_json::to_string(globs).unwrap();
+        let numbered = |count| (0..count).map(|n| format!("/a/{n}")).collect::<Vec<_>>();
+        let error = refused(&format!(
+            "drop_cwd = {}\nkeep_only_files = {}",
+            list(&numbered(600)),
+            list(&numbered(401))
+        ));
+        assert!(error.contains("`keep_only_files`") && error.contains("1000"), "{error}");
+        let all = format!("drop_cwd = {}", list(&numbered(1000)));
+        assert_eq!(check(&all, &at("/a/999/b")), CWD);
+
+        let error = refused(&format!("drop_cwd = ['/{}']", "a".repeat(64 << 10)));
+        assert!(error.contains("64.0 KiB"), "{error}");
+        let long = format!("/{}", "a".repeat(60_000));
+        assert_eq!(check(&format!("drop_cwd = ['{long}']"), &at(&long)), CWD);
+    }
+
+    /// Two gigabytes were used before such globs were refused.
+    #[test]
+    fn globs_with_a_large_automaton_are_refused() {
+        for part in ["?*", "[!a]", "{a*,b*}", "[a-z]*"] {
+            let glob = format!("/{}", part.repeat((60 << 10) / part.len()));
+            let error = refused(&format!("drop_cwd = ['{glob}']"));
+            assert!(error.contains("4.0 MiB"), "{part}: {error}");
+        }
+    }
+
+    /// The parser called itself for each brace until the stack overflowed, which ended the agent.
+    #[test]
+    fn deeply_nested_braces_are_refused() {
+        let nested = |depth| format!("drop_cwd = ['/{}a{}']", "{".repeat(depth), "}".repeat(depth));
+        assert_eq!(check(&nested(16), &at("/a")), CWD);
+        for depth in [17, 30_000] {
+            let error = refused(&nested(depth));
+            assert!(error.contains("at most 16"), "{error}");
+        }
     }
 }

@@ -1,10 +1,14 @@
 //! Regular expressions of bounded size; the time of a search grows only with the text.
 
-use regex_automata::meta::{BuildError, Config, Regex};
+use regex_automata::{
+    meta::{BuildError, Config, Regex},
+    nfa::thompson::NFA,
+    util::syntax,
+};
 
 /// Maximum size of the compiled patterns of one filter: nested repetitions are short to write and
 /// huge to compile.
-const MAX_SIZE: usize = 4 << 20;
+pub(super) const MAX_SIZE: usize = 4 << 20;
 
 /// Compiles patterns that are searched together. Returns the index of the first invalid one, and
 /// the reason.
@@ -15,6 +19,15 @@ pub(super) fn compile<P: AsRef<str>>(patterns: &[P]) -> Result<Regex, (usize, St
         let index = error.pattern().map_or(0, |pattern| pattern.as_usize());
         (index, describe(&error))
     })
+}
+
+/// Returns true if the patterns of a matcher of bytes, compiled together, exceed the maximum size.
+pub(super) fn is_too_large<P: AsRef<str>>(patterns: &[P]) -> bool {
+    let compiled = NFA::compiler()
+        .syntax(syntax::Config::new().utf8(false).dot_matches_new_line(true))
+        .configure(NFA::config().utf8(false).nfa_size_limit(Some(MAX_SIZE)))
+        .build_many(patterns);
+    compiled.is_err_and(|error| error.size_limit().is_some())
 }
 
 fn describe(error: &BuildError) -> String {
