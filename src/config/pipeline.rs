@@ -23,6 +23,9 @@ pub const ALWAYS_ON: [&str; 2] = ["compact", "dedupe"];
 /// Kinds of stages: the names of their tables. The lists in `[pipeline]` have the plural.
 pub(super) const KINDS: [&str; 4] = ["source", "filter", "enricher", "sink"];
 
+/// Maximum number of stages in all lists: each costs memory and time, and the server may set them.
+const MAX_STAGES: usize = 256;
+
 /// Returns the enabled and the disabled stages.
 pub(super) fn resolve(
     lists: &PipelineTable,
@@ -37,6 +40,17 @@ pub(super) fn resolve(
         ("enricher", &lists.enrichers, &mut on.enrichers, &mut off.enrichers),
         ("sink", &lists.sinks, &mut on.sinks, &mut off.sinks),
     ];
+    let mut count = 0;
+    for (kind, list, ..) in &kinds {
+        count += list.len();
+        if count > MAX_STAGES {
+            let problem = format!(
+                "ends with stage {count} of the pipeline, at most {MAX_STAGES} stages are allowed in \
+                 all lists"
+            );
+            return Err(merged.value_error(&format!("pipeline.{kind}s"), problem));
+        }
+    }
     for (kind, list, on, off) in kinds {
         let stages = Kind { kind, merged };
         let names = stages.names(list)?;

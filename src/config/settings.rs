@@ -272,17 +272,21 @@ struct ComplianceTable {
     transcript_within_seconds: Option<u64>,
 }
 
-/// Order of the stages, by name.
+/// Order of the stages, by name: at most 256 stages in all lists.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PipelineTable {
     /// Sources.
+    #[schemars(length(max = 256))]
     pub(super) sources: Vec<String>,
     /// Filters.
+    #[schemars(length(max = 256))]
     pub(super) filters: Vec<String>,
     /// Enrichers.
+    #[schemars(length(max = 256))]
     pub(super) enrichers: Vec<String>,
     /// Sinks.
+    #[schemars(length(max = 256))]
     pub(super) sinks: Vec<String>,
 }
 

@@ -341,7 +341,12 @@ mod schema {
         ] {
             assert_right(&validator, text);
         }
+        let globs = format!("[filter.path]\ndrop_cwd = {:?}", vec!["/a"; 1001]);
+        let filters: Vec<_> = (0..257).map(|n| format!("f{n}")).collect();
+        let stages = format!("pipeline.filters = {filters:?}");
         for text in [
+            &*globs,
+            &stages,
             "colour = 1",
             "shipping.bach_size = 1",
             "shipping.batch_size = \"many\"",

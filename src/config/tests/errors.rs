@@ -215,3 +215,19 @@ fn byte_order_mark_is_accepted() {
     let settings = user("\u{feff}shipping.batch_size = 3").settings();
     assert_eq!(settings.shipping.batch_size, 3);
 }
+
+/// A list of any length was accepted, and each stage costs memory and time.
+#[test]
+fn more_stages_than_the_limit_are_refused() {
+    let filters = |count: usize| {
+        let names = (0..count).map(|n| format!("\"f{n}\"")).collect::<Vec<_>>();
+        let tables = (0..count).map(|n| format!("[filter.f{n}]\ntype = \"meta\"\n"));
+        format!("pipeline.filters = [{}]\n{}", names.join(","), tables.collect::<String>())
+    };
+    let loaded = user(&filters(200)).load().unwrap();
+    assert!(loaded.settings.pipeline.filters.len() >= 200);
+    let error = user(&filters(300)).error();
+    let expected = "`pipeline.filters` in FILE ends with stage 302 of the pipeline, at most 256 stages \
+                    are allowed in all lists";
+    assert_eq!(error, expected.replace("FILE", LINE_1));
+}
