@@ -9,6 +9,21 @@ use std::{
 
 use super::os::Os;
 
+/// Variables that set proxies, or hosts without a proxy.
+pub const PROXY_VARIABLES: [&str; 8] = [
+    "http_proxy",
+    "HTTP_PROXY",
+    "https_proxy",
+    "HTTPS_PROXY",
+    "all_proxy",
+    "ALL_PROXY",
+    "no_proxy",
+    "NO_PROXY",
+];
+
+/// Variables that replace the certificates that the system trusts.
+pub const CERTIFICATE_VARIABLES: [&str; 2] = ["SSL_CERT_FILE", "SSL_CERT_DIR"];
+
 /// Environment variables: those of the process, or those set by a test.
 ///
 /// `Debug` prints names only, because values may be secrets.
@@ -17,6 +32,8 @@ pub struct Environment {
     given: BTreeMap<OsString, OsString>,
     /// Variables that the service was installed with, and the file that stores them.
     service: Option<(PathBuf, BTreeMap<String, OsString>)>,
+    /// Variables that are set and have no effect.
+    hidden: BTreeSet<&'static str>,
 }
 
 impl Environment {
@@ -34,6 +51,20 @@ impl Environment {
         self
     }
 
+    /// Makes these variables appear unset.
+    #[must_use]
+    pub fn hide(mut self, names: &[&'static str]) -> Self {
+        let set = names.iter().copied().filter(|name| self.get(name).is_some()).collect::<Vec<_>>();
+        self.hidden.extend(set);
+        self
+    }
+
+    /// Returns true if one of these variables is set and hidden. Libraries still see it.
+    #[must_use]
+    pub fn hides(&self, names: &[&str]) -> bool {
+        names.iter().any(|name| self.hidden.contains(name))
+    }
+
     /// Returns the file that sets `name`, if the process itself has no such variable.
     #[must_use]
     pub fn service_file_of(&self, name: &str) -> Option<&Path> {
@@ -44,6 +75,9 @@ impl Environment {
     /// Returns the value of `name`; an empty value counts as unset.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&OsStr> {
+        if self.hidden.contains(name) {
+            return None;
+        }
         let service = || self.service.as_ref()?.1.get(name).map(OsString::as_os_str);
         self.process_value(name).or_else(service)
     }
@@ -86,7 +120,7 @@ pub fn parse_service_variables(text: &str) -> BTreeMap<String, OsString> {
 impl<K: Into<OsString>, V: Into<OsString>> FromIterator<(K, V)> for Environment {
     fn from_iter<I: IntoIterator<Item = (K, V)>>(variables: I) -> Self {
         let given = variables.into_iter().map(|(name, value)| (name.into(), value.into()));
-        Self { given: given.collect(), service: None }
+        Self { given: given.collect(), ..Self::default() }
     }
 }
 
@@ -106,6 +140,16 @@ mod tests {
         assert_eq!(environment.get("A"), None);
         assert_eq!(environment.get("B"), Some(OsStr::new("b")));
         assert_eq!(environment.names().collect::<Vec<_>>(), ["B"]);
+    }
+
+    #[test]
+    fn hidden_variable_appears_unset() {
+        let environment = Environment::from_iter([("HTTPS_PROXY", "http://p"), ("B", "b")]);
+        assert!(!environment.hides(&PROXY_VARIABLES));
+        let environment = environment.hide(&PROXY_VARIABLES);
+        assert!(environment.hides(&PROXY_VARIABLES) && !environment.hides(&CERTIFICATE_VARIABLES));
+        assert_eq!(environment.get("HTTPS_PROXY"), None);
+        assert_eq!(environment.get("B"), Some(OsStr::new("b")));
     }
 
     #[test]

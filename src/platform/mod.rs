@@ -1,5 +1,6 @@
 //! Differences between operating systems: every `cfg(target_os)` is in this module.
 
+mod certificates;
 mod clock;
 pub mod control;
 pub mod directory;
@@ -24,6 +25,7 @@ mod power;
 pub mod priority;
 pub mod program;
 mod random;
+pub mod root_program;
 pub mod secure_file;
 #[cfg(windows)]
 mod security;
@@ -32,9 +34,12 @@ mod signals;
 pub mod tcp;
 pub mod watch;
 
+pub use certificates::system_certificates;
 pub use clock::{Clock, SystemClock, Timestamp};
 pub use disk::free_space;
-pub use environment::{Environment, parse_service_variables};
+pub use environment::{
+    CERTIFICATE_VARIABLES, Environment, PROXY_VARIABLES, parse_service_variables,
+};
 pub use groups::user_groups;
 pub use identity::{identify, is_root, user_id};
 pub use lock::{LockHolder, LockRole, StateLock};
