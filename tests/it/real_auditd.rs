@@ -76,7 +76,8 @@ impl Drop for World {
 
 impl World {
     fn new() -> Self {
-        let programs = tempfile::tempdir().unwrap();
+        // Other users may write to the usual directory for temporary files, so docker is refused there.
+        let programs = tempfile::tempdir_in("/usr/local").unwrap();
         let open =
             |path: &Path| fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
         open(programs.path());

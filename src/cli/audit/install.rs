@@ -2,18 +2,17 @@
 
 use std::{
     ffi::OsStr,
-    fs,
-    io::{self, Write as _},
+    fs, io,
     path::{Path, PathBuf},
 };
 
 use ai_agent_auditd::KEY;
 use clap::Args;
 
-use super::tools::{RULES, RULES_FOLDER, Root, command_text, find, output_line};
+use super::tools::{RULES, RULES_FOLDER, Root, command_text, find, find_docker, output_line};
 use crate::{
     cli::{failure::Failure, output::print},
-    platform::{Environment, secure_file, user_id},
+    platform::{Environment, user_id},
 };
 
 /// Rules with two placeholders.
@@ -55,23 +54,16 @@ impl Install {
         let environment = Environment::from_process();
         let tools = Tools::find(&environment)?;
         let rules = render(&tools.docker, self.operator(&environment));
-        let root = Root::get(&environment)?;
-        let rendered =
-            std::env::temp_dir().join(format!("{KEY}-{}.rules", uuid::Uuid::new_v4().simple()));
+        let root = Root::get()?;
         if self.dry_run {
             print(format_args!("{}", rules.trim_end()))?;
-            let steps = [tools.place(&rendered), tools.load(), tools.list()];
+            let steps = [tools.place(), tools.load(), tools.list()];
             return steps.into_iter().try_for_each(|(program, arguments)| {
                 print(format_args!("# {}", command_text(&root.line(program, &arguments))))
             });
         }
-        let written = write(&rendered, &rules);
-        let placed = written.and_then(|()| {
-            let (program, arguments) = tools.place(&rendered);
-            root.run_checked(program, &arguments).map(drop)
-        });
-        drop(fs::remove_file(&rendered));
-        placed?;
+        let (program, arguments) = tools.place();
+        root.run_with_input(program, &arguments, rules.as_bytes())?;
         print(format_args!("The rules are in `{RULES}`."))?;
         let (program, arguments) = tools.load();
         let loaded = root.run(program, &arguments)?;
@@ -107,16 +99,17 @@ impl Install {
 impl Tools {
     fn find(environment: &Environment) -> Result<Self, Failure> {
         let mut missing = Vec::new();
-        let mut get = |name: &'static str| {
-            let found = find(name, environment);
+        let mut get = |name: &'static str, found: Option<PathBuf>| {
             if found.is_none() {
                 missing.push(name);
             }
             found.unwrap_or_default()
         };
-        let (auditctl, augenrules) = (get("auditctl"), get("augenrules"));
-        let _ausearch = get("ausearch");
-        let (install, docker) = (get("install"), get("docker"));
+        let auditctl = get("auditctl", find("auditctl")?);
+        let augenrules = get("augenrules", find("augenrules")?);
+        let _ausearch = get("ausearch", find("ausearch")?);
+        let install = get("install", find("install")?);
+        let docker = get("docker", find_docker(environment)?);
         if !missing.is_empty() {
             let has_audit = !missing.iter().any(|name| name.starts_with("au"));
             let audit = "; `apt-get install auditd` (Debian, Ubuntu) or `dnf install audit` \
@@ -134,19 +127,18 @@ impl Tools {
             let problem = format!("there is no `{RULES_FOLDER}`: reinstall auditd");
             return Err(Failure::usage(problem));
         }
-        let real = fs::canonicalize(&docker).unwrap_or(docker);
         // The rules' grammar has no quotes.
         let is_plain = |path: &&str| !path.contains(|c: char| c.is_whitespace() || c.is_control());
-        let docker = real.to_str().filter(is_plain).ok_or_else(|| {
-            Failure::usage(format!("no rule can name `{}`: it has a space", real.display()))
+        let docker = docker.to_str().filter(is_plain).ok_or_else(|| {
+            Failure::usage(format!("no rule can name `{}`: it has a space", docker.display()))
         })?;
         Ok(Self { auditctl, augenrules, install, docker: docker.to_owned() })
     }
 
-    fn place<'a>(&'a self, rendered: &'a Path) -> (&'a Path, Vec<&'a OsStr>) {
-        let mut arguments = words(&["-m", "0640", "-o", "root", "-g", "root"]);
-        arguments.extend([rendered.as_os_str(), OsStr::new(RULES)]);
-        (&self.install, arguments)
+    /// Copies the standard input, which no other user can replace, unlike a temporary file.
+    fn place(&self) -> (&Path, Vec<&OsStr>) {
+        let owner = ["-m", "0640", "-o", "root", "-g", "root"];
+        (&self.install, words(&[&owner[..], &["/dev/stdin", RULES]].concat()))
     }
 
     fn load(&self) -> (&Path, Vec<&OsStr>) {
@@ -160,14 +152,12 @@ impl Tools {
 
 impl Uninstall {
     pub(super) fn execute(&self) -> Result<(), Failure> {
-        let environment = Environment::from_process();
-        let [auditctl, augenrules] =
-            ["auditctl", "augenrules"].map(|name| find(name, &environment));
+        let (auditctl, augenrules) = (find("auditctl")?, find("augenrules")?);
         if auditctl.is_none() && is_absent(Path::new(RULES_FOLDER)) {
             return print(format_args!("auditd is not installed: there is nothing to remove"));
         }
-        let root = Root::get(&environment)?;
-        let remove = Some((PathBuf::from("rm"), words(&["-f", RULES])));
+        let root = Root::get()?;
+        let remove = find("rm")?.map(|rm| (rm, words(&["-f", RULES])));
         let load = augenrules.map(|program| (program, words(&["--load"])));
         // Loading the remaining files does not necessarily delete loaded rules.
         let delete = auditctl.clone().map(|program| (program, words(&["-D", "-k", KEY])));
@@ -218,14 +208,6 @@ pub(super) fn is_ours(line: &str) -> bool {
 
 fn words<'a>(words: &[&'a str]) -> Vec<&'a OsStr> {
     words.iter().copied().map(OsStr::new).collect()
-}
-
-fn write(path: &Path, rules: &str) -> Result<(), Failure> {
-    let written = secure_file::options()
-        .create_new(true)
-        .open(path)
-        .and_then(|mut it| it.write_all(rules.as_bytes()));
-    written.map_err(|error| Failure::failed(format!("cannot write `{}`: {error}", path.display())))
 }
 
 /// Rules for a program and an operator; a single one if the operator is root.

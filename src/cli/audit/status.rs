@@ -30,7 +30,7 @@ pub(super) struct Options {
 impl Options {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
         let environment = Environment::from_process();
-        let (rules, are_loaded) = rules(&environment);
+        let (rules, are_loaded) = rules();
         print(format_args!("rules file    {}", file()))?;
         print(format_args!("rules loaded  {rules}"))?;
         let log = fs::File::open(&self.log).map(drop);
@@ -62,9 +62,11 @@ fn file() -> String {
 }
 
 /// Number of our rules in the kernel as text, and whether there are any.
-fn rules(environment: &Environment) -> (String, bool) {
-    let Some(auditctl) = find("auditctl", environment) else {
-        return ("none: auditctl is not installed".to_owned(), false);
+fn rules() -> (String, bool) {
+    let auditctl = match find("auditctl") {
+        Ok(Some(auditctl)) => auditctl,
+        Ok(None) => return ("none: auditctl is not installed".to_owned(), false),
+        Err(refused) => return (format!("unknown: {}", refused.message()), false),
     };
     let query = |argument: &str| Command::new(&auditctl).arg(OsStr::new(argument)).output();
     let (list, state) = match (query("-l"), query("-s")) {

@@ -272,7 +272,7 @@ fn write(path: &Path, rows: &Rows) -> Result<(), Failure> {
 
 /// Seconds by which local time is ahead of UTC; 0 if unknown.
 fn local_offset() -> i64 {
-    let output = Command::new("date").arg("+%z").output().map(|output| output.stdout);
+    let output = Command::new("/bin/date").arg("+%z").output().map(|output| output.stdout);
     let output = String::from_utf8(output.unwrap_or_default()).unwrap_or_default();
     offset(output.trim()).unwrap_or(0)
 }
