@@ -17,7 +17,7 @@ pub use enrollment::{Enrollment, EnrollmentSettings, NotReady};
 pub use pins::stored_trust;
 pub use receipts::{Belief, Subject};
 use reqwest::{
-    Client, Method, RequestBuilder, Url,
+    Method, RequestBuilder, Url,
     header::{self, HeaderMap},
 };
 pub use revision::Revision;
@@ -28,7 +28,7 @@ use siem_protocol::{
     names::{content_type, header as siem, path},
     sign,
 };
-use siem_sinks::http::{self, Answer, NoAnswer};
+use siem_sinks::http::{self, Answer, HttpClient, NoAnswer};
 pub use signed_config::{OrganisationError, SignedConfig};
 pub use trust_states::{TrustEntry, TrustStates};
 
@@ -41,7 +41,7 @@ const ANSWER_LIMIT: usize = 64 << 10;
 /// Receiver and the connection to it.
 #[derive(Clone)]
 pub struct Connection {
-    client: Client,
+    client: HttpClient,
     base: Url,
     token: Secret,
     secret: Secret,
@@ -171,7 +171,7 @@ impl Connection {
     /// configuration in force.
     #[must_use]
     pub fn new(
-        client: Client,
+        client: HttpClient,
         base: Url,
         token: Secret,
         secret: Secret,
@@ -394,7 +394,7 @@ impl Connection {
         limit: usize,
         within: Duration,
     ) -> Result<Answer, NoAnswer> {
-        http::exchange(&self.base, request, limit, within).await
+        http::exchange(&self.client, &self.base, request, limit, within).await
     }
 }
 

@@ -20,7 +20,7 @@ mod target;
 
 use std::{borrow::Cow, time::Duration};
 
-use reqwest::{Client, RequestBuilder, Url, header::HeaderValue};
+use reqwest::{RequestBuilder, Url, header::HeaderValue};
 use serde::Deserialize;
 use siem_protocol::delivery::{Acknowledged, Delivery, EntryResult, Rest};
 
@@ -34,7 +34,7 @@ use crate::{
     clock::Now,
     compression::Compression,
     event::TimeOf,
-    http::{Answer, NoAnswer, exchange, exchange_parts},
+    http::{Answer, HttpClient, NoAnswer, exchange, exchange_parts},
     problem::summary,
     request::{Limits, Request, Results},
 };
@@ -96,7 +96,7 @@ pub struct Settings {
 
 /// Creates documents in a data stream or index.
 pub struct Elasticsearch {
-    client: Client,
+    client: HttpClient,
     now: Now,
     settings: Settings,
     bulk: Url,
@@ -108,7 +108,9 @@ pub struct Elasticsearch {
 impl Elasticsearch {
     /// Creates the sink.
     #[must_use]
-    pub fn new(client: Client, settings: Settings, now: Now) -> Self {
+    pub fn new(client: HttpClient, settings: Settings, now: Now) -> Self {
+        // A repeated document has the same id.
+        let client = client.repeating();
         let mut bulk = joined(&settings.url, &[settings.target.name(), "_bulk"]);
         bulk.query_pairs_mut().append_pair("filter_path", FILTER_PATH);
         if let Some(pipeline) = &settings.pipeline {
@@ -171,7 +173,8 @@ impl Elasticsearch {
         }
         let mut excerpt = Excerpt::new(ANSWER_BYTES + count * ITEM_BYTES);
         let keep = |piece: &[u8], kept: &mut Vec<u8>| excerpt.add(piece, kept);
-        let reply = exchange_parts(&self.settings.url, builder.body(body), within, keep).await;
+        let builder = builder.body(body);
+        let reply = exchange_parts(&self.client, &self.settings.url, builder, within, keep).await;
         let reply = reply.and_then(|(answer, error)| error.map_or(Ok(answer), Err));
         interpret(&reply, count, self.settings.target.name(), (self.now)())
     }
@@ -191,7 +194,8 @@ impl Elasticsearch {
 
     /// Sends a request without an effect and reads its response.
     async fn call(&self, builder: RequestBuilder, within: Duration) -> Result<Answer, NoAnswer> {
-        exchange(&self.settings.url, self.authorized(builder), ANSWER_BYTES, within).await
+        let builder = self.authorized(builder);
+        exchange(&self.client, &self.settings.url, builder, ANSWER_BYTES, within).await
     }
 
     /// Returns name and version of the receiver; `None` if the credentials may not read them.

@@ -1,5 +1,6 @@
 //! HTTP client with TLS, client certificates and a proxy, for sinks and for the agent's own protocol.
 
+mod client;
 mod failure;
 mod retry_after;
 
@@ -9,6 +10,7 @@ use reqwest::{Certificate, Client, ClientBuilder, Proxy, RequestBuilder, Url, he
 
 use siem_protocol::delivery::Rest;
 
+pub use self::client::HttpClient;
 use self::failure::Failure;
 pub(crate) use self::failure::remedy;
 pub use self::retry_after::{MAX_RETRY_AFTER, retry_after};
@@ -29,6 +31,8 @@ pub struct ClientSettings {
     pub identity: Option<reqwest::Identity>,
     /// Proxy; `None` for the one of the environment.
     pub proxy: Option<Proxy>,
+    /// True if the proxy of the environment is not used.
+    pub ignores_environment: bool,
 }
 
 impl ClientSettings {
@@ -36,18 +40,27 @@ impl ClientSettings {
     ///
     /// # Errors
     /// The library's error if TLS cannot be set up, such as without any trusted authority.
-    pub fn client(self) -> Result<Client, reqwest::Error> {
+    pub fn client(self) -> Result<HttpClient, reqwest::Error> {
+        HttpClient::new(self)
+    }
+
+    /// Creates a client without open connections.
+    fn build(&self) -> Result<Client, reqwest::Error> {
         let mut builder = Client::builder()
-            .user_agent(self.user_agent)
+            .user_agent(&self.user_agent)
             .redirect(redirect::Policy::none())
+            .pool_idle_timeout(client::MAX_IDLE)
             .connect_timeout(self.connect_timeout);
-        if let Some(identity) = self.identity {
+        if let Some(identity) = self.identity.clone() {
             builder = builder.identity(identity);
         }
-        if let Some(proxy) = self.proxy {
+        if self.ignores_environment {
+            builder = builder.no_proxy();
+        }
+        if let Some(proxy) = self.proxy.clone() {
             builder = builder.proxy(proxy);
         }
-        trust(builder, self.authorities, self.trusts_system).build()
+        trust(builder, self.authorities.clone(), self.trusts_system).build()
     }
 }
 
@@ -90,18 +103,19 @@ impl From<&NoAnswer> for Rest {
     }
 }
 
-/// Sends a request to `base` and reads at most `limit` bytes of the response, all of it `within` a
+/// Sends a request of `client` to `base` and reads at most `limit` bytes of the response, all of it `within` a
 /// time.
 ///
 /// # Errors
 /// [`NoAnswer`] if no complete response came.
 pub async fn exchange(
+    client: &HttpClient,
     base: &Url,
     request: RequestBuilder,
     limit: usize,
     within: Duration,
 ) -> Result<Answer, NoAnswer> {
-    let (answer, error) = exchange_head(base, request, limit, within).await?;
+    let (answer, error) = exchange_head(client, base, request, limit, within).await?;
     match error {
         None => Ok(answer),
         Some(error) => Err(error),
@@ -114,6 +128,7 @@ pub async fn exchange(
 /// # Errors
 /// [`NoAnswer`] if no status came.
 pub async fn exchange_head(
+    client: &HttpClient,
     base: &Url,
     request: RequestBuilder,
     limit: usize,
@@ -126,7 +141,7 @@ pub async fn exchange_head(
         }
         fits
     };
-    exchange_parts(base, request, within, keep_all).await
+    exchange_parts(client, base, request, within, keep_all).await
 }
 
 /// As [`exchange_head`], for a response that may be too long to be kept: `keep` appends what is needed
@@ -136,13 +151,14 @@ pub async fn exchange_head(
 /// # Errors
 /// [`NoAnswer`] if no status came.
 pub(crate) async fn exchange_parts(
+    client: &HttpClient,
     base: &Url,
     request: RequestBuilder,
     within: Duration,
     mut keep: impl FnMut(&[u8], &mut Vec<u8>) -> bool,
 ) -> Result<(Answer, Option<NoAnswer>), NoAnswer> {
     let failed = |error| no_answer(base, error, within);
-    let mut response = request.timeout(within).send().await.map_err(failed)?;
+    let mut response = client.send(request, within).await.map_err(failed)?;
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let mut answer = Answer { status, headers, body: Vec::new(), is_whole: false };
     loop {

@@ -11,7 +11,7 @@ mod response;
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
 use reqwest::{
-    Client, Method, Url,
+    Method, Url,
     header::{CONTENT_TYPE, HeaderMap, HeaderValue},
 };
 use siem_protocol::delivery::{Acknowledged, Delivery, Rest};
@@ -25,7 +25,7 @@ use crate::{
     clock::Clock,
     compression::Compression,
     event::TimeOf,
-    http::{Answer, NoAnswer, exchange, exchange_head},
+    http::{Answer, HttpClient, NoAnswer, exchange, exchange_head},
     problem::reason,
     request::{Limits, Request, Results},
 };
@@ -85,7 +85,7 @@ pub struct Settings {
 
 /// Sends events to a URL.
 pub struct JsonHttp {
-    client: Client,
+    client: HttpClient,
     clock: Arc<dyn Clock>,
     settings: Settings,
     headers: HeaderMap,
@@ -99,7 +99,7 @@ pub struct JsonHttp {
 impl JsonHttp {
     /// Creates the sink. The network is not used.
     #[must_use]
-    pub fn new(client: Client, clock: Arc<dyn Clock>, settings: Settings) -> Self {
+    pub fn new(client: HttpClient, clock: Arc<dyn Clock>, settings: Settings) -> Self {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_TYPE, settings.format.content_type());
         if let Some(encoding) = settings.compression.name() {
@@ -152,7 +152,7 @@ impl JsonHttp {
         let builder = builder.headers(self.headers.clone()).body(body);
         let url = &self.settings.url;
         // The status decides, even if the body does not arrive.
-        let reply = exchange_head(url, builder, MAX_ANSWER, within).await;
+        let reply = exchange_head(&self.client, url, builder, MAX_ANSWER, within).await;
         self.interpret(&reply.map(|(answer, _)| answer))
     }
 
@@ -223,7 +223,7 @@ impl SiemSink for JsonHttp {
         headers.remove(CONTENT_TYPE);
         headers.remove("content-encoding");
         let builder = self.client.head(self.settings.url.clone()).headers(headers);
-        let reply = exchange(&self.settings.url, builder, MAX_ANSWER, within).await;
+        let reply = exchange(&self.client, &self.settings.url, builder, MAX_ANSWER, within).await;
         match (&reply, self.interpret(&reply)) {
             (Err(failed), _) => Err(failed.reason.clone()),
             (Ok(Answer { status: 401 | 403 | 407 | 500.., .. }), Outcome::Failed(rest)) => {

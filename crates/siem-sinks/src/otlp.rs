@@ -10,7 +10,7 @@ mod value;
 use std::time::Duration;
 
 use reqwest::{
-    Client, RequestBuilder, Url,
+    RequestBuilder, Url,
     header::{CONTENT_ENCODING, CONTENT_TYPE, HeaderMap, HeaderValue},
 };
 use siem_protocol::{
@@ -27,7 +27,7 @@ use crate::{
     clock::Now,
     compression::Compression,
     event::{Event, TimeOf},
-    http::{self, Answer, NoAnswer},
+    http::{self, Answer, HttpClient, NoAnswer},
     problem::reason,
     request::{Packer, Request, Results},
 };
@@ -63,7 +63,7 @@ pub struct Settings {
 
 /// Sends each batch in one request or more.
 pub struct Otlp {
-    client: Client,
+    client: HttpClient,
     settings: Settings,
     limits: Limits,
     url: Url,
@@ -104,7 +104,7 @@ enum Sent {
 impl Otlp {
     /// Creates the sink. The network is not used.
     #[must_use]
-    pub fn new(client: Client, settings: Settings, now: Now) -> Self {
+    pub fn new(client: HttpClient, settings: Settings, now: Now) -> Self {
         let (url, headers) = (logs_url(&settings.endpoint), headers(&settings));
         let limits =
             Limits { event: settings.max_event_bytes, request: settings.max_request_bytes };
@@ -181,7 +181,7 @@ impl Otlp {
         let body = self.settings.compression.compress(&sender.enclose(records)).into_owned();
         self.bytes_sent += body.len() as u64;
         let request = self.client.post(self.url.clone()).headers(self.headers.clone()).body(body);
-        exchange(&self.url, request, within).await
+        exchange(&self.client, &self.url, request, within).await
     }
 }
 
@@ -241,6 +241,7 @@ impl SiemSink for Otlp {
 
 /// Sends a request and reads its response, of which a long message is not kept.
 async fn exchange(
+    client: &HttpClient,
     url: &Url,
     request: RequestBuilder,
     within: Duration,
@@ -252,7 +253,8 @@ async fn exchange(
         start.extend_from_slice(&piece[..piece.len().min(room)]);
         length <= MAX_READ
     };
-    let (mut answer, error) = http::exchange_parts(url, request, within, keep_start).await?;
+    let (mut answer, error) =
+        http::exchange_parts(client, url, request, within, keep_start).await?;
     if let Some(error) = error {
         return Err(error);
     }

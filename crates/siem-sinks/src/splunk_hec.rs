@@ -15,7 +15,7 @@ mod response;
 use std::{sync::Arc, time::Duration};
 
 use reqwest::{
-    Client, RequestBuilder, Url,
+    RequestBuilder, Url,
     header::{AUTHORIZATION, CONTENT_TYPE, HeaderValue},
 };
 use siem_protocol::delivery::{Acknowledged, Delivery, Rest};
@@ -31,7 +31,7 @@ use crate::{
     clock::Clock,
     compression::Compression,
     event::TimeOf,
-    http::{Answer, NoAnswer, exchange},
+    http::{Answer, HttpClient, NoAnswer, exchange},
     problem::reason,
     request::{Limits, Request, Results},
 };
@@ -93,7 +93,7 @@ pub struct SplunkHec {
 
 /// The receiver.
 struct Collector {
-    client: Client,
+    client: HttpClient,
     clock: Arc<dyn Clock>,
     settings: Settings,
     /// URL of the collector, below which Splunk has its endpoints.
@@ -112,7 +112,7 @@ enum Sent {
 impl SplunkHec {
     /// Creates the sink. The network is not used.
     #[must_use]
-    pub fn new(client: Client, clock: Arc<dyn Clock>, settings: Settings) -> Self {
+    pub fn new(client: HttpClient, clock: Arc<dyn Clock>, settings: Settings) -> Self {
         let url = collector_url(&settings.url, settings.dialect);
         let acknowledgements = settings.indexed.clone().map(Acknowledgements::new);
         let limits = Limits::new(settings.max_request_bytes, settings.max_event_bytes);
@@ -198,7 +198,7 @@ impl Collector {
         request: RequestBuilder,
         within: Duration,
     ) -> Result<Answer, NoAnswer> {
-        exchange(&self.url, request, MAX_ANSWER, within).await
+        exchange(&self.client, &self.url, request, MAX_ANSWER, within).await
     }
 
     /// Interprets the response to a request with a number of events, and of bytes before compression.

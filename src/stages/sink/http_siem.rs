@@ -397,7 +397,8 @@ impl Options {
         let names = ["hmac_secret", "hmac_secret_file"];
         let file = self.hmac_secret_file.as_deref();
         let hmac_secret = secret(names, self.hmac_secret.as_ref(), file, context)?;
-        let client = self.connection().client("endpoint", &base, context)?;
+        // The receiver recognises repeated requests.
+        let client = self.connection().client("endpoint", &base, context)?.repeating();
         let (identity, revision) = (context.identity.clone(), context.revision.clone());
         Ok(Connection::new(client, base, token, hmac_secret, identity, revision))
     }
