@@ -23,7 +23,7 @@ use super::{
     sink::{HTTP_SIEM, SECRETS, SecretOption},
     transport,
 };
-use crate::platform::Paths;
+use crate::platform::{CERTIFICATE_VARIABLES, Environment, PROXY_VARIABLES, Paths};
 
 /// Valid configuration with the origin of every value.
 pub struct LoadedConfig {
@@ -75,6 +75,7 @@ fn load_with(
     let files = config_files(inputs.explicit, user_config, machine_config);
     let mut loaded = LoadedConfig::new(read, inputs.paths, files, warnings)?;
     loaded.has_credentials = credentials::are_given(inputs.environment);
+    loaded.warn_of_ignored_variables(inputs.environment);
     Ok(loaded)
 }
 
@@ -241,6 +242,35 @@ impl LoadedConfig {
         }
         let mut sinks = self.settings.pipeline.sinks.iter();
         sinks.any(has_receiver_keys).then_some("`receiver_keys` are configured")
+    }
+
+    /// Returns the environment variables that do not count for a sink, since the machine's file locks
+    /// the option that they replace.
+    #[must_use]
+    pub fn ignored_variables(&self, sink: &str) -> Vec<&'static str> {
+        let is_locked = |option: &str| {
+            self.locks.covers(&["sink".to_owned(), sink.to_owned(), option.to_owned()])
+        };
+        let groups: [(_, &[&'static str]); 2] =
+            [("proxy", &PROXY_VARIABLES), ("ca_file", &CERTIFICATE_VARIABLES)];
+        let locked = groups.into_iter().filter(|(option, _)| is_locked(option));
+        locked.flat_map(|(_, variables)| variables).copied().collect()
+    }
+
+    fn warn_of_ignored_variables(&mut self, environment: &Environment) {
+        let sinks = self.settings.pipeline.sinks.iter();
+        for sink in sinks.filter(|sink| !matches!(&*sink.stage, "file" | "stdout")) {
+            for name in self.ignored_variables(&sink.name) {
+                if environment.get(name).is_some() {
+                    let option = if PROXY_VARIABLES.contains(&name) { "proxy" } else { "ca_file" };
+                    self.warnings.push(format!(
+                        "the environment variable `{name}` has no effect on sink `{}`: the machine's \
+                         file locks `sink.{}.{option}`",
+                        sink.name, sink.name
+                    ));
+                }
+            }
+        }
     }
 
     fn http_siem_sinks(&self) -> impl Iterator<Item = &StageTable> {

@@ -89,6 +89,12 @@ impl Locks {
             .then_some("the machine's file locks the key")
     }
 
+    /// Returns true if the machine's file locks the value at `path`, or a table around it.
+    pub(super) fn covers(&self, path: &[String]) -> bool {
+        let mut around = (1..=path.len()).map(|length| &path[..length]);
+        around.any(|path| self.locked.iter().any(|pattern| pattern.is(path)))
+    }
+
     /// Removes values that a layer must not set, and returns them.
     pub(super) fn enforce(&self, layer: &mut Layer) -> Vec<LockedOverride> {
         let mut out = Vec::new();

@@ -142,6 +142,7 @@ pub fn sink(
     table: &StageTable,
     context: &AgentContext,
 ) -> Result<Box<dyn Sink>, ConfigError> {
+    let context = &context_of(loaded, table, context);
     sink::build(&table.stage, &table.options.to_options(), context)
         .map_err(|error| explain(loaded, StageKind::Sink, table, error))
 }
@@ -246,8 +247,15 @@ pub fn connection(
     table: &StageTable,
     context: &AgentContext,
 ) -> Result<Connection, ConfigError> {
+    let context = &context_of(loaded, table, context);
     sink::connect(&table.options.to_options(), context)
         .map_err(|error| explain(loaded, StageKind::Sink, table, error))
+}
+
+/// The context of a sink: without the variables that do not count for it.
+fn context_of(loaded: &LoadedConfig, sink: &StageTable, context: &AgentContext) -> AgentContext {
+    let ignored = loaded.ignored_variables(&sink.name);
+    AgentContext { environment: context.environment.clone().hide(&ignored), ..context.clone() }
 }
 
 fn build<S>(

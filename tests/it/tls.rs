@@ -5,10 +5,14 @@ use std::{
     fs,
     io::{Read as _, Write as _},
     net::TcpListener,
+    path::Path,
     thread,
 };
 
+use test_requires::requires;
+
 use crate::support::{
+    SECRET, TOKEN,
     agent::AgentCommand,
     entries, eventually,
     home::Home,
@@ -272,4 +276,44 @@ fn private(home: &Home, name: &str, text: &str) -> String {
     fs::write(&path, text).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     path.to_str().unwrap().to_owned()
+}
+
+/// Any program that sets a variable of the user could read what the agent sends.
+#[requires(mount)]
+#[test]
+fn user_proxy_and_authority_do_not_count_for_a_locked_sink() {
+    let own = Authority::new("User");
+    for (options, reaches) in [("", true), ("locked = [\"sink\"]", false)] {
+        let (home, receiver, proxy) = (Home::new(), ScriptedReceiver::start([]), Proxy::start());
+        home.write("-work/one.jsonl", "{\"n\":1}\n");
+        let ca = home.path().join("ca.pem");
+        fs::write(&ca, own.pem()).unwrap();
+        let port = tls::before(receiver.port(), &own.issue("127.0.0.1"), None);
+        // The machine's file, seen by this process only.
+        let etc = home.path().join("etc");
+        let script = "cp -a /etc \"$0\" && mkdir -p \"$0/ai-agent\" && \
+                      printf %s \"$1\" > \"$0/ai-agent/config.toml\" && \
+                      mount --bind \"$0\" /etc && exec \"$2\" run --once";
+        let machine = format!(
+            "{options}\n[sink.siem]\nendpoint = \"https://127.0.0.1:{port}\"\ntimeout = \"5s\""
+        );
+        let run = AgentCommand::of(Path::new("unshare"), home.path(), &["-m", "sh", "-c", script]);
+        let mut run = run
+            .arg(&etc)
+            .arg(&machine)
+            .arg(env!("CARGO_BIN_EXE_ai-agent"))
+            .env("CLAUDE_SIEM_TOKEN", TOKEN)
+            .env("CLAUDE_SIEM_HMAC_SECRET", SECRET)
+            .env("HTTPS_PROXY", proxy.url())
+            .env("SSL_CERT_FILE", &ca)
+            .start();
+        if reaches {
+            eventually("the record arrives", || (!receiver.entries().is_empty()).then_some(()));
+            assert!(!proxy.seen().is_empty());
+        } else {
+            run.wait_for_line("delivery_held", "unknown authority");
+            assert_eq!(proxy.seen(), [""; 0]);
+            assert!(run.log().contains("`HTTPS_PROXY` has no effect"), "{}", run.log());
+        }
+    }
 }

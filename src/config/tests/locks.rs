@@ -98,3 +98,29 @@ fn machine_file_alone_decides_about_managed_settings() {
         ]
     );
 }
+
+/// A proxy or an authority of the user's environment could read what a locked sink sends.
+#[test]
+fn variables_of_the_user_do_not_count_for_a_locked_sink() {
+    let load = |machine: &str| {
+        let machine = Machine::new().machine(machine).variable("HTTPS_PROXY", "http://proxy");
+        machine.variable("SSL_CERT_FILE", "/home/u/ca.pem").load().unwrap()
+    };
+    for (locked, proxy, certificates) in [
+        ("sink", true, true),
+        ("sink.siem", true, true),
+        ("sink.*.proxy", true, false),
+        ("sink.siem.ca_file", false, true),
+        ("sink.other", false, false),
+        ("sink.siem.endpoint", false, false),
+    ] {
+        let loaded = load(&format!("locked = ['{locked}']"));
+        let ignored = loaded.ignored_variables("siem");
+        assert_eq!(ignored.contains(&"HTTPS_PROXY"), proxy, "{locked}");
+        assert_eq!(ignored.contains(&"SSL_CERT_FILE"), certificates, "{locked}");
+        for (name, is_ignored) in [("HTTPS_PROXY", proxy), ("SSL_CERT_FILE", certificates)] {
+            let mut warnings = loaded.warnings.iter();
+            assert_eq!(warnings.any(|warning| warning.contains(name)), is_ignored, "{locked}");
+        }
+    }
+}

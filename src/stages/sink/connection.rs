@@ -6,18 +6,25 @@
 //!
 //! TLS trusts the certificates of the operating system and those of `ca_file`. The proxy comes from
 //! the environment (`HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY`, except for hosts in `NO_PROXY`) or from
-//! `proxy`.
+//! `proxy`. Where the machine's file locks these options, the environment does not count:
+//! [`Environment::hides`](crate::platform::Environment::hides).
 
 use std::{fs, path::Path, time::Duration};
 
 use ai_agent_stage::BuildError;
-use reqwest::{Certificate, Client, Proxy, Url};
+use reqwest::{Certificate, Proxy, Url};
 use siem_sinks::{
-    http::ClientSettings,
+    http::{ClientSettings, HttpClient},
     tls::{ClientIdentity, TlsSettings},
 };
 
-use crate::{config::Secret, stages::AgentContext, text::causes, units::Time};
+use crate::{
+    config::Secret,
+    platform::{CERTIFICATE_VARIABLES, PROXY_VARIABLES, system_certificates},
+    stages::AgentContext,
+    text::causes,
+    units::Time,
+};
 
 /// Declares the options of a sink: the fields in the braces, and those of the connection. The struct
 /// refuses unknown options, and has a method `connection` that returns [`ConnectionOptions`].
@@ -129,16 +136,18 @@ impl ConnectionOptions<'_> {
         option: &'static str,
         to: &Url,
         context: &AgentContext,
-    ) -> Result<Client, BuildError> {
+    ) -> Result<HttpClient, BuildError> {
         let unusable = |error: reqwest::Error| BuildError::invalid(option, causes(&error));
         let client = self.client_certificate(context)?;
+        let (authorities, trusts_system) = self.trust(self.may_use_tls(to, context), context)?;
         let settings = ClientSettings {
             user_agent: format!("ai-agent/{}", context.identity.agent_version),
             connect_timeout: self.timeout.min(Duration::from_secs(10)),
-            authorities: certificates(&self.authorities(context)?).map_err(unusable)?,
-            trusts_system: self.may_use_tls(to, context),
+            authorities: certificates(&authorities).map_err(unusable)?,
+            trusts_system,
             identity: client.as_ref().map(identity).transpose().map_err(unusable)?,
             proxy: self.proxy(context)?,
+            ignores_environment: context.environment.hides(&PROXY_VARIABLES),
         };
         let failure = match settings.client() {
             Ok(client) => return Ok(client),
@@ -170,10 +179,29 @@ impl ConnectionOptions<'_> {
     /// # Errors
     /// [`BuildError`] if an option is wrong, or a file cannot be used.
     pub(super) fn tls(&self, context: &AgentContext) -> Result<TlsSettings, BuildError> {
-        Ok(TlsSettings {
-            authorities: self.authorities(context)?,
-            trusts_system: true,
-            identity: self.client_certificate(context)?,
+        let (authorities, trusts_system) = self.trust(true, context)?;
+        Ok(TlsSettings { authorities, trusts_system, identity: self.client_certificate(context)? })
+    }
+
+    /// Returns the certificates to trust, and whether the library adds those of the system. It reads
+    /// them from where the environment says, so they are read here if the environment does not count.
+    fn trust(
+        &self,
+        trusts_system: bool,
+        context: &AgentContext,
+    ) -> Result<(Vec<u8>, bool), BuildError> {
+        let own = self.authorities(context)?;
+        if !trusts_system || !context.environment.hides(&CERTIFICATE_VARIABLES) {
+            return Ok((own, trusts_system));
+        }
+        let of_system = system_certificates().map_err(|error| {
+            let problem =
+                format!("is locked, and the system's certificates cannot be read: {error}");
+            BuildError::invalid("ca_file", problem)
+        })?;
+        Ok(match of_system {
+            Some(of_system) => ([own.as_slice(), b"\n", of_system.as_slice()].concat(), false),
+            None => (own, true),
         })
     }
 
