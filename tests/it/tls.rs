@@ -295,15 +295,14 @@ fn user_proxy_and_authority_do_not_count_for_a_locked_sink() {
                       printf %s \"$1\" > \"$0/ai-agent/config.toml\" && \
                       mount --bind \"$0\" /etc && exec \"$2\" run --once";
         let machine = format!(
-            "{options}\n[sink.siem]\nendpoint = \"https://127.0.0.1:{port}\"\ntimeout = \"5s\""
+            "{options}\n[sink.siem]\nendpoint = \"https://127.0.0.1:{port}\"\n\
+             token = \"{TOKEN}\"\nhmac_secret = \"{SECRET}\"\n"
         );
         let run = AgentCommand::of(Path::new("unshare"), home.path(), &["-m", "sh", "-c", script]);
         let mut run = run
             .arg(&etc)
             .arg(&machine)
             .arg(env!("CARGO_BIN_EXE_ai-agent"))
-            .env("CLAUDE_SIEM_TOKEN", TOKEN)
-            .env("CLAUDE_SIEM_HMAC_SECRET", SECRET)
             .env("HTTPS_PROXY", proxy.url())
             .env("SSL_CERT_FILE", &ca)
             .start();
