@@ -56,6 +56,11 @@ impl ComplianceMonitor {
         }
     }
 
+    /// Makes the next check read the accounts, even if their files look the same.
+    pub(super) fn read_again(&mut self) {
+        self.due = Duration::ZERO;
+    }
+
     /// Writes the policy file if it has changed, and returns the events about accounts.
     pub(super) fn check(&mut self, settings: &Settings, files: &mut PolicyFiles) -> Vec<Event> {
         self.write_policy(settings, files);

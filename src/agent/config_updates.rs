@@ -13,6 +13,7 @@ use super::{
     handle::{Orders, ReloadOrder, ReloadOutcome, ReloadReply, ReloadReport},
     managed_config::Candidate,
     poll_schedule::PollSchedule,
+    sleep_detector::SleepDetector,
 };
 use crate::{
     pipeline::{config_status::ConfigOrigin, runner::Running},
@@ -66,6 +67,7 @@ pub(super) struct ConfigUpdates<'a> {
     next_request: Option<Instant>,
     request: Option<Request>,
     next_inspection: Instant,
+    sleep: SleepDetector,
     /// Clients that wait for the server's part of their reload.
     clients: Vec<(ReloadReply, ReloadOutcome)>,
 }
@@ -90,6 +92,7 @@ impl<'a> ConfigUpdates<'a> {
     ) -> Self {
         manager.watch_named();
         let now = Instant::now();
+        let sleep = SleepDetector::new(&*manager.context.clock);
         Self {
             running,
             manager,
@@ -99,6 +102,7 @@ impl<'a> ConfigUpdates<'a> {
             next_request: now.checked_add(first),
             request: None,
             next_inspection: now + INTERVAL,
+            sleep,
             clients: Vec::new(),
         }
     }
@@ -152,6 +156,9 @@ impl<'a> ConfigUpdates<'a> {
     }
 
     async fn inspect(&mut self) -> bool {
+        if self.sleep.has_slept(&*self.manager.context.clock) {
+            self.resume();
+        }
         let stamps = self.manager.stamps();
         let change = self.manager.watch.compare(&stamps);
         let pause = match change {
@@ -170,6 +177,14 @@ impl<'a> ConfigUpdates<'a> {
         let candidate = self.manager.read_changed_files(stamps);
         self.request_soon();
         self.apply(candidate, ConfigOrigin::Files).await
+    }
+
+    /// Checks everything that waits for a time, after the machine has slept.
+    fn resume(&mut self) {
+        info!(code = "resumed_after_sleep", "the machine has slept: everything is checked now");
+        self.running.resume();
+        self.monitor.read_again();
+        self.request_soon();
     }
 
     /// Schedules a request to the server after the files were read: an earlier one may have failed

@@ -18,6 +18,7 @@ mod policy_files;
 mod poll_schedule;
 mod restart_limit;
 mod run;
+mod sleep_detector;
 pub(crate) mod status_file;
 #[cfg(test)]
 mod tests;

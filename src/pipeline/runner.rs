@@ -168,6 +168,13 @@ impl Running {
         self.inbox.report(event);
     }
 
+    /// Makes sources, delivery and the heartbeat check at once what they wait for: after the machine has
+    /// slept, their waits would be too long.
+    pub fn resume(&self) {
+        self.inbox.resume();
+        self.sinks.resume();
+    }
+
     /// Returns a function that tells whether the ingest thread is responsive: whether its current
     /// step takes less than the given time.
     pub fn liveness_probe(&self) -> impl Fn(Duration) -> bool + Send + use<> {

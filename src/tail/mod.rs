@@ -224,6 +224,11 @@ impl Tail {
         }
     }
 
+    /// Requests a sweep, after the machine has slept.
+    pub fn resume(&mut self) {
+        self.schedule.request_sweep_now();
+    }
+
     /// Starts again from the stored rows: at start, and after a group could not be stored.
     ///
     /// A file keeps its key as long as it keeps its path.

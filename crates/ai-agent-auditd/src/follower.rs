@@ -183,6 +183,11 @@ impl AuditFollower {
         self.files.tend();
     }
 
+    /// Looks for changes of the log, after the machine has slept.
+    pub fn resume(&mut self) {
+        self.files.resume();
+    }
+
     /// See [`Source::sealed`].
     pub fn sealed(&mut self) {
         self.files.sealed();

@@ -168,6 +168,10 @@ impl Source for Auditd {
         self.follower.tend();
     }
 
+    fn resume(&mut self) {
+        self.follower.resume();
+    }
+
     fn sealed(&mut self) {
         self.follower.sealed();
     }

@@ -46,6 +46,10 @@ pub trait Source: Any + Send {
     /// periodically in place of [`read`](Self::read) while the outbox is full.
     fn tend(&mut self) {}
 
+    /// Called after the machine has slept: the next [`read`](Self::read) should look for changes that
+    /// otherwise wait for a time. By default nothing waits.
+    fn resume(&mut self) {}
+
     /// Returns true if the next input is a backlog that no person is waiting for, so that it can be
     /// read with low priority. By default false.
     fn is_backfill(&self) -> bool {

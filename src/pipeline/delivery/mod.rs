@@ -60,6 +60,8 @@ pub struct SinkControl {
     pub max_dead_letter_bytes: u64,
     /// End of the outbox when a flush was requested: entries up to it are sent at once.
     pub flush: Head,
+    /// Number of times that the machine has slept. A change ends the current pause.
+    pub resumptions: u64,
 }
 
 impl SinkControl {
@@ -67,7 +69,7 @@ impl SinkControl {
     #[must_use]
     pub fn new(shipping: ShippingSettings, max_dead_letter_bytes: u64) -> Self {
         let flush = Head::default();
-        Self { stop: StopMode::Never, shipping, max_dead_letter_bytes, flush }
+        Self { stop: StopMode::Never, shipping, max_dead_letter_bytes, flush, resumptions: 0 }
     }
 
     /// Sets when the task ends.

@@ -39,6 +39,8 @@ struct Mail {
     /// Current activity of the thread; `None` before its first step.
     activity: Option<Activity>,
     woken: bool,
+    /// True if the machine has slept since the last step.
+    has_slept: bool,
 }
 
 /// Events that are not stored, by the group that they are in.
@@ -88,6 +90,15 @@ impl Inbox {
         if self.wakes_on_delivery.swap(false, Ordering::SeqCst) {
             self.wake();
         }
+    }
+
+    /// Wakes the thread after the machine has slept: everything that waits for a time is due.
+    pub fn resume(&self) {
+        self.deliver(|mail| mail.has_slept = true);
+    }
+
+    pub(super) fn take_has_slept(&self) -> bool {
+        mem::take(&mut self.mail().has_slept)
     }
 
     /// Adds an event to the entries.

@@ -253,6 +253,7 @@ impl Ingest {
         if let Err(pause) = ready {
             return StepOutcome::NotStored { pause };
         }
+        self.resume_after_sleep();
         self.add_reported_events();
         self.add_due_heartbeat();
         self.run_due_maintenance();
@@ -286,6 +287,15 @@ impl Ingest {
                 StepOutcome::Read(Progress::More)
             }
             outcome => outcome,
+        }
+    }
+
+    /// Makes sources, heartbeat and maintenance due if the machine has slept.
+    fn resume_after_sleep(&mut self) {
+        if self.inbox.take_has_slept() {
+            self.sources.iter_mut().for_each(|(_, source)| source.resume());
+            self.state.heartbeat.schedule(Duration::ZERO);
+            self.state.maintenance_due = Duration::ZERO;
         }
     }
 

@@ -122,6 +122,13 @@ impl SinkTasks {
         *self.handles.lock().unwrap_or_else(PoisonError::into_inner) = handles;
     }
 
+    /// Ends the current pause of every task.
+    pub(super) fn resume(&self) {
+        for task in &self.tasks {
+            task.control.send_modify(|control| control.resumptions += 1);
+        }
+    }
+
     /// Makes every task end according to `stop`.
     pub(super) fn stop_all(&self, stop: StopMode) {
         for task in &self.tasks {
@@ -145,7 +152,8 @@ impl SinkTasks {
         self.tasks = stay;
         for task in &self.tasks {
             task.control.send_if_modified(|known| {
-                let control = SinkControl { flush: known.flush, ..control };
+                let SinkControl { flush, resumptions, .. } = *known;
+                let control = SinkControl { flush, resumptions, ..control };
                 mem::replace(known, control) != control
             });
         }

@@ -275,3 +275,36 @@ async fn stalled_flush_names_the_reason_and_a_final_one_does_not_wait() {
     assert!(in_time(view.flush(LONG)).await.is_err());
     assert!(in_time(view.ingest_status(LONG)).await.is_err());
 }
+
+/// Refuses the first batch for an hour.
+struct RecoveringSink {
+    has_refused: bool,
+}
+
+impl Sink for RecoveringSink {
+    fn deliver<'a>(&'a mut self, _batch: &'a Batch) -> DeliveryFuture<'a> {
+        let after = Some(Duration::from_secs(3600));
+        Box::pin(async move {
+            match std::mem::replace(&mut self.has_refused, true) {
+                false => Delivery::Retry { after, reason: "unreachable".into() },
+                true => Delivery::Acknowledged,
+            }
+        })
+    }
+}
+
+/// After the machine had slept, delivery waited for the rest of its delay.
+#[tokio::test]
+async fn resume_ends_a_delay_and_adds_a_heartbeat() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut pipeline = pipeline(folder.path(), false, None);
+    pipeline.sinks =
+        vec![("siem".into(), Box::new(RecoveringSink { has_refused: false }) as Box<dyn Sink>)];
+    let running = start(pipeline, 1 << 30, Until::Stopped);
+    let mut progress = running.sinks.tasks[0].progress.clone();
+    in_time(progress.wait_for(|progress| progress.problem.is_some())).await.unwrap();
+    running.resume();
+    // `agent_started` and two heartbeats.
+    in_time(progress.wait_for(|progress| progress.acknowledged >= 3)).await.unwrap();
+    running.stop().await;
+}

@@ -69,6 +69,10 @@ impl Source for LogFollower {
         self.0.tend();
     }
 
+    fn resume(&mut self) {
+        self.0.resume();
+    }
+
     fn sealed(&mut self) {
         self.0.sealed();
     }

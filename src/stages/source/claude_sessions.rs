@@ -225,6 +225,10 @@ impl Source for ClaudeSessions {
         self.tail.tend();
     }
 
+    fn resume(&mut self) {
+        self.tail.resume();
+    }
+
     fn is_backfill(&self) -> bool {
         self.tail.is_backfill()
     }

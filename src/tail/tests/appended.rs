@@ -152,3 +152,17 @@ fn sweep_reports_its_progress() {
     world.tail.read(&mut world.store);
     assert_eq!(world.store.swept_files.get(), 20);
 }
+
+/// The wait for the next sweep does not pass while the machine sleeps.
+#[test]
+fn resume_sweeps_before_the_interval() {
+    let mut world = TailFixture::new();
+    world.write("a.jsonl", "one\n");
+    assert_eq!(world.next(), lines(["one"]));
+    world.write("b.jsonl", "two\n");
+    world.read_on();
+    assert_eq!(world.take(), lines([]));
+    world.tail.resume();
+    world.read_on();
+    assert_eq!(world.take(), lines(["two"]));
+}

@@ -201,6 +201,10 @@ impl Source for HookSpool {
         Progress::Idle { next: POLL_INTERVAL }
     }
 
+    fn resume(&mut self) {
+        (self.next_poll, self.settings_due) = (Duration::ZERO, Duration::ZERO);
+    }
+
     fn sealed(&mut self) {
         self.in_store.append(&mut self.in_group);
     }
