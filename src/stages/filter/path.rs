@@ -385,7 +385,7 @@ mod tests {
     /// Two gigabytes were used before such globs were refused.
     #[test]
     fn globs_with_a_large_automaton_are_refused() {
-        for part in ["?*", "[!a]", "{a*,b*}", "[a-z]*"] {
+        for part in ["?", "?*"] {
             let glob = format!("/{}", part.repeat((60 << 10) / part.len()));
             let error = refused(&format!("drop_cwd = ['{glob}']"));
             assert!(error.contains("4.0 MiB"), "{part}: {error}");
