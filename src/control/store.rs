@@ -18,7 +18,9 @@ use crate::{
         runner::PipelineHandle,
     },
     platform::{LockRole, StateLock},
+    siem::device::DeviceUnavailable,
     stages::AgentContext,
+    text::causes,
 };
 
 /// Longest time to wait until reading pauses between two groups.
@@ -72,6 +74,7 @@ impl Store {
         let opened = Outbox::open_existing(&path).map_err(RequestError::because)?;
         let outbox = Arc::new(opened.ok_or_else(missing)?);
         let context = sources.stage_context(&loaded, Some(lock.dir()), true);
+        load_device_key(&context);
         Ok(Self { outbox, loaded: Arc::new(loaded), context, owner: Owner::Command(lock) })
     }
 
@@ -137,4 +140,13 @@ impl Store {
             }
         }
     }
+}
+
+/// Loads the device key for dead letters that the command sends again. A command makes no key: that
+/// starts an epoch.
+fn load_device_key(context: &AgentContext) {
+    let Some(file) = context.device.file() else { return };
+    let now = context.clock.now();
+    let keys = file.load().map_err(|error| DeviceUnavailable::permanent(causes(&error), now));
+    context.device.set(keys);
 }

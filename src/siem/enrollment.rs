@@ -480,7 +480,7 @@ impl Enrollment {
     /// Stores and publishes what is known, if it has changed.
     fn store(&mut self, mut pins: Pins) -> Result<(), NotReady> {
         let now: Timestamp = self.settings.clock.now();
-        let is_changed = self.pins.as_ref() != Some(&pins);
+        let is_changed = pins.asked_at.is_none() || self.pins.as_ref() != Some(&pins);
         let stored = match &self.settings.state_dir {
             Some(dir) if is_changed => {
                 pins.asked_at = Some(now.to_string());

@@ -29,6 +29,7 @@ mod device;
 mod doctor;
 mod dry_run;
 mod enricher_cases;
+mod enrollment;
 mod files;
 mod filter_cases;
 mod fuzz_corpora;

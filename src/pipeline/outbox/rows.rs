@@ -234,3 +234,58 @@ pub(super) fn to_json<T: Serialize>(row: &T) -> Vec<u8> {
 pub(super) fn from_json<T: DeserializeOwned>(row: &[u8]) -> Option<T> {
     serde_json::from_slice(row).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Row as release 0.1 reads it.
+    #[derive(Debug, PartialEq, Deserialize)]
+    struct OldCursor {
+        epoch: String,
+        acknowledged: ChainPoint,
+        #[serde(default)]
+        base: Option<ChainPoint>,
+        #[serde(default)]
+        previous_epoch: Option<String>,
+        #[serde(default)]
+        destination: Option<String>,
+        #[serde(default)]
+        refusals: u32,
+    }
+
+    fn cursor() -> Cursor {
+        Cursor {
+            epoch: "e".into(),
+            acknowledged: ChainPoint { seq: 7, hash: Digest::of(b"7") },
+            base: None,
+            previous_epoch: None,
+            destination: Some("https://a/".into()),
+            refusals: 1,
+            receipt: Some("note".into()),
+            ended: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn cursor_with_receipts_can_be_read_by_release_0_1() {
+        let (cursor, start) = (cursor(), ChainPoint { seq: 0, hash: Digest::ZERO });
+        let json = to_json(&cursor.in_epoch("f", start));
+        let old: OldCursor = from_json(&json).unwrap();
+        assert_eq!((old.epoch.as_str(), old.acknowledged, old.refusals), ("f", start, 1));
+        assert_eq!(old.previous_epoch.as_deref(), Some("e"));
+    }
+
+    #[test]
+    fn cursor_keeps_the_end_of_the_last_epochs() {
+        let first = cursor();
+        let mut cursor = first.clone();
+        for number in 0..20 {
+            cursor = cursor.in_epoch(&format!("epoch-{number}"), first.acknowledged);
+            cursor.receipt = Some(format!("note-{number}"));
+        }
+        assert_eq!(cursor.held("epoch-19"), Some((first.acknowledged, Some("note-19"))));
+        assert_eq!(cursor.held("epoch-11"), Some((first.acknowledged, Some("note-11"))));
+        assert_eq!((cursor.held("epoch-10"), cursor.held("e")), (None, None));
+    }
+}

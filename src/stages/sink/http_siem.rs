@@ -156,10 +156,14 @@ impl Sink for HttpSiem {
     fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {
         Box::pin(async move {
             self.sent = 0;
+            let stored = StoredFrames::of(batch);
+            if let Some(stored) = stored {
+                drop(stored.take_findings());
+            }
             let delivery = match self.exchange(batch).await {
                 Ok(delivery) => delivery,
                 Err(NotReady { delivery, untrusted }) => {
-                    if let Some(stored) = StoredFrames::of(batch) {
+                    if let Some(stored) = stored {
                         stored.findings().untrusted = untrusted;
                     }
                     delivery
@@ -418,3 +422,6 @@ fn bearer(
     let problem = "contains characters that an HTTP header cannot contain";
     Err(BuildError::invalid(names[0], problem))
 }
+
+#[cfg(test)]
+mod tests;

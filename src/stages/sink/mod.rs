@@ -24,6 +24,8 @@ use ai_agent_stage::{BuildError, StageKind, StageOptions, registered};
 pub(crate) use http_siem::connect;
 pub(crate) use response::problem_summary;
 use siem_protocol::Encoding;
+#[cfg(test)]
+pub(crate) use stored_frames::ResponseFindings;
 pub use stored_frames::{Custody, StoredFrames};
 
 use super::AgentContext;
