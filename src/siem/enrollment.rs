@@ -193,11 +193,9 @@ impl Enrollment {
     /// Reports that a response was valid: an earlier problem is solved.
     pub fn trusted(&mut self) {
         let Some(state) = self.enrolled_state else { return };
-        self.change(|pins| {
-            if pins.trust.state == TrustState::ReceiptUntrusted {
-                (pins.trust.state, pins.trust.problem) = (state, None);
-            }
-        });
+        if self.pins().trust.state == TrustState::ReceiptUntrusted {
+            self.set_state(state, None);
+        }
     }
 
     /// Stores that a response must not be believed. Returns the reason to hold delivery.

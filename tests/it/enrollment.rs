@@ -49,7 +49,8 @@ fn assert_lines(receiver: &Receiver, count: usize) {
     let expected: Vec<String> = (1..=count).map(|n| format!("{{\"n\":{n}}}")).collect();
     let found: Vec<_> = lines.iter().map(|line| String::from_utf8_lossy(&line.bytes)).collect();
     assert_eq!(found, expected);
-    receiver.assert_complete();
+    let numbers: Vec<u64> = entries.iter().map(|entry| entry.seq).collect();
+    assert_eq!(numbers, (1..=entries.len() as u64).collect::<Vec<_>>());
 }
 
 #[test]
