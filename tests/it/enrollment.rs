@@ -15,7 +15,7 @@ use crate::support::{
     entries, eventually,
     home::Home,
     random, random_moment,
-    receiver::{Receiver, settle},
+    receiver::{NAME, Receiver, settle},
 };
 
 const CONFIG: &str = "[shipping]\nflush_interval = \"0s\"\nbatch_size = 20";
@@ -55,7 +55,7 @@ fn assert_lines(receiver: &Receiver, count: usize) {
 
 #[test]
 fn killed_agent_keeps_its_pins_and_receipts() {
-    let (home, receiver) = (Home::new(), Receiver::with_trust("first-use"));
+    let (home, receiver) = (Home::new(), Receiver::at_level("first-use"));
     let (mut random, mut written) = (random(), 0);
     for _ in 0..6 {
         append(&home, &mut written, 100);
@@ -68,7 +68,7 @@ fn killed_agent_keeps_its_pins_and_receipts() {
 
     let trust = trust(&home, &receiver);
     assert!(matches!(trust["state"].as_str(), Some("unconfirmed" | "confirmed")), "{trust}");
-    assert_eq!((&trust["level"], &trust["receiver"]), (&"first-use".into(), &"demo-server".into()));
+    assert_eq!((&trust["level"], &trust["receiver"]), (&"first-use".into(), &NAME.into()));
     let keys: Vec<VerifierKey> = serde_json::from_value(trust["receiver_keys"].clone()).unwrap();
 
     let status = json(agent(&home, &receiver, &["outbox", "status", "--receipt", "--json"]));
@@ -85,7 +85,7 @@ fn killed_agent_keeps_its_pins_and_receipts() {
 #[test]
 fn server_with_another_key_gets_nothing_deleted() {
     let (home, mut written) = (Home::new(), 0);
-    let mut receiver = Receiver::with_trust("first-use");
+    let mut receiver = Receiver::at_level("first-use");
     let mut running = agent(&home, &receiver, &["run"]).start_and_wait();
     append(&home, &mut written, 10);
     settle(&receiver, written);

@@ -110,25 +110,13 @@ impl Receiver {
         serde_json::from_str(&list).unwrap()
     }
 
-    /// Starts a receiver with a key of its own, which accepts this level of trust.
-    #[track_caller]
-    pub(crate) fn with_trust(level: &str) -> Self {
-        Self::with_trust_on(level, &format!("{}:0", own_address()))
-    }
-
-    #[track_caller]
-    fn with_trust_on(level: &str, listen: &str) -> Self {
-        let data = tempfile::tempdir().unwrap();
-        let keys = vec!["--trust".to_owned(), level.to_owned()];
-        let (child, address) =
-            eventually("the port is free", || try_spawn(data.path(), listen, &keys));
-        Self { data, address, child, keys, token: TOKEN.to_owned() }
-    }
-
     /// Starts a receiver with another key on the address of this one, which was killed.
     #[track_caller]
     pub(crate) fn impostor(&self, level: &str) -> Self {
-        Self::with_trust_on(level, &self.address)
+        let (data, options) = (tempfile::tempdir().unwrap(), trust_options(level));
+        let (child, address) =
+            eventually("the port is free", || try_spawn(data.path(), &self.address, &options));
+        Self { data, address, child, options, token: TOKEN.to_owned() }
     }
 
     /// Restarts the receiver with these tokens and secrets in place of the default ones. The first
