@@ -50,8 +50,10 @@ pub(super) struct PolicyFiles {
 struct WatchedFile {
     file: PolicyFile,
     path: PathBuf,
-    /// Content that the agent wants there; `None` if it wants none.
+    /// Content that the agent has put there; `None` if it has not.
     expected: Option<Vec<u8>>,
+    /// Content that could not be written, which is tried again.
+    unwritten: Option<Vec<u8>>,
     /// Stamp of the file with that content; `None` if it has to be compared.
     stamp: Option<Stamp>,
     /// State of the file when this process started, until it is compared with the memo.
@@ -74,7 +76,15 @@ impl PolicyFiles {
         let watched = |file, path: PathBuf| {
             let at_start = read(&path).map(|(bytes, _)| Digest::of(&bytes));
             let at_start = Some(at_start);
-            WatchedFile { file, path, expected: None, stamp: None, at_start, reported: None }
+            WatchedFile {
+                file,
+                path,
+                expected: None,
+                unwritten: None,
+                stamp: None,
+                at_start,
+                reported: None,
+            }
         };
         let files = [
             watched(PolicyFile::Policy, StoredPolicy::path(state_dir)),
@@ -116,7 +126,8 @@ impl PolicyFiles {
     /// only noted.
     ///
     /// # Errors
-    /// The error of the system: the previous file is unchanged, and is not watched.
+    /// The error of the system: the previous file is unchanged, and is not watched until
+    /// [`inspect`](Self::inspect) has written it.
     pub(super) fn write(&mut self, file: PolicyFile, bytes: Vec<u8>) -> io::Result<()> {
         let is_attached = self.outbox.is_some();
         let watched = self.watched(file);
@@ -128,19 +139,30 @@ impl PolicyFiles {
             && found == bytes
         {
             (watched.expected, watched.stamp) = (Some(bytes), Some(stamp));
+            watched.unwritten = None;
             return Ok(());
         }
         self.remember(Some((file, Digest::of(&bytes))), &[]);
         let watched = self.watched(file);
         (watched.expected, watched.stamp, watched.reported) = (None, None, None);
-        put(&watched.path, &bytes)?;
-        watched.expected = Some(bytes);
+        if let Err(error) = put(&watched.path, &bytes) {
+            watched.unwritten = Some(bytes);
+            return Err(error);
+        }
+        (watched.expected, watched.unwritten) = (Some(bytes), None);
         self.remember(None, &[]);
         Ok(())
     }
 
-    /// Compares the files with what was written, and restores them. Returns the events to report.
+    /// Compares the files with what was written, and restores them; writes those that could not be
+    /// written before. Returns the events to report.
     pub(super) fn inspect(&mut self) -> Vec<Event> {
+        let unwritten = |watched: &mut WatchedFile| Some((watched.file, watched.unwritten.take()?));
+        let unwritten: Vec<_> = self.files.iter_mut().filter_map(unwritten).collect();
+        for (file, bytes) in unwritten {
+            // The first failure was logged.
+            drop(self.write(file, bytes));
+        }
         self.files.iter_mut().filter_map(WatchedFile::inspect).collect()
     }
 
@@ -212,8 +234,11 @@ impl WatchedFile {
         };
         let wanted = Digest::of(expected);
         if self.is_of_another_agent() {
-            // Two agents that restored their pointers in turn would never end.
-            self.expected = None;
+            // Two agents that restored their pointers in turn would never end. It is restored once the
+            // other agent has ended.
+            if self.reported.replace(difference) == Some(difference) {
+                return None;
+            }
             return Some(self.event(difference, wanted, false).into());
         }
         let restored = put(&self.path, expected);
@@ -442,6 +467,21 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "text");
     }
 
+    #[test]
+    fn file_that_could_not_be_written_is_written_later() {
+        let mut world = World::new();
+        world.write(PolicyFile::Managed, "one");
+        let path = world.path(PolicyFile::Managed);
+        fs::remove_file(&path).unwrap();
+        fs::create_dir_all(path.join("not empty")).unwrap();
+        world.files.write(PolicyFile::Managed, b"two".to_vec()).unwrap_err();
+        assert_eq!(world.files.inspect(), []);
+        fs::remove_dir_all(&path).unwrap();
+        assert_eq!(world.files.inspect(), [], "the agent's own write");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "two");
+        assert_eq!(world.restart(), []);
+    }
+
     /// Killed after the memo, after the write, or after both: none of it is tampering.
     #[test]
     fn write_of_an_agent_that_is_killed_is_no_tampering() {
@@ -491,9 +531,18 @@ mod tests {
         fs::write(&path, file::path_to_bytes(&other)).unwrap();
         assert_eq!(world.files.inspect()[0].data["restored"], true, "no agent runs there");
         fs::write(&path, file::path_to_bytes(&other)).unwrap();
-        let _lock = StateLock::acquire(&other, LockRole::Agent).unwrap();
+        let lock = StateLock::acquire(&other, LockRole::Agent).unwrap();
         assert_eq!(world.files.inspect()[0].data["restored"], false);
         assert_eq!(world.files.inspect(), []);
         assert_eq!(fs::read(&path).unwrap(), file::path_to_bytes(&other));
+        // The watch goes on.
+        fs::remove_file(&path).unwrap();
+        assert_eq!(world.files.inspect()[0].data["tampering"], "deleted");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "text");
+        fs::write(&path, file::path_to_bytes(&other)).unwrap();
+        assert_eq!(world.files.inspect()[0].data["restored"], false);
+        drop(lock);
+        assert_eq!(world.files.inspect()[0].data["restored"], true, "the other agent has ended");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "text");
     }
 }
