@@ -45,7 +45,10 @@ pub(super) fn prepare(
     let now = clock.now();
     let keys = match obtain(file, outbox.epoch_device(), device.take_request(), now) {
         Ok(obtained) => match assign(outbox, &obtained, now) {
-            Ok(()) => Ok(obtained.keys),
+            Ok(()) => {
+                device.set_owner(&obtained.keys.public());
+                Ok(obtained.keys)
+            }
             // The pipeline finds the damage too, and replaces the outbox.
             Err(error) if *outbox.watch_damage().borrow() => {
                 Err(DeviceUnavailable::permanent(causes(&error), now))
@@ -109,8 +112,15 @@ fn obtain(
 ) -> Result<Obtained, DeviceUnavailable> {
     let too_soon = owner.as_ref().and_then(|owner| not_before(owner.since, MIN_KEY_AGE, now));
     let reason = match (file.load(), requested) {
-        (Ok(_), Some(reason)) if too_soon.is_none() => reason,
-        (Ok(keys), _) => {
+        (Ok(_), Some(reason)) => {
+            // Without this the pipeline would start with the same key, and be stopped by the next
+            // request at once.
+            if let Some(until) = too_soon {
+                return Err(hold("a receiver found two agents with the device key", now, until));
+            }
+            reason
+        }
+        (Ok(keys), None) => {
             let is_owner = owner.as_ref().is_none_or(|owner| is_of_lineage(&keys, owner));
             if let (false, Some(until)) = (is_owner, too_soon) {
                 return Err(hold("the device key was replaced by another", now, until));
@@ -139,7 +149,7 @@ fn obtain(
 fn hold(what: &str, now: Timestamp, until: Timestamp) -> DeviceUnavailable {
     let reason = format!(
         "{what}, and the last key was made less than an hour ago: another one is made at {until}; \
-         find out what deletes or replaces `device.key`"
+         find out what deletes, replaces or copies `device.key`"
     );
     DeviceUnavailable::temporary(reason, now, until)
 }

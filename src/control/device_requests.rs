@@ -1,6 +1,6 @@
 //! Handles requests about the device's key.
 
-use siem_protocol::AgentEvent;
+use siem_protocol::{AgentEvent, agent_event::TrustState};
 
 use super::{
     device_status::DeviceStatus,
@@ -11,7 +11,10 @@ use super::{
 };
 use crate::{
     pipeline::outbox::EpochDevice,
-    siem::device::{RotateError, Rotated},
+    siem::{
+        device::{RotateError, Rotated},
+        stored_trust,
+    },
 };
 
 /// Handles one request, with the outbox that the device's key belongs to.
@@ -40,6 +43,7 @@ pub(super) fn handle(
 /// Replaces the key, and reports that with the change of the outbox.
 fn rotate(store: &Store) -> Result<Rotated, RequestError> {
     let device = &store.context.device;
+    refuse_if_revoked(store)?;
     if store.pipeline().is_some() {
         // A receiver without keys never confirms one.
         device.settle_rotation(&store.context.trust);
@@ -59,6 +63,22 @@ fn rotate(store: &Store) -> Result<Rotated, RequestError> {
     Ok(rotated)
 }
 
+/// Refuses to rotate a key that a receiver has revoked: the receiver would refuse its successor, too.
+fn refuse_if_revoked(store: &Store) -> Result<(), RequestError> {
+    let context = &store.context;
+    let stored = context.state_dir.as_deref().map(stored_trust).unwrap_or_default();
+    let mut known = context.trust.all().into_iter().chain(stored);
+    let Some(revoked) = known.find(|trust| trust.state == TrustState::Revoked) else {
+        return Ok(());
+    };
+    Err(RequestError::invalid(format!(
+        "the receiver at {} has revoked the key, and refuses every key that replaces it by a \
+         rotation: delete `device.key` in the state directory and restart the agent, which makes \
+         another key in a new epoch",
+        revoked.endpoint
+    )))
+}
+
 fn report(store: &Store, rotated: &Rotated) -> Result<(), RequestError> {
     let owner = store.outbox.epoch_device();
     // The next start decides about an epoch that does not belong to the key.
@@ -71,5 +91,7 @@ fn report(store: &Store, rotated: &Rotated) -> Result<(), RequestError> {
     let device = EpochDevice { key: rotated.keys.public(), since: owner.since };
     store.change_with_event(event.into(), move |outbox, group| {
         outbox.assign_epoch_with(device, group)
-    })
+    })?;
+    store.context.device.set_owner(&rotated.keys.public());
+    Ok(())
 }

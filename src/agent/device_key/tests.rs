@@ -1,7 +1,7 @@
 use std::{fs, io, path::Path};
 
 use super::*;
-use crate::{pipeline::outbox::SinkRegistration, siem::device::Replacement};
+use crate::{pipeline::outbox::SinkRegistration, platform::secure_file, siem::device::Replacement};
 
 const HOUR: u64 = 3_600_000;
 const NOW: u64 = 1_795_291_200_000;
@@ -188,6 +188,33 @@ fn requested_key_starts_an_epoch() {
     assert_eq!(second.created().last().unwrap().0, DeviceKeyReason::Cloned);
     let third = home.start_with(&first.device);
     assert_eq!(third.epoch, second.epoch, "the request was carried out once");
+}
+
+/// The key is old, but the epoch belongs to it since a moment ago, as after its file was restored.
+#[test]
+fn request_within_an_hour_of_the_last_key_is_held() {
+    let home = Home::new();
+    let first = home.start();
+    let backup = fs::read(home.file().path()).unwrap();
+    fs::remove_file(home.file().path()).unwrap();
+    home.start();
+    let home = Home { now: NOW + HOUR, ..home };
+    secure_file::replace(home.file().path(), &backup).unwrap();
+    let restored = home.start();
+    assert_eq!((restored.key(), restored.owner), (first.key(), Some(first.key())));
+
+    let home = Home { now: NOW + HOUR + 1, ..home };
+    let requested = restored.device.replace(DeviceKeyReason::Cloned, Timestamp(home.now));
+    assert_eq!(requested, Replacement::Requested);
+    let held = home.start_with(&restored.device);
+    let unavailable = held.device.keys().unwrap_err();
+    assert_eq!(unavailable.until, Some(Timestamp(NOW + 2 * HOUR)));
+    assert_eq!(held.epoch, restored.epoch);
+    let again = held.device.replace(DeviceKeyReason::Cloned, Timestamp(home.now));
+    assert_eq!(again, Replacement::Requested);
+    let home = Home { now: NOW + 2 * HOUR, ..home };
+    let third = home.start_with(&held.device);
+    assert_ne!((third.key(), third.epoch), (first.key(), restored.epoch));
 }
 
 #[test]

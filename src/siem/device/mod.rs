@@ -40,6 +40,10 @@ struct Shared {
     /// `None` in a dry run, which signs nothing.
     file: Option<KeyFile>,
     keys: Mutex<Result<StoredKeys, DeviceUnavailable>>,
+    /// Held while the file is written, which takes long, so that no other change comes between.
+    writes: Mutex<()>,
+    /// Public key that the epoch of the outbox belongs to, as stored.
+    owner: Mutex<Option<String>>,
     requested: watch::Sender<Option<DeviceKeyReason>>,
 }
 
@@ -145,7 +149,14 @@ impl Device {
 
     fn with(file: Option<KeyFile>, instance: String, reason: &str) -> Self {
         let keys = Mutex::new(Err(DeviceUnavailable::permanent(reason, Timestamp(0))));
-        Self(Arc::new(Shared { instance, file, keys, requested: watch::Sender::default() }))
+        Self(Arc::new(Shared {
+            instance,
+            file,
+            keys,
+            writes: Mutex::default(),
+            owner: Mutex::default(),
+            requested: watch::Sender::default(),
+        }))
     }
 
     /// Returns the random name of this run.
@@ -194,6 +205,11 @@ impl Device {
         *self.lock() = keys;
     }
 
+    /// Notes the public key that the epoch of the outbox belongs to by now.
+    pub fn set_owner(&self, key: &str) {
+        *self.0.owner.lock().unwrap_or_else(PoisonError::into_inner) = Some(key.to_owned());
+    }
+
     /// Requests another key, because the receiver said that one is needed. The agent stops delivery,
     /// makes the key, renumbers the outbox and starts delivery again; until then the caller holds
     /// delivery.
@@ -226,8 +242,8 @@ impl Device {
     /// # Errors
     /// [`RotateError`]: the key in force stays.
     pub fn rotate(&self, now: Timestamp) -> Result<Rotated, RotateError> {
-        let mut in_force = self.lock();
-        let keys = in_force.clone()?;
+        let _order = self.0.writes.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = self.stored_keys()?;
         let Some(file) = &self.0.file else {
             return Err(DeviceUnavailable::permanent(DRY_RUN, now).into());
         };
@@ -235,19 +251,20 @@ impl Device {
             return Err(RotateError::Unconfirmed);
         }
         let rotated = file.rotate(&keys, now)?;
-        *in_force = Ok(rotated.clone());
+        self.put_in_force(&keys, rotated.clone());
         Ok(Rotated { previous: keys.public(), keys: rotated })
     }
 
     /// Drops the key before a rotation if each receiver that enrolls devices has enrolled the key in
-    /// force. Does nothing while a receiver has not answered.
+    /// force, and the outbox's epoch belongs to it: otherwise the next start would take the key for
+    /// another one. Does nothing while a receiver has not answered. May block on the file.
     pub fn settle_rotation(&self, trust: &TrustStates) {
-        let mut in_force = self.lock();
-        let (Ok(keys), Some(file)) = (in_force.clone(), &self.0.file) else { return };
-        if keys.previous.is_none() {
+        let _order = self.0.writes.lock().unwrap_or_else(PoisonError::into_inner);
+        let (Ok(keys), Some(file)) = (self.stored_keys(), &self.0.file) else { return };
+        let current = keys.public();
+        if keys.previous.is_none() || !self.is_owner(&current) {
             return;
         }
-        let current = keys.public();
         let is_settled = trust.entries().iter().all(|entry| {
             let trust = entry.get();
             trust.is_some_and(|it| {
@@ -258,12 +275,24 @@ impl Device {
             return;
         }
         match file.drop_previous(&keys) {
-            Ok(keys) => *in_force = Ok(keys),
+            Ok(settled) => self.put_in_force(&keys, settled),
             Err(error) => tracing::warn!(
                 code = "device_key_write_failed",
                 cause = causes(&error),
                 "cannot remove the key before the rotation from the key file"
             ),
+        }
+    }
+
+    fn is_owner(&self, key: &str) -> bool {
+        self.0.owner.lock().unwrap_or_else(PoisonError::into_inner).as_deref() == Some(key)
+    }
+
+    /// Puts keys in force that were written in place of `before`, unless others are by now.
+    fn put_in_force(&self, before: &StoredKeys, keys: StoredKeys) {
+        let mut in_force = self.lock();
+        if in_force.as_ref().is_ok_and(|found| found.public() == before.public()) {
+            *in_force = Ok(keys);
         }
     }
 
@@ -362,6 +391,7 @@ mod tests {
         let current = rotated.keys.public();
         let previous = || device.keys().unwrap().previous.map(|key| key.key().to_string());
         assert!(matches!(device.rotate(NOW), Err(RotateError::Unconfirmed)));
+        device.set_owner(&current);
 
         let states = TrustStates::default();
         let (one, two) = (states.entry("https://a/"), states.entry("https://b/"));
@@ -376,6 +406,46 @@ mod tests {
         assert_eq!(previous(), None, "a receiver without keys enrolls no device");
         assert_eq!(device.stored_keys().unwrap().public(), current);
         device.rotate(NOW).unwrap();
+    }
+
+    /// The outbox could not be written after the rotation: the next start needs the key before.
+    #[test]
+    fn rotation_waits_for_the_outbox() {
+        let dir = tempfile::tempdir().unwrap();
+        let device = device(&dir, DeviceKeyReason::First);
+        let first = device.stored_keys().unwrap().public();
+        device.set_owner(&first);
+        let current = device.rotate(NOW).unwrap().keys.public();
+        let states = TrustStates::default();
+        let entry = states.entry("https://a/");
+        entry.set(trust(&["k"], Some(current.clone())));
+        device.settle_rotation(&states);
+        let stored = || device.file().unwrap().load().unwrap().previous_public();
+        assert_eq!(stored(), Some(first));
+        device.set_owner(&current);
+        device.settle_rotation(&states);
+        assert_eq!(stored(), None);
+    }
+
+    /// Batches are sealed meanwhile.
+    #[test]
+    fn keys_can_be_read_while_the_file_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = KeyFile::new(dir.path(), "m");
+        let keys = file.create(DeviceKeyReason::First, NOW).unwrap();
+        let read = Arc::new(Mutex::new(None::<Device>));
+        let shared = Arc::clone(&read);
+        let reading = file.with_replace(move |path, bytes| {
+            let device = shared.lock().unwrap().take().unwrap();
+            assert!(device.keys().is_ok());
+            crate::platform::secure_file::replace(path, bytes)
+        });
+        let device = Device::new(reading, "i".to_owned());
+        device.set(Ok(keys.clone()));
+        *read.lock().unwrap() = Some(device.clone());
+        let rotated = device.rotate(NOW).unwrap();
+        assert_eq!(rotated.previous, keys.public());
+        assert_eq!(device.stored_keys().unwrap().public(), rotated.keys.public());
     }
 
     #[test]

@@ -760,7 +760,8 @@ async fn rotated_device_key_enrolls_with_both_keys() {
     let (mut sink, batch) = (agent.sink(&server, ""), agent.batch(0, 1, None));
     assert_eq!(sink.deliver(&batch).await, Delivery::Acknowledged);
     let before = agent.context.device.keys().unwrap().current.key().clone();
-    agent.context.device.rotate(NOW).unwrap();
+    let rotated = agent.context.device.rotate(NOW).unwrap();
+    agent.context.device.set_owner(&rotated.keys.public());
     server.state().refuses_enrollment = Some(403);
     assert_eq!(sink.deliver(&batch).await, Delivery::Acknowledged);
     let seal = server.state().headers[1].seal.clone().unwrap();
