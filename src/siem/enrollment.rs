@@ -26,7 +26,7 @@ use super::{
 };
 use crate::{
     config::Secret,
-    platform::{Clock, Timestamp},
+    platform::Clock,
     text::{causes, summary},
 };
 
@@ -65,12 +65,35 @@ pub struct Enrollment {
     entry: TrustEntry,
     /// `None` before the first batch.
     pins: Option<Pins>,
-    /// Key of the last complete enrollment, and its time since the start.
-    asked: Option<(VerifierKey, Duration)>,
+    /// Pins as they are in the file; `None` if they are not.
+    stored: Option<Pins>,
+    /// `None` before the first request.
+    asked: Option<Asked>,
     /// True if the receiver asks for an enrollment, or signs with a key that is not known.
     is_requested: bool,
-    /// State after the last enrollment, to which a valid receipt returns.
-    enrolled_state: Option<TrustState>,
+    /// True if the receiver has refused a batch of this device while the device waits for approval.
+    is_refused: bool,
+}
+
+/// Last requests to the receiver.
+#[derive(Clone, Debug)]
+struct Asked {
+    /// Key of the device.
+    device: VerifierKey,
+    /// Time since the start.
+    at: Duration,
+    /// True if the receiver has answered an enrollment with this key.
+    is_enrolled: bool,
+}
+
+/// Requests that are due before the next batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    Nothing,
+    /// The list of keys: the receiver may have announced or replaced one.
+    Keys,
+    /// The list of keys and an enrollment.
+    Enrollment,
 }
 
 /// Receiver whose keys are pinned.
@@ -115,8 +138,8 @@ impl Enrollment {
     #[must_use]
     pub fn new(settings: EnrollmentSettings) -> Self {
         let entry = settings.states.entry(settings.connection.base());
-        let (pins, asked, enrolled_state) = (None, None, None);
-        Self { settings, entry, pins, asked, is_requested: false, enrolled_state }
+        let (pins, stored, asked) = (None, None, None);
+        Self { settings, entry, pins, stored, asked, is_requested: false, is_refused: false }
     }
 
     /// Asks the receiver for its keys and enrolls the device, if that is due.
@@ -129,15 +152,31 @@ impl Enrollment {
             return Ok(());
         }
         let keys = self.device_keys()?;
-        if self.is_due(keys.current.key()) {
-            self.ask(&keys).await?;
+        match self.due(keys.current.key()) {
+            Due::Nothing => {}
+            due => self.ask(&keys, due).await?,
+        }
+        if self.must_store() {
+            self.save().await?;
         }
         let trust = &self.pins().trust;
         let problem = || trust.problem.clone().unwrap_or_default();
         match trust.state {
-            TrustState::Pending => Err(NotReady::hold(problem())),
+            // The first batch may confirm the key: it continues what the receiver holds.
+            TrustState::Pending if self.is_refused => Err(NotReady::hold(problem())),
             TrustState::Revoked if self.pins().is_stopped => Err(NotReady::hold(problem())),
             _ => Ok(()),
+        }
+    }
+
+    /// Stores what the response to a batch has changed. If that fails for the keys of the receiver,
+    /// the next batch is not sent.
+    pub async fn finish(&mut self) {
+        if self.settings.device.file().is_some()
+            && self.pins != self.stored
+            && let Err(NotReady { delivery: Delivery::Hold { reason, .. }, .. }) = self.save().await
+        {
+            warn!(code = "trust_write_failed", cause = reason, "cannot store the receiver's state");
         }
     }
 
@@ -192,8 +231,10 @@ impl Enrollment {
 
     /// Reports that a response was valid: an earlier problem is solved.
     pub fn trusted(&mut self) {
-        let Some(state) = self.enrolled_state else { return };
-        if self.pins().trust.state == TrustState::ReceiptUntrusted {
+        let pins = self.pins();
+        if pins.trust.state == TrustState::ReceiptUntrusted
+            && let Some(state) = pins.enrolled_state
+        {
             self.set_state(state, None);
         }
     }
@@ -222,6 +263,10 @@ impl Enrollment {
                 reason
             }
             DeviceVerdict::Cloned => self.replace_key(&detail),
+            DeviceVerdict::NotEnrolled if self.pins().trust.state == TrustState::Pending => {
+                self.is_refused = true;
+                self.pins().trust.problem.clone().unwrap_or_default()
+            }
             DeviceVerdict::NotEnrolled => {
                 self.is_requested = true;
                 let reason =
@@ -266,6 +311,7 @@ impl Enrollment {
             None => Ok(None),
         };
         let stored = stored.map_err(|error| NotReady::hold(error.to_string()))?;
+        self.stored.clone_from(&stored);
         let pins = stored.unwrap_or_else(|| Pins::new(sink, endpoint));
         let pins = pins.with_configured(&self.settings.receiver_keys);
         // Known before the receiver answers, and also when it never does.
@@ -284,27 +330,74 @@ impl Enrollment {
         self.pins.as_ref().expect("pins are loaded before they are used")
     }
 
-    /// Returns true if keys and state must be requested before the next batch.
-    fn is_due(&self, current: &VerifierKey) -> bool {
-        let Some((asked_for, at)) = &self.asked else { return true };
-        let age = self.settings.clock.uptime().saturating_sub(*at);
-        if asked_for != current || self.is_requested && age >= MIN_ENROLL_INTERVAL {
-            return true;
+    /// Returns the requests that are due before the next batch.
+    fn due(&self, current: &VerifierKey) -> Due {
+        let Some(asked) = self.asked.as_ref().filter(|asked| asked.device == *current) else {
+            return Due::Enrollment;
+        };
+        let age = self.settings.clock.uptime().saturating_sub(asked.at);
+        let is_confirmed = self.pins().trust.state == TrustState::Confirmed && asked.is_enrolled;
+        match age >= self.settings.poll_interval {
+            _ if self.is_requested && age >= MIN_ENROLL_INTERVAL => Due::Enrollment,
+            true if is_confirmed => Due::Keys,
+            true => Due::Enrollment,
+            false => Due::Nothing,
         }
-        self.pins().trust.state != TrustState::Confirmed && age >= self.settings.poll_interval
     }
 
-    async fn ask(&mut self, keys: &DeviceKeys) -> Result<(), NotReady> {
+    /// Makes the requests that are due. A device that the receiver knows already sends its batches
+    /// also while the receiver cannot answer them.
+    async fn ask(&mut self, keys: &DeviceKeys, due: Due) -> Result<(), NotReady> {
+        let was_enrolled = self.asked.take().is_some_and(|asked| asked.is_enrolled);
+        let is_answered = match self.request_due(keys, due).await {
+            Ok(()) => true,
+            Err(NotReady { delivery: Delivery::Retry { reason, .. }, .. })
+                if self.is_known(keys) =>
+            {
+                let sink = &self.pins().sink;
+                warn!(code = "enrollment_postponed", sink, reason, "cannot enroll the device now");
+                false
+            }
+            Err(error) => return Err(error),
+        };
+        let is_enrolled = if due == Due::Enrollment { is_answered } else { was_enrolled };
+        let (device, at) = (keys.current.key().clone(), self.settings.clock.uptime());
+        self.asked = Some(Asked { device, at, is_enrolled });
+        self.is_requested &= !is_enrolled || due == Due::Keys;
+        self.settle_rotation().await;
+        Ok(())
+    }
+
+    async fn request_due(&mut self, keys: &DeviceKeys, due: Due) -> Result<(), NotReady> {
         let answer = self.settings.connection.keys(self.settings.timeout).await?;
-        if self.learn_keys(&answer)? {
+        let has_keys = self.learn_keys(&answer)?;
+        if self.must_store() {
+            self.save().await?;
+        }
+        if has_keys && due == Due::Enrollment {
             self.enroll(keys).await?;
         }
-        let current = keys.current.key().clone();
-        self.asked = Some((current, self.settings.clock.uptime()));
-        self.is_requested = false;
-        self.enrolled_state = Some(self.pins().trust.state);
-        self.settings.device.settle_rotation(&self.settings.states);
         Ok(())
+    }
+
+    /// Returns true if the receiver has enrolled a key of this device.
+    fn is_known(&self, keys: &DeviceKeys) -> bool {
+        let pins = self.pins();
+        let known = [Some(&keys.current), keys.previous.as_ref()];
+        !pins.keys.is_empty()
+            && known
+                .into_iter()
+                .flatten()
+                .any(|key| pins.trust.device_key == Some(key.key().to_string()))
+    }
+
+    /// Removes the key before a rotation, if every receiver has enrolled the new one.
+    async fn settle_rotation(&self) {
+        let (device, states) = (self.settings.device.clone(), self.settings.states.clone());
+        let settled = tokio::task::spawn_blocking(move || device.settle_rotation(&states));
+        if let Err(error) = settled.await {
+            warn!(code = "device_key_write_failed", %error, "cannot remove the key before a rotation");
+        }
     }
 
     /// Pins the keys in the response to `GET /keys`. Returns false if the receiver has none.
@@ -326,7 +419,7 @@ impl Enrollment {
             info!(code = "receiver_keys_pinned", sink, keys, "pinned the receiver's keys");
             let mut pins = self.pins().clone();
             pins.replace_keys(&learned.receiver, learned.keys, learned.is_recovery);
-            self.store(pins)?;
+            self.put(pins);
         }
         Ok(true)
     }
@@ -346,7 +439,7 @@ impl Enrollment {
             ))),
             _ if is_pinned => Err(self.untrusted(status, UntrustedAnswer::Unsigned)),
             _ => {
-                self.set_state(TrustState::Shared, None);
+                self.set_enrolled(TrustState::Shared, None);
                 Ok(false)
             }
         }
@@ -416,9 +509,11 @@ impl Enrollment {
         let mut pins = self.pins().clone();
         pins.trust.level = Some(device.level.as_str().to_owned());
         pins.trust.device_key = Some(current.to_string());
-        (pins.trust.state, pins.trust.problem) = (state, problem);
         pins.is_stopped &= device.state == DeviceState::Revoked;
-        self.store(pins)
+        self.is_refused &= device.state == DeviceState::Pending;
+        self.put(pins);
+        self.set_enrolled(state, problem);
+        Ok(())
     }
 
     fn check_device(
@@ -443,7 +538,7 @@ impl Enrollment {
         let is_known = pins.trust.device_key == Some(current.to_string());
         if !is_known {
             let reason = format!("the receiver refused the enrollment with {status}{ENROLL}");
-            self.set_state(TrustState::NotEnrolled, Some(reason));
+            self.set_enrolled(TrustState::NotEnrolled, Some(reason));
         }
     }
 
@@ -461,34 +556,47 @@ impl Enrollment {
         Arc::clone(previous.unwrap_or(&keys.current))
     }
 
+    /// Sets the state that an enrollment has.
+    fn set_enrolled(&mut self, state: TrustState, problem: Option<String>) {
+        self.change(|pins| pins.enrolled_state = Some(state));
+        self.set_state(state, problem);
+    }
+
     fn set_state(&mut self, state: TrustState, problem: Option<String>) {
         self.change(|pins| (pins.trust.state, pins.trust.problem) = (state, problem));
     }
 
-    /// Changes what is known, except for keys. If it cannot be stored, it is known until the next
-    /// start.
     fn change(&mut self, change: impl FnOnce(&mut Pins)) {
         let Some(mut pins) = self.pins.clone() else { return };
         change(&mut pins);
-        if let Err(NotReady { delivery: Delivery::Hold { reason, .. }, .. }) = self.store(pins) {
-            warn!(code = "trust_write_failed", cause = reason, "cannot store the receiver's state");
-        }
+        self.put(pins);
     }
 
-    /// Stores and publishes what is known, if it has changed.
-    fn store(&mut self, mut pins: Pins) -> Result<(), NotReady> {
-        let now: Timestamp = self.settings.clock.now();
-        let is_changed = pins.asked_at.is_none() || self.pins.as_ref() != Some(&pins);
-        let stored = match &self.settings.state_dir {
-            Some(dir) if is_changed => {
-                pins.asked_at = Some(now.to_string());
-                pins.save(dir)
-            }
-            _ => Ok(()),
-        };
+    /// Publishes what is known. [`save`](Self::save) stores it.
+    fn put(&mut self, mut pins: Pins) {
+        if self.pins.as_ref() != Some(&pins) {
+            pins.asked_at = Some(self.settings.clock.now().to_string());
+        }
         self.entry.set(pins.trust.clone());
         self.pins = Some(pins);
-        stored.map_err(|error| NotReady::hold(error.to_string()))
+    }
+
+    /// Returns true if nothing may rely on the pins before they are stored.
+    fn must_store(&self) -> bool {
+        self.pins().binds_more_than(self.stored.as_ref())
+    }
+
+    /// Stores what is known.
+    async fn save(&mut self) -> Result<(), NotReady> {
+        let pins = self.pins().clone();
+        if let Some(dir) = self.settings.state_dir.clone() {
+            let pins = pins.clone();
+            let saved = tokio::task::spawn_blocking(move || pins.save(&dir)).await;
+            let saved = saved.map_err(|error| NotReady::hold(error.to_string()))?;
+            saved.map_err(|error| NotReady::hold(error.to_string()))?;
+        }
+        self.stored = Some(pins);
+        Ok(())
     }
 }
 

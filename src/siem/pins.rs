@@ -4,7 +4,7 @@
 //! cannot be read holds delivery, and why the file is replaced atomically.
 
 use std::{
-    fs, io,
+    io::{self, Read as _},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
 };
@@ -15,7 +15,7 @@ use siem_protocol::{
     note::VerifierKey,
 };
 
-use crate::platform::secure_file;
+use crate::platform::{file, secure_file};
 
 /// File in the state directory.
 const FILE: &str = "trust.json";
@@ -38,12 +38,16 @@ pub struct Pins {
     /// Configured keys from which `keys` were learned; empty if they were pinned at first use.
     #[serde(default)]
     pub configured: Vec<VerifierKey>,
-    /// Keys that were current before. A list that names one of them is an old one.
+    /// Keys that were replaced. A list that names one of them is an old one, and none of them vouches
+    /// for a list.
     #[serde(default)]
     pub retired: Vec<VerifierKey>,
     /// True after a signed verdict that the device is revoked: nothing is sent.
     #[serde(default)]
     pub is_stopped: bool,
+    /// State in the last statement about the device, to which a valid response returns.
+    #[serde(default)]
+    pub enrolled_state: Option<TrustState>,
     /// Time of the last enrollment, RFC 3339.
     #[serde(default)]
     pub asked_at: Option<String>,
@@ -108,6 +112,7 @@ impl Pins {
             configured: Vec::new(),
             retired: Vec::new(),
             is_stopped: false,
+            enrolled_state: None,
             asked_at: None,
             trust,
         }
@@ -120,9 +125,10 @@ impl Pins {
         if let Some(first) = configured.first()
             && self.configured != configured
         {
+            let before = std::mem::replace(&mut self.keys, configured.to_vec());
+            self.retire(before);
+            self.retired.retain(|key| !configured.contains(key));
             self.receiver = Some(first.name().to_owned());
-            self.keys = configured.to_vec();
-            self.retired.clear();
             self.trust.device_key = None;
             self.is_stopped = false;
         }
@@ -131,19 +137,52 @@ impl Pins {
         self
     }
 
-    /// Replaces the pinned keys by those of a list that was verified. After a recovery by the
-    /// organisation, keys that were retired may return.
+    /// Replaces the pinned keys by those of a list that was verified.
+    ///
+    /// A recovery by the organisation retires every earlier key that the list does not name,
+    /// configured ones included. Only if its current key is pinned already, as in a recorded recovery
+    /// that is sent again, does an announced key stay valid.
     pub fn replace_keys(&mut self, receiver: &str, keys: Vec<VerifierKey>, is_recovery: bool) {
+        let is_pinned = keys.first().is_some_and(|current| self.keys.contains(current));
+        let before = std::mem::replace(&mut self.keys, keys);
+        let current = before.first().cloned();
         if is_recovery {
-            self.retired.clear();
-        } else if let Some(current) = self.keys.first()
-            && !keys.contains(current)
-        {
-            self.retired.push(current.clone());
+            let configured = self.configured.iter().filter(|key| !before.contains(key)).cloned();
+            self.retire(configured.collect());
+        }
+        if is_recovery && !is_pinned {
+            self.retire(before);
+        } else {
+            self.retire(current.into_iter().collect());
         }
         self.receiver = Some(receiver.to_owned());
-        self.keys = keys;
         self.publish_keys();
+    }
+
+    /// Notes that keys were replaced, except for those in force.
+    fn retire(&mut self, keys: Vec<VerifierKey>) {
+        for key in keys {
+            if !self.keys.contains(&key) && !self.retired.contains(&key) {
+                self.retired.push(key);
+            }
+        }
+    }
+
+    /// Returns the keys that vouch for a list of keys: those in force and the configured ones, except
+    /// for those that were replaced.
+    #[must_use]
+    pub fn vouching(&self) -> Vec<VerifierKey> {
+        let configured = self.configured.iter().filter(|key| !self.keys.contains(key));
+        let all = self.keys.iter().chain(configured);
+        all.filter(|key| !self.retired.contains(key)).cloned().collect()
+    }
+
+    /// Returns true if a power cut must not lose what these pins know and `stored` does not.
+    #[must_use]
+    pub fn binds_more_than(&self, stored: Option<&Self>) -> bool {
+        let Some(stored) = stored else { return !self.keys.is_empty() };
+        (&self.keys, &self.retired, &self.configured, self.is_stopped)
+            != (&stored.keys, &stored.retired, &stored.configured, stored.is_stopped)
     }
 
     fn publish_keys(&mut self) {
@@ -190,28 +229,33 @@ pub fn stored_trust(state_dir: &Path) -> Vec<ReceiverTrust> {
 
 fn read(state_dir: &Path) -> Result<TrustFile, PinsError> {
     let path = state_dir.join(FILE);
-    let damaged = |path, reason| PinsError::Damaged { path, reason };
-    match fs::metadata(&path) {
+    let damaged = |reason: String| PinsError::Damaged { path: path.clone(), reason };
+    let failed = |source| PinsError::Io { path: path.clone(), source };
+    let file = match file::open_regular(&path) {
+        Ok(Some((file, _))) => file,
+        Ok(None) => return Err(damaged("it is no regular file".to_owned())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(TrustFile::default()),
-        Err(source) => return Err(PinsError::Io { path, source }),
-        Ok(metadata) if metadata.len() > MAX_BYTES => {
-            return Err(damaged(path, "it is too large".to_owned()));
-        }
-        Ok(_) => {}
-    }
-    let bytes = match fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(source) => return Err(PinsError::Io { path, source }),
+        Err(error) => return Err(failed(error)),
     };
+    if !secure_file::has_trusted_owner(&file).map_err(failed)? {
+        return Err(damaged("it belongs to another user".to_owned()));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(damaged("it is too large".to_owned()));
+    }
     match serde_json::from_slice::<TrustFile>(&bytes) {
         Ok(file) if file.version == 1 => Ok(file),
-        Ok(file) => Err(damaged(path, format!("version {} is unknown", file.version))),
-        Err(error) => Err(damaged(path, error.to_string())),
+        Ok(file) => Err(damaged(format!("version {} is unknown", file.version))),
+        Err(error) => Err(damaged(error.to_string())),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use siem_protocol::note::{NoteSigner as _, SigningKey};
 
     use super::*;
@@ -265,6 +309,59 @@ mod tests {
         let pins = pins.with_configured(&[key(2)]);
         assert_eq!(pins.keys, [key(3)]);
         assert_eq!(pins.with_configured(&[key(4)]).keys, [key(4)]);
+    }
+
+    #[test]
+    fn recovery_retires_pinned_and_configured_keys() {
+        let mut pins = Pins::new("siem", "https://a/").with_configured(&[key(1)]);
+        pins.replace_keys("siem.test", vec![key(2), key(3)], false);
+        assert_eq!(pins.vouching(), [key(2), key(3)], "the configured key was replaced");
+        pins.replace_keys("siem.test", vec![key(4)], true);
+        assert_eq!(pins.vouching(), [key(4)]);
+        let pins = pins.with_configured(&[key(1)]);
+        assert_eq!((pins.vouching(), pins.retired.len()), (vec![key(4)], 3));
+        // Another configuration is the administrator's decision.
+        assert_eq!(pins.with_configured(&[key(1), key(5)]).vouching(), [key(1), key(5)]);
+    }
+
+    #[test]
+    fn repeated_recovery_keeps_the_announced_key_valid() {
+        let mut pins = Pins::new("siem", "https://a/");
+        pins.replace_keys("siem.test", vec![key(1), key(2)], false);
+        pins.replace_keys("siem.test", vec![key(1)], true);
+        assert_eq!(pins.retired, []);
+        pins.replace_keys("siem.test", vec![key(2)], false);
+        assert_eq!(pins.retired, [key(1)]);
+    }
+
+    #[test]
+    fn keys_and_stops_must_be_stored_but_states_need_not() {
+        let mut pins = Pins::new("siem", "https://a/");
+        assert!(!pins.binds_more_than(None));
+        let stored = pins.clone();
+        pins.trust.state = TrustState::Confirmed;
+        assert!(!pins.binds_more_than(Some(&stored)));
+        pins.is_stopped = true;
+        assert!(pins.binds_more_than(Some(&stored)));
+        pins.is_stopped = false;
+        pins.replace_keys("siem.test", vec![key(1)], false);
+        assert!(pins.binds_more_than(Some(&stored)) && pins.binds_more_than(None));
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn pipe_or_symlink_in_place_of_the_file_is_an_error() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE);
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        let error = Pins::load(dir.path(), "siem", "https://a/").unwrap_err();
+        assert!(error.to_string().contains("no regular file"), "{error}");
+        fs::remove_file(&path).unwrap();
+        let elsewhere = dir.path().join("elsewhere");
+        fs::write(&elsewhere, "{\"version\":1,\"receivers\":[]}").unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &path).unwrap();
+        Pins::load(dir.path(), "siem", "https://a/").unwrap_err();
     }
 
     #[test]

@@ -23,8 +23,8 @@ pub(super) struct LearnedKeys {
 }
 
 /// Checks a list of keys. Without pinned keys the first list counts. Afterwards it must be signed by
-/// a pinned or configured key, or by the organisation, and name the same receiver; and unless the
-/// organisation has signed it, it must not name a key that an earlier list replaced.
+/// a pinned or configured key that was not replaced, or by the organisation, and name the same
+/// receiver; and it must not name a key that was replaced, since it is a recorded one then.
 ///
 /// # Errors
 /// What is wrong with the list.
@@ -45,7 +45,7 @@ pub(super) fn check(
     let keys = list.keys();
     let is_named = keys.iter().all(|key| key.name() == list.receiver);
     let is_pinned_receiver = pins.receiver.as_ref().is_none_or(|name| *name == list.receiver);
-    let is_old = !is_recovery && keys.iter().any(|key| pins.retired.contains(key));
+    let is_old = keys.iter().any(|key| pins.retired.contains(key));
     if !is_named || !is_pinned_receiver || is_old {
         return Err(UntrustedAnswer::OtherSubject);
     }
@@ -59,7 +59,5 @@ fn open_list(note: &str, pins: &Pins) -> Result<KeyList, UntrustedAnswer> {
         let list = KeyList::parse(text.unverified_text()).map_err(|error| untrusted(&error))?;
         return open(note, &[list.current]);
     }
-    let mut known = pins.keys.clone();
-    known.extend(pins.configured.iter().filter(|key| !pins.keys.contains(key)).cloned());
-    open(note, &known)
+    open(note, &pins.vouching())
 }

@@ -93,6 +93,18 @@ fn configured_key_vouches_for_a_list() {
 }
 
 #[test]
+fn configured_key_that_was_replaced_vouches_for_nothing() {
+    let mut pins = Pins::new("siem", "https://siem.test/").with_configured(&[public(1)]);
+    pins.replace_keys(NAME, vec![public(2)], false);
+    assert_eq!(learned(&list(9, None, &[9, 1]), &pins), Err(UntrustedAnswer::WrongKey));
+    let mut pins = Pins::new("siem", "https://siem.test/").with_configured(&[public(1)]);
+    pins.replace_keys(NAME, vec![public(3)], true);
+    let pins = pins.with_configured(&[public(1)]);
+    assert_eq!(learned(&list(9, None, &[9, 1]), &pins), Err(UntrustedAnswer::WrongKey));
+    assert_eq!(learned(&list(4, None, &[4, 3]), &pins), Ok(vec![public(4)]));
+}
+
+#[test]
 fn organisation_replaces_a_lost_key() {
     let organisation = minisign::Minisign::new(7);
     let keys: Vec<OrganisationKey> = vec![organisation.public().parse().unwrap()];
@@ -103,14 +115,20 @@ fn organisation_replaces_a_lost_key() {
     };
     let mut pins = pinned(&[1]);
     pins.replace_keys(NAME, vec![public(2)], false);
-    for lost in [3, 1] {
-        let mut answer = list(lost, None, &[lost]);
+    let recovery = |seed| {
+        let mut answer = list(seed, None, &[seed]);
         recover(&mut answer, &organisation);
-        let learned = check(&answer, &pins, &keys).unwrap();
-        assert_eq!((learned.keys, learned.is_recovery), (vec![public(lost)], true));
-        check(&answer, &pins, &[]).unwrap_err();
-    }
-    let mut forged = list(3, None, &[3]);
+        answer
+    };
+    let learned = check(&recovery(3), &pins, &keys).unwrap();
+    assert_eq!((learned.keys, learned.is_recovery), (vec![public(3)], true));
+    check(&recovery(3), &pins, &[]).unwrap_err();
+    // A key that was replaced does not return, however the list is signed.
+    assert_eq!(check(&recovery(1), &pins, &keys), Err(UntrustedAnswer::OtherSubject));
+    pins.replace_keys(NAME, vec![public(3)], true);
+    pins.replace_keys(NAME, vec![public(4)], true);
+    assert_eq!(check(&recovery(3), &pins, &keys), Err(UntrustedAnswer::OtherSubject));
+    let mut forged = list(5, None, &[5]);
     recover(&mut forged, &minisign::Minisign::new(8));
     assert_eq!(check(&forged, &pins, &keys), Err(UntrustedAnswer::WrongKey));
 }

@@ -13,7 +13,7 @@ use ai_agent_stage::{Acknowledged, BuildError, Context};
 use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use siem_protocol::{BatchHeader, ChainPoint, Encoding, Problem, note::VerifierKey};
+use siem_protocol::{BatchHeader, ChainPoint, Digest, Encoding, Problem, note::VerifierKey};
 use siem_sinks::http::{Answer, NoAnswer};
 
 use super::{
@@ -160,7 +160,11 @@ impl Sink for HttpSiem {
             if let Some(stored) = stored {
                 drop(stored.take_findings());
             }
-            let delivery = match self.exchange(batch).await {
+            let exchanged = self.exchange(batch).await;
+            if let Some(enrollment) = &mut self.enrollment {
+                enrollment.finish().await;
+            }
+            let delivery = match exchanged {
                 Ok(delivery) => delivery,
                 Err(NotReady { delivery, untrusted }) => {
                     if let Some(stored) = stored {
@@ -258,11 +262,20 @@ impl HttpSiem {
         };
         let mut belief = Belief::of(answer.status, &answer.body, &subject);
         let accepts_each = header.redelivery && accepts_each(&answer.body, &header.seqs);
-        if accepts_each
-            && matches!(belief, Belief::Stored { .. })
-            && let Err(problem) = receipts::check_redelivery(&answer.body, &subject)
-        {
-            belief = Belief::Untrusted(problem);
+        if header.redelivery && matches!(answer.status, 200..=299) {
+            let checked = receipts::check_redelivery(&answer.body, &subject);
+            match (checked, held(batch)) {
+                // There is no receipt about the beginning of an epoch.
+                (Ok(()), None) if accepts_each => {
+                    enrollment.trusted();
+                    return Ok(Delivery::Acknowledged);
+                }
+                (_, None) if !accepts_each => return Ok(unsigned),
+                (Err(problem), _) if accepts_each && matches!(belief, Belief::Stored { .. }) => {
+                    belief = Belief::Untrusted(problem);
+                }
+                _ => {}
+            }
         }
         Ok(match belief {
             Belief::Stored { receipt } => {
@@ -311,13 +324,19 @@ impl HttpSiem {
 }
 
 /// Returns the point that a batch is sealed at: its end, or for a redelivery the last point of the epoch
-/// that the receiver holds.
+/// that the receiver holds, or the beginning of the epoch if none is known, as of one that ended long
+/// ago.
 fn sealed_point(batch: &Batch) -> Option<ChainPoint> {
     let header = &batch.header;
     if header.redelivery {
-        return StoredFrames::of(batch)?.custody.held;
+        return Some(held(batch).unwrap_or(ChainPoint { seq: 0, hash: Digest::ZERO }));
     }
     Some(ChainPoint { seq: header.last_seq?, hash: header.chain?.after })
+}
+
+/// Returns the last point of the epoch of a redelivery that the receiver holds, if known.
+fn held(batch: &Batch) -> Option<ChainPoint> {
+    StoredFrames::of(batch)?.custody.held
 }
 
 /// Returns the result of a refusal that is not about the entries: it keeps them, whatever the status

@@ -17,7 +17,7 @@ use siem_protocol::{
     Problem, Receipt,
     agent_event::{DeviceKeyReason, TrustState},
     minisign::OrganisationKey,
-    names::problem,
+    names::{self, problem},
     note::{NoteSigner, SigningKey, VerifierKey},
     statement::{
         Device as DeviceStatement, DeviceState, Durability, Enroll, KeyList, Seal, Statement as _,
@@ -35,6 +35,7 @@ use crate::{
 
 #[path = "../../../../crates/siem-protocol/tests/support/minisign.rs"]
 mod minisign;
+mod trust_changes;
 
 const NAME: &str = "siem.test";
 const NOW: Timestamp = Timestamp(1_795_291_200_000);
@@ -54,6 +55,8 @@ enum Lie {
     None,
     /// A receipt without signature.
     Unsigned,
+    /// No statement about the body of a redelivery.
+    UnsignedVerdict,
     /// A receipt signed by another key with the same name.
     OtherKey,
     OtherMachine,
@@ -82,6 +85,8 @@ struct State {
     /// Organisation that signs the list, too.
     organisation: Option<u8>,
     device: Option<DeviceState>,
+    /// Status of refused requests for the keys.
+    refuses_keys: Option<u16>,
     /// Status of refused enrollments.
     refuses_enrollment: Option<u16>,
     lie: Lie,
@@ -169,6 +174,7 @@ fn serve(stream: TcpStream, state: &mut State) {
     state.paths.push(path.clone());
     state.tokens.push(token);
     let (status, answer) = match &*path {
+        "/keys" if state.refuses_keys.is_some() => (state.refuses_keys.unwrap(), String::new()),
         "/keys" => state.keys_answer().map_or((404, String::new()), |keys| (200, json(&keys))),
         "/enroll" => state.enroll(&body),
         "/ingest" => state.ingest(&body),
@@ -234,11 +240,22 @@ impl State {
                 let verdict = verdict(&header, status, kind, Digest::of(body), 1);
                 (status, refusal(status, kind, Some(verdict)))
             }
-            lie => (200, self.receipt(&header, seal.flatten().as_ref(), lie)),
+            lie => {
+                let stored = verdict(&header, 200, names::verdict::STORED, Digest::of(body), 1);
+                let stored = (header.redelivery && lie != Lie::UnsignedVerdict).then_some(stored);
+                (200, self.receipt(&header, seal.flatten().as_ref(), stored, lie))
+            }
         }
     }
 
-    fn receipt(&mut self, header: &BatchHeader, seal: Option<&Seal>, lie: Lie) -> String {
+    fn receipt(
+        &mut self,
+        header: &BatchHeader,
+        seal: Option<&Seal>,
+        verdict: Option<String>,
+        lie: Lie,
+    ) -> String {
+        let seal = seal.filter(|seal| seal.last_seq > 0);
         let point = match (header.redelivery, header.chain) {
             (true, _) => seal.map(|seal| ChainPoint { seq: seal.last_seq, hash: seal.chain }),
             (false, chain) => {
@@ -273,6 +290,7 @@ impl State {
             last_seq: header.last_seq,
             accepted_seqs: header.redelivery.then(|| header.seqs.clone()),
             receipt: note,
+            verdict,
             enroll: self.asks_for_enrollment,
             ..Receipt::default()
         })
@@ -601,22 +619,6 @@ async fn revoked_device_sends_nothing_until_it_is_approved() {
 }
 
 #[tokio::test]
-async fn pending_device_waits_for_its_approval() {
-    let (server, agent) = (Server::with_keys(), Agent::new());
-    server.state().device = Some(DeviceState::Pending);
-    let (mut sink, batch) = (agent.sink(&server, ""), agent.batch(0, 1, None));
-    for _ in 0..3 {
-        assert!(matches!(sink.deliver(&batch).await, Delivery::Hold { .. }));
-    }
-    assert_eq!(server.paths(), ["/keys", "/enroll"]);
-    assert_eq!(agent.state(), TrustState::Pending);
-    server.state().device = Some(DeviceState::Unconfirmed);
-    agent.clock.advance(agent.context.poll_interval.as_secs());
-    assert_eq!(sink.deliver(&batch).await, Delivery::Acknowledged);
-    assert_eq!(agent.state(), TrustState::Unconfirmed);
-}
-
-#[tokio::test]
 async fn pinned_receiver_never_counts_as_one_without_keys() {
     let (server, agent) = (Server::with_keys(), Agent::new());
     let batch = agent.batch(0, 1, None);
@@ -749,9 +751,24 @@ async fn redelivery_is_sealed_at_the_point_that_is_held() {
         server.lie(lie);
         assert_untrusted(&sink.deliver(&batch).await, &batch, &format!("{lie:?}"));
     }
+}
+
+/// The receiver has no receipt for the beginning, and says only that it holds the entries.
+#[tokio::test]
+async fn redelivery_of_a_forgotten_epoch_is_sealed_at_its_start() {
+    let (server, agent) = (Server::with_keys(), Agent::new());
+    let (mut sink, batch) = (agent.sink(&server, ""), agent.redelivery(2, None));
+    assert_eq!(sink.deliver(&batch).await, Delivery::Acknowledged);
+    {
+        let state = server.state();
+        let seal = sealed(state.headers[0].seal.as_ref().unwrap(), &state.enrollments).unwrap();
+        assert_eq!((seal.last_seq, seal.chain), (0, Digest::ZERO));
+    }
+    server.lie(Lie::UnsignedVerdict);
+    assert_untrusted(&sink.deliver(&batch).await, &batch, "verdict without signature");
     server.lie(Lie::None);
-    let batch = agent.redelivery(2, None);
-    assert_untrusted(&sink.deliver(&batch).await, &batch, "nothing known of the epoch");
+    assert_eq!(sink.deliver(&batch).await, Delivery::Acknowledged);
+    assert_eq!(agent.state(), TrustState::Confirmed);
 }
 
 #[tokio::test]
