@@ -2,6 +2,9 @@
 
 pub mod device;
 mod enrollment;
+#[cfg(test)]
+#[path = "../crates/siem-protocol/tests/support/minisign.rs"]
+pub(crate) mod minisign;
 pub mod pins;
 pub mod receipts;
 mod revision;

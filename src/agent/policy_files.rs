@@ -383,7 +383,9 @@ mod tests {
 
     const ALL: [PolicyFile; 3] = [PolicyFile::Policy, PolicyFile::Managed, PolicyFile::Pointer];
 
-    fn changes(path: &Path) -> Vec<(&'static str, Box<dyn Fn() + '_>)> {
+    type Tampering<'a> = (&'static str, Box<dyn Fn() + 'a>);
+
+    fn changes(path: &Path) -> Vec<Tampering<'_>> {
         let link = path.with_extension("elsewhere");
         vec![
             ("deleted", Box::new(move || fs::remove_file(path).unwrap())),
@@ -419,7 +421,7 @@ mod tests {
                 let events = world.files.inspect();
                 assert_eq!(events.len(), 1, "{file:?} {tampering}");
                 let event = &events[0];
-                assert_eq!((&*event.name, event.severity), ("policy_tampered", "high"));
+                assert_eq!((event.name, event.severity), ("policy_tampered", "high"));
                 assert_eq!(event.data["tampering"], tampering, "{file:?}");
                 assert_eq!(event.data["file"], name(file));
                 assert_eq!(event.data["restored"], true);

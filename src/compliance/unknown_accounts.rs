@@ -161,7 +161,7 @@ mod tests {
         let policy = Compliance { on_unknown: Some(OnUnknown::Block), ..policy() };
         accounts.observe(&[&account(None)], &policy, Timestamp(0));
         let events = accounts.observe(&[&account(None)], &policy, Timestamp(MINUTE));
-        assert_eq!((&*events[0].name, events[0].severity), ("account_unknown", "high"));
+        assert_eq!((events[0].name, events[0].severity), ("account_unknown", "high"));
         assert_eq!(events[0].data["action"], "block");
         assert_eq!(events[0].data["unknown"][0]["rule"], "email_domain");
     }

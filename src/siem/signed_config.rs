@@ -151,7 +151,7 @@ mod tests {
         let body = include_str!("../../tests/support/policy/serial-5.json");
         let minisig = include_str!("../../tests/support/policy/serial-5.json.minisig");
         let signed = SignedConfig { minisig: Some(minisig.to_owned()), ..answer(body) };
-        assert_eq!(signed.verify_organisation(&[ours.clone()]), Ok(()));
+        assert_eq!(signed.verify_organisation(std::slice::from_ref(&ours)), Ok(()));
         assert_eq!(signed.verify_organisation(&[other.clone(), ours.clone()]), Ok(()));
         let refused = |signed: &SignedConfig, keys: &[OrganisationKey]| {
             signed.verify_organisation(keys).unwrap_err()
@@ -162,11 +162,14 @@ mod tests {
         );
         let edited = SignedConfig { body: body.replace("block", "warn"), ..signed.clone() };
         assert_eq!(
-            refused(&edited, &[ours.clone()]),
+            refused(&edited, std::slice::from_ref(&ours)),
             OrganisationError::Signature(MinisignError::WrongSignature)
         );
         let garbled = SignedConfig { minisig: Some(String::new()), ..signed.clone() };
-        assert!(matches!(refused(&garbled, &[ours.clone()]), OrganisationError::Signature(_)));
+        assert!(matches!(
+            refused(&garbled, std::slice::from_ref(&ours)),
+            OrganisationError::Signature(_)
+        ));
         let unsigned = SignedConfig { minisig: None, ..signed };
         assert_eq!(refused(&unsigned, &[ours]), OrganisationError::Unsigned);
     }

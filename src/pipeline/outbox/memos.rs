@@ -66,7 +66,7 @@ mod tests {
     fn event_of_a_memo_stays_until_an_entry_is_stored() {
         let store = store();
         let event = siem_protocol::AgentEvent::AgentStopped {};
-        store.outbox.set_memo_with_events("files", &1, &[event.clone()]).unwrap();
+        store.outbox.set_memo_with_events("files", &1, std::slice::from_ref(&event)).unwrap();
         assert_eq!(store.outbox.unreported_events(), [event]);
         commit(&store.outbox, 1);
         assert_eq!(store.outbox.unreported_events(), []);

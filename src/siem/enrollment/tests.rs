@@ -8,10 +8,10 @@ use siem_protocol::{
     statement::{KeyList, Statement as _},
 };
 
-use super::{super::pins::Pins, key_list::check};
-
-#[path = "../../../crates/siem-protocol/tests/support/minisign.rs"]
-mod minisign;
+use super::{
+    super::{minisign, pins::Pins},
+    key_list::check,
+};
 
 const NAME: &str = "siem.test";
 

@@ -56,7 +56,6 @@ pub(super) fn programs() -> Option<PathBuf> {
 }
 
 fn has_programs(folder: &Path) -> bool {
-    let is_there =
-        |name: &&str| folder.join(format!("{name}{}", env::consts::EXE_SUFFIX)).is_file();
-    PROGRAMS.iter().all(|name| is_there(&name))
+    let is_there = |name: &str| folder.join(format!("{name}{}", env::consts::EXE_SUFFIX)).is_file();
+    PROGRAMS.iter().all(|name| is_there(name))
 }

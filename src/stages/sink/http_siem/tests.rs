@@ -29,12 +29,10 @@ use super::*;
 use crate::{
     frame::FrameBuilder,
     platform::Timestamp,
-    siem::{Device, device::KeyFile},
+    siem::{Device, device::KeyFile, minisign},
     stages::sink::{Custody, build},
 };
 
-#[path = "../../../../crates/siem-protocol/tests/support/minisign.rs"]
-mod minisign;
 mod trust_changes;
 
 const NAME: &str = "siem.test";
@@ -782,7 +780,10 @@ async fn rotated_device_key_enrolls_with_both_keys() {
     server.state().refuses_enrollment = Some(403);
     assert_eq!(sink.deliver(&batch).await, Delivery::Acknowledged);
     let seal = server.state().headers[1].seal.clone().unwrap();
-    assert!(Seal::open(&seal, &[before.clone()]).is_ok(), "the receiver knows no other key");
+    assert!(
+        Seal::open(&seal, std::slice::from_ref(&before)).is_ok(),
+        "the receiver knows no other key"
+    );
     server.state().refuses_enrollment = None;
     let mut sink = agent.sink(&server, "");
     assert_eq!(sink.deliver(&batch).await, Delivery::Acknowledged);
