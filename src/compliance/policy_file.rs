@@ -90,10 +90,8 @@ impl StoredPolicy {
     }
 
     /// Writes the policy to `state_dir`.
-    ///
-    /// # Errors
-    /// The error of the system; the previous file is unchanged.
-    pub fn write(&self, state_dir: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    pub(crate) fn write(&self, state_dir: &Path) -> io::Result<()> {
         secure_file::replace(&Self::path(state_dir), &self.to_file())
     }
 

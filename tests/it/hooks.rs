@@ -45,7 +45,7 @@ impl User {
         fs::create_dir_all(self.state_dir()).unwrap();
         let kept =
             StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(1), managed: None };
-        kept.write(&self.state_dir()).unwrap();
+        fs::write(StoredPolicy::path(&self.state_dir()), kept.to_file()).unwrap();
         self
     }
 

@@ -160,7 +160,7 @@ mod hooks {
         .unwrap();
         let kept =
             StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(1), managed: None };
-        kept.write(&state).unwrap();
+        fs::write(StoredPolicy::path(&state), kept.to_file()).unwrap();
         let account = json!({ "oauthAccount": { "emailAddress": "me@gmail.com" } });
         fs::write(home.path().join(".claude.json"), account.to_string()).unwrap();
 

@@ -35,9 +35,9 @@ fn policy(work: &Path, action: Option<&str>) -> Value {
     let compliance: Compliance = serde_json::from_value(policy).unwrap();
     let folder = work.join("policies").join(action.unwrap_or("none"));
     fs::create_dir_all(&folder).unwrap();
-    StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(1), managed: None }
-        .write(&folder)
-        .unwrap();
+    let kept =
+        StoredPolicy { compliance, config_hash: Digest::ZERO, at: Timestamp(1), managed: None };
+    fs::write(StoredPolicy::path(&folder), kept.to_file()).unwrap();
     let (from, to) = (folder.join("policy.json"), "@HOME@/.local/state/ai-agent");
     json!({ "sh": format!("install -d -m 700 {to} && install -m 600 {} {to}/policy.json", from.display()) })
 }

@@ -26,7 +26,7 @@ use ai_agent::internals::{
     protocol::{Digest, Identity, agent_event::DeviceKeyReason, note::SigningKey},
     siem::{
         Device,
-        device::{KEY_NAME, KeyFile, StoredKeys},
+        device::{KeyFile, StoredKeys},
     },
     stages::{AgentContext, StageOptions, sink},
 };
@@ -98,7 +98,7 @@ impl DeliverySetup {
     pub(crate) fn with_device_key(self) -> Self {
         let file = KeyFile::new(self.folder.path(), &identity().machine_id);
         let keys = StoredKeys {
-            current: Arc::new(SigningKey::from_seed(KEY_NAME, [1; 32]).unwrap()),
+            current: Arc::new(SigningKey::from_seed("ai-agent-device", [1; 32]).unwrap()),
             previous: None,
             created_at: NOW,
             reason: DeviceKeyReason::First,

@@ -19,7 +19,7 @@ use crate::platform::{
 
 /// Name of the note key of every device. It tells nothing about the device, whose identity is the
 /// public key.
-pub const KEY_NAME: &str = "ai-agent-device";
+const KEY_NAME: &str = "ai-agent-device";
 
 /// File in the state directory.
 const FILE: &str = "device.key";
@@ -149,8 +149,8 @@ impl KeyFile {
     }
 
     /// Returns the path of the file.
-    #[must_use]
-    pub fn path(&self) -> &Path {
+    #[cfg(test)]
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-pub use key_file::{KEY_NAME, KeyFile, KeyFileError, StoreKeyError, StoredKeys};
+pub use key_file::{KeyFile, KeyFileError, StoreKeyError, StoredKeys};
 use siem_protocol::{
     agent_event::{DeviceKeyReason, TrustSummary},
     note::NoteSigner,
@@ -54,8 +54,6 @@ pub struct DeviceKeys {
     pub current: Arc<dyn NoteSigner>,
     /// Key before a rotation, until the receivers have confirmed the key in force.
     pub previous: Option<Arc<dyn NoteSigner>>,
-    /// Time at which the key in force was made.
-    pub created_at: Timestamp,
 }
 
 /// The device cannot sign now. Its entries stay in the outbox, and the agent tries again by itself.
@@ -176,9 +174,9 @@ impl Device {
     /// # Errors
     /// [`DeviceUnavailable`]: the caller holds delivery.
     pub fn keys(&self) -> Result<DeviceKeys, DeviceUnavailable> {
-        let StoredKeys { current, previous, created_at, .. } = self.stored_keys()?;
+        let StoredKeys { current, previous, .. } = self.stored_keys()?;
         let previous = previous.map(|key| key as Arc<dyn NoteSigner>);
-        Ok(DeviceKeys { current, previous, created_at })
+        Ok(DeviceKeys { current, previous })
     }
 
     /// Returns the keys in force, as stored.
