@@ -126,7 +126,7 @@ impl BackfillPacer {
     /// Time in which the waiting bytes can be delivered.
     const TIME: f64 = 5.0;
     /// Time without an acknowledgement after which other sinks do not wait for a sink.
-    const STALLED: Duration = Duration::from_secs(60);
+    const STALLED: Duration = Duration::from_secs(10);
 
     /// Returns how many more bytes of a backlog may be stored at `now`, a time that never goes back.
     ///
@@ -153,6 +153,14 @@ impl BackfillPacer {
             room_of_all = least(room_of_all);
         }
         room.or(room_of_all).unwrap_or(u64::MAX)
+    }
+
+    /// Returns the time until a sink counts as stalled if it acknowledges nothing; `None` if only
+    /// acknowledgements change how much may be stored.
+    pub fn until_stalled(&self, now: Duration) -> Option<Duration> {
+        let waiting = self.sinks.values().filter(|sink| sink.is_waiting);
+        let left = waiting.map(|sink| (sink.moved + Self::STALLED).saturating_sub(now));
+        left.filter(|left| !left.is_zero()).min()
     }
 }
 
@@ -266,8 +274,9 @@ mod tests {
             let sinks = [sink("dead", 0, 2 * MB), sink("live", second * MB, MB / 2)];
             pacer.update(Duration::from_secs(second), &sinks)
         };
-        assert_eq!((0..60).map(&mut room).max(), Some(0));
-        assert!(room(60) > MB);
+        assert_eq!((0..10).map(&mut room).max(), Some(0));
+        assert!(room(10) > MB / 2);
+        assert_eq!(pacer.until_stalled(Duration::from_secs(10)), Some(BackfillPacer::STALLED));
         let mut alone = BackfillPacer::default();
         let rooms =
             (0..100).map(|it| alone.update(Duration::from_secs(it), &[sink("a", 0, 2 * MB)]));

@@ -1,4 +1,4 @@
-//! Faults of the file system for tests: calls of the current thread on a path fail as told.
+//! Faults of the file system for tests, injected into calls of the current thread.
 
 use std::{
     cell::RefCell,

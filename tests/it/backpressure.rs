@@ -65,8 +65,9 @@ fn between<'a>(entries: &'a [StoredEntry], one: &str, other: &str) -> &'a [Store
 fn full_outbox_stops_reading_until_entries_are_acknowledged() {
     let home = Home::new();
     let mut random = random();
-    let file = home.write("-work/a.jsonl", lines(&mut random, 0, 30 * MB));
-    let is_open = Arc::new(AtomicBool::new(false));
+    // It grows while the agent is running: a backlog would wait in its file.
+    let file = home.write("-work/a.jsonl", lines(&mut random, 0, 1000));
+    let is_open = Arc::new(AtomicBool::new(true));
     let opened = Arc::clone(&is_open);
     let receiver = ScriptedReceiver::by_rule(move |_| match opened.load(Ordering::Relaxed) {
         true => Answer::Receipt,
@@ -75,6 +76,11 @@ fn full_outbox_stops_reading_until_entries_are_acknowledged() {
     // 16 MiB of it are reserved for events.
     let config = "[shipping]\nflush_interval = \"0s\"\n[outbox]\nmax_bytes = \"32 MiB\"";
     let mut agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start();
+    within(crate::support::PATIENCE, "the first line", || {
+        (!entries::lines(&receiver.entries()).is_empty()).then_some(())
+    });
+    is_open.store(false, Ordering::Relaxed);
+    home.append("-work/a.jsonl", lines(&mut random, 1, 30 * MB));
     agent.wait_for_line("outbox_full", "lack=\"outbox\"");
     // Lines written meanwhile wait in their file.
     home.append("-work/a.jsonl", lines(&mut random, 5000, MB));

@@ -6,6 +6,7 @@ use super::{
     super::{backpressure::BackfillPacer, outbox::Outbox},
     Ingest,
 };
+use crate::stages::source::Progress;
 
 /// Limit on the size of the open group for chunks of a backlog.
 #[derive(Debug)]
@@ -88,17 +89,18 @@ impl BackfillState {
 }
 
 impl Ingest {
-    /// After a step that refused a chunk of a backlog: makes the stored entries due, since no others
-    /// fill their batch. Returns true if the backlog can be read at once nevertheless.
-    pub(super) fn wait_for_delivery(&mut self) -> bool {
+    /// After a step that refused a chunk of a backlog, and the next of which is due in `next`: makes
+    /// the stored entries due, since no others fill their batch. Returns how to continue.
+    pub(super) fn wait_for_delivery(&mut self, next: Duration) -> Progress {
         // Before the outbox is inspected: an acknowledgement from now on wakes the thread.
         self.inbox.wake_on_delivery(true);
         self.outbox.make_due();
-        let limit = self.state.backfill.limit(self.clock.uptime(), &self.outbox);
-        let may_continue = limit.accepts(0);
-        if may_continue {
+        let now = self.clock.uptime();
+        if self.state.backfill.limit(now, &self.outbox).accepts(0) {
             self.inbox.wake_on_delivery(false);
+            return Progress::More;
         }
-        may_continue
+        let stalled = self.state.backfill.pacer.until_stalled(now);
+        Progress::Idle { next: stalled.map_or(next, |stalled| next.min(stalled)) }
     }
 }

@@ -281,10 +281,8 @@ impl Ingest {
     /// Continues with a backlog that was refused if it has become acceptable.
     fn after_storing(&mut self, outcome: StepOutcome) -> StepOutcome {
         match outcome {
-            StepOutcome::Read(Progress::Idle { .. })
-                if self.state.backfill.is_waiting && self.wait_for_delivery() =>
-            {
-                StepOutcome::Read(Progress::More)
+            StepOutcome::Read(Progress::Idle { next }) if self.state.backfill.is_waiting => {
+                StepOutcome::Read(self.wait_for_delivery(next))
             }
             outcome => outcome,
         }

@@ -1,4 +1,4 @@
-//! Errors of a file system that fails or is not connected: once and for ever, on one file and on the
+//! Errors of a file system that fails or is not connected: once and permanently, on one file and on the
 //! whole root.
 
 use rustix::io::Errno;
