@@ -29,9 +29,9 @@ enum Source {
 /// # Errors
 /// The error of the system, here or for an entry: the rest is then not listed.
 pub fn list(directory: &Path) -> io::Result<Box<dyn Iterator<Item = io::Result<Entry>>>> {
-    #[cfg(test)]
+    #[cfg(all(test, unix))]
     super::faults::check(super::faults::Call::Open, directory)?;
-    #[cfg(test)]
+    #[cfg(all(test, unix))]
     if let Err(error) = super::faults::check(super::faults::Call::List, directory) {
         return Ok(Box::new(std::iter::once(Err(error))));
     }
@@ -40,10 +40,21 @@ pub fn list(directory: &Path) -> io::Result<Box<dyn Iterator<Item = io::Result<E
         #[cfg(unix)]
         Err(error) if super::long_path::is_too_long(&error, directory) => {
             let entries = super::long_path::list(directory)?;
-            let entry = |(path, kind)| Entry(Source::LongPath { path, kind });
+            let entry = |(path, found)| Entry(Source::LongPath { path, kind: kind(found) });
             Ok(Box::new(entries.map(move |found| found.map(entry))))
         }
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(unix)]
+fn kind(kind: rustix::fs::FileType) -> Option<FileKind> {
+    match kind {
+        rustix::fs::FileType::RegularFile => Some(FileKind::File),
+        rustix::fs::FileType::Directory => Some(FileKind::Directory),
+        rustix::fs::FileType::Symlink => Some(FileKind::Link),
+        rustix::fs::FileType::Unknown => None,
+        _ => Some(FileKind::Other),
     }
 }
 

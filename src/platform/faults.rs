@@ -2,12 +2,11 @@
 
 use std::{
     cell::RefCell,
-    fs::{self, File},
+    fs::{self, File, Metadata},
     io,
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
 };
-
-use super::file::{self, FileId};
 
 /// Kind of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +37,13 @@ struct Fault {
     failed: usize,
 }
 
+/// Device and inode.
+type FileId = (u64, u64);
+
+fn id_of(metadata: &Metadata) -> FileId {
+    (metadata.dev(), metadata.ino())
+}
+
 thread_local! {
     static FAULT: RefCell<Option<Fault>> = const { RefCell::new(None) };
 }
@@ -57,7 +63,7 @@ pub(crate) fn end() -> usize {
 }
 
 fn add_files(path: &Path, files: &mut Vec<FileId>) {
-    files.extend(file::inspect(path).ok().and_then(|info| info.stamp.id));
+    files.extend(fs::metadata(path).map(|metadata| id_of(&metadata)));
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
         add_files(&entry.path(), files);
     }
@@ -73,8 +79,8 @@ pub(super) fn check_open(call: Call, file: &File) -> io::Result<()> {
     if FAULT.with_borrow(|fault| fault.as_ref().is_none_or(|fault| fault.call != call)) {
         return Ok(());
     }
-    let id = file::id_of(file)?;
-    check_where(call, |fault| id.is_some_and(|id| fault.files.contains(&id)))
+    let id = id_of(&file.metadata()?);
+    check_where(call, |fault| fault.files.contains(&id))
 }
 
 fn check_where(call: Call, is_affected: impl FnOnce(&Fault) -> bool) -> io::Result<()> {

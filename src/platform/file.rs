@@ -94,7 +94,7 @@ pub trait ReadAt {
 
 impl ReadAt for File {
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-        #[cfg(test)]
+        #[cfg(all(test, unix))]
         super::faults::check_open(super::faults::Call::Read, self)?;
         system::read_at(self, bytes, offset)
     }
@@ -106,7 +106,7 @@ impl Stamp {
     /// # Errors
     /// The error of the system.
     pub fn of(file: &File) -> io::Result<Self> {
-        #[cfg(test)]
+        #[cfg(all(test, unix))]
         super::faults::check_open(super::faults::Call::Stat, file)?;
         system::stamp(file)
     }
@@ -124,7 +124,7 @@ impl Stamp {
 /// # Errors
 /// The error of the system.
 pub fn inspect(path: &Path) -> io::Result<FileInfo> {
-    #[cfg(test)]
+    #[cfg(all(test, unix))]
     super::faults::check(super::faults::Call::Stat, path)?;
     system::inspect(path)
 }
@@ -138,18 +138,12 @@ pub fn inspect_target(path: &Path) -> io::Result<FileInfo> {
     if info.kind == FileKind::Link { inspect(&path.canonicalize()?) } else { Ok(info) }
 }
 
-/// Returns the id of an open file, without a fault that a test injects.
-#[cfg(test)]
-pub(super) fn id_of(file: &File) -> io::Result<Option<FileId>> {
-    system::stamp(file).map(|stamp| stamp.id)
-}
-
 /// Returns kind and stamp of a directory entry; a symlink is not followed.
 ///
 /// # Errors
 /// The error of the system; `NotFound` for a deleted file that is listed only because it is open.
 pub(super) fn inspect_entry(entry: &DirEntry) -> io::Result<FileInfo> {
-    #[cfg(test)]
+    #[cfg(all(test, unix))]
     super::faults::check(super::faults::Call::Stat, &entry.path())?;
     system::inspect_entry(entry)
 }
@@ -163,7 +157,7 @@ pub(super) fn inspect_entry(entry: &DirEntry) -> io::Result<FileInfo> {
 /// # Errors
 /// The error of the system when opening the file or reading its metadata.
 pub fn open_regular(path: &Path) -> io::Result<Option<(File, Stamp)>> {
-    #[cfg(test)]
+    #[cfg(all(test, unix))]
     super::faults::check(super::faults::Call::Open, path)?;
     let mut options = OpenOptions::new();
     options.read(true);
@@ -177,7 +171,7 @@ pub fn open_regular(path: &Path) -> io::Result<Option<(File, Stamp)>> {
         }
         Err(error) => return Err(error),
     };
-    #[cfg(test)]
+    #[cfg(all(test, unix))]
     super::faults::check_open(super::faults::Call::Stat, &file)?;
     let FileInfo { kind, stamp } = system::inspect_open(&file)?;
     Ok((kind == FileKind::File).then_some((file, stamp)))

@@ -21,7 +21,7 @@ pub struct LinkTarget {
 /// # Errors
 /// The error of the system.
 pub fn canonical(path: &Path) -> io::Result<PathBuf> {
-    #[cfg(test)]
+    #[cfg(all(test, unix))]
     super::faults::check(super::faults::Call::Stat, path)?;
     fs::canonicalize(path)
 }

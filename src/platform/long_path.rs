@@ -14,15 +14,13 @@ use rustix::{
     io::Errno,
 };
 
-use super::file::FileKind;
-
 /// Largest number of bytes of a path that is passed to a system call, a last component included.
 const STEP: usize = 700;
 /// Largest length of a path that is opened, in bytes: a bound on the number of steps.
 const MAX_LENGTH: usize = 1 << 20;
 
 /// Entry of a directory: its path, and its kind if the listing contains it.
-pub(super) type LongEntry = (PathBuf, Option<FileKind>);
+pub(super) type LongEntry = (PathBuf, FileType);
 
 /// Returns true if the length of the whole path, and not of a component, is the reason of an error.
 pub(super) fn is_too_long(error: &io::Error, path: &Path) -> bool {
@@ -60,18 +58,8 @@ pub(super) fn list(path: &Path) -> io::Result<impl Iterator<Item = io::Result<Lo
     Ok(entries.map(move |entry| {
         let entry = entry?;
         let name = OsStr::from_bytes(entry.file_name().to_bytes());
-        Ok((above.join(name), kind(entry.file_type())))
+        Ok((above.join(name), entry.file_type()))
     }))
-}
-
-fn kind(kind: FileType) -> Option<FileKind> {
-    match kind {
-        FileType::RegularFile => Some(FileKind::File),
-        FileType::Directory => Some(FileKind::Directory),
-        FileType::Symlink => Some(FileKind::Link),
-        FileType::Unknown => None,
-        _ => Some(FileKind::Other),
-    }
 }
 
 /// Opens the directory that contains `path`; returns it with the last component.

@@ -6,7 +6,7 @@ pub mod control;
 pub mod directory;
 mod disk;
 mod environment;
-#[cfg(test)]
+#[cfg(all(test, unix))]
 pub(crate) mod faults;
 pub mod file;
 mod groups;

@@ -176,7 +176,7 @@ fn line_without_a_newline_waits_for_it() {
 
 #[cfg(unix)]
 #[test]
-fn special_files_are_ignored() {
+fn special_files_are_ignored_and_links_are_followed() {
     use std::os::unix::{fs::symlink, net::UnixListener};
 
     let home = Home::new();
@@ -197,7 +197,7 @@ fn special_files_are_ignored() {
     make_fifo(&folder.join("fifo.jsonl"));
 
     let scene = Scene::new(home);
-    scene.wait_for(2);
+    scene.wait_for(3);
     // The same again while the agent runs.
     symlink(outside.join("out.jsonl"), scene.home.projects().join("-a/later.jsonl")).unwrap();
     #[cfg(target_os = "linux")]
@@ -206,6 +206,8 @@ fn special_files_are_ignored() {
     scene.expect(&[
         ("-a/one.jsonl", "{\"n\":1}"),
         ("-a/directory.jsonl/inside.jsonl", "{\"n\":2}"),
+        // Once, although several links lead to it.
+        ("-a/link.jsonl", "{\"outside\":1}"),
         ("-a/one.jsonl", "{\"n\":3}"),
     ]);
 }

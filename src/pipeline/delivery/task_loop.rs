@@ -159,6 +159,7 @@ impl TaskLoop {
             AfterBatch::Wait(delay) => Round::Pause(Pause::fixed(delay)),
             AfterBatch::Again | AfterBatch::HandedOver => Round::Next,
             AfterBatch::Recheck(recheck) => {
+                self.task.outbox.count_sent(&self.task.name, &batch.header.epoch, end.seq);
                 let through = Position::in_numbering_of(&head, end.seq);
                 self.schedule.in_transit(through, recheck, has_moved, now);
                 Round::Next

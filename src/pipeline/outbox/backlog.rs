@@ -5,8 +5,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::Outbox;
-
 /// Size from which a step is not extended, so that their number is bounded by the size of the
 /// outbox.
 const STEP_BYTES: u64 = 256 << 10;
@@ -72,9 +70,21 @@ impl Backlog {
         self.steps.back().map_or(self.start, |step| step.end)
     }
 
-    fn acknowledge(&mut self, sink: &str, epoch: &str, seq: u64) {
+    /// Bytes that were appended since the store was opened.
+    pub(super) fn appended(&self) -> u64 {
+        self.appended
+    }
+
+    /// Last number that a sink acknowledged, if known.
+    pub(super) fn acknowledged(&self, sink: &str) -> Option<u64> {
+        self.acknowledged.get(sink).copied()
+    }
+
+    /// Records that a sink has acknowledged everything up to `seq` of `epoch`, or was sent it.
+    pub(super) fn acknowledge(&mut self, sink: &str, epoch: &str, seq: u64) {
         if epoch == self.epoch {
-            self.acknowledged.insert(sink.to_owned(), seq);
+            let known = self.acknowledged.entry(sink.to_owned()).or_default();
+            *known = seq.max(*known);
         }
     }
 
@@ -92,7 +102,7 @@ impl Backlog {
     }
 
     /// Forgets steps that all `sinks` have acknowledged, and returns the state of each.
-    fn of_sinks(&mut self, sinks: Vec<(String, u64)>) -> Vec<SinkBacklog> {
+    pub(super) fn of_sinks(&mut self, sinks: Vec<(String, u64)>) -> Vec<SinkBacklog> {
         let slowest = sinks.iter().map(|(_, seq)| *seq).min().unwrap_or_default();
         if self.start_seq == 0 && self.start == 0 {
             // What the store contained when it was opened starts behind the slowest sink.
@@ -108,45 +118,6 @@ impl Backlog {
             SinkBacklog { name, acknowledged, waiting: end - acknowledged.min(end) }
         };
         sinks.into_iter().map(state).collect()
-    }
-}
-
-impl Outbox {
-    /// Returns how much waits for each registered sink; sinks whose cursor cannot be read are left
-    /// out.
-    pub fn backlog_of_sinks(&self) -> Vec<SinkBacklog> {
-        let mut sinks = Vec::new();
-        for registration in self.registrations().clone() {
-            let name = registration.name;
-            let known = self.backlog().acknowledged.get(&name).copied();
-            let known = known.or_else(|| {
-                let cursor = self.cursor(&name).ok()?;
-                let (epoch, seq) = (&cursor.epoch, cursor.acknowledged.seq);
-                self.backlog().acknowledge(&name, epoch, seq);
-                Some(seq)
-            });
-            sinks.extend(known.map(|seq| (name, seq)));
-        }
-        self.backlog().of_sinks(sinks)
-    }
-
-    /// Bytes that were appended since the store was opened.
-    pub fn appended_bytes(&self) -> u64 {
-        self.backlog().appended
-    }
-
-    /// Records an acknowledgement, and notifies of it.
-    pub(super) fn count_acknowledged(&self, sink: &str, epoch: &str, seq: u64) {
-        self.backlog().acknowledge(sink, epoch, seq);
-        if let Some(notify) = self.acknowledged.get() {
-            notify();
-        }
-    }
-
-    /// Calls `notify` after each acknowledgement. Only the first call has an effect.
-    pub fn on_acknowledged(&self, notify: Box<dyn Fn() + Send + Sync>) {
-        // The first one stays.
-        self.acknowledged.set(notify).ok();
     }
 }
 

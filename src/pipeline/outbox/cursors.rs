@@ -120,7 +120,7 @@ impl Outbox {
         let receipt = receipt.or(before);
         pending.insert(sink.to_owned(), Ack { epoch: epoch.to_owned(), point, refusals, receipt });
         drop(pending);
-        self.count_acknowledged(sink, epoch, point.seq);
+        self.count_sent(sink, epoch, point.seq);
         is_pending
     }
 

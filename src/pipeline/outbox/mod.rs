@@ -44,6 +44,7 @@ mod tables;
 mod tests;
 mod transactions;
 mod verify;
+mod waiting;
 
 pub use backlog::SinkBacklog;
 pub use cursor_rows::SinkRegistration;
