@@ -106,7 +106,7 @@ fn line_without_json_travels_as_raw_text() {
         b"{\"type\":\"progress\"}\0",
         b"{\"text\":\"a\0b\"}",
         b"{\"text\":\"tab\tinside\"}",
-        "\u{feff}{\"type\":\"progress\"}".as_bytes(),
+        "\u{feff}{\"type\":\"user\"}".as_bytes(),
         br#"{"type":"progress""#,
         br#"{"type":"progress"}{"type":"progress"}"#,
         br#"{"type":"user"},"#,
@@ -114,6 +114,13 @@ fn line_without_json_travels_as_raw_text() {
     for line in lines {
         assert_eq!(arrives(line), Carrier::Raw, "{}", String::from_utf8_lossy(line));
     }
+}
+
+/// A byte order mark hid a record from all filters.
+#[test]
+fn record_behind_a_byte_order_mark_is_filtered() {
+    stays("\u{feff}{\"type\":\"progress\"}");
+    stays("\u{feff}\u{feff} {\"type\":\"progress\"}");
 }
 
 #[test]
