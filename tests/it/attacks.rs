@@ -514,7 +514,7 @@ fn receiver_of_the_plain_protocol_gets_everything() {
     assert_eq!(entries::lines(&receiver.entries()).len(), 2);
     let epochs: Vec<_> = receiver.headers().into_iter().map(|header| header.epoch).collect();
     assert!(epochs.iter().all(|epoch| *epoch == epochs[0]));
-    assert_eq!(state(&home, &receiver.url()), Value::Null, "nothing is known of its keys");
+    assert_eq!(state(&home, &receiver.url()), "shared");
 }
 
 /// Times are for people: no statement is refused for its time.
