@@ -212,6 +212,7 @@ impl Enrollment {
             chain: point.hash,
             config: header.config_hash,
             receipt: receipt.map(digest),
+            instance: header.instance.clone(),
         };
         let note = seal.sign(&[&*signer]);
         note.map(Some).map_err(|error| NotReady::hold(format!("cannot sign: {}", causes(&error))))

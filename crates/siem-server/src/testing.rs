@@ -165,6 +165,7 @@ impl BatchText {
             chain,
             config: header.config_hash,
             receipt: None,
+            instance: header.instance.clone(),
         };
         edit(&mut seal);
         let note = seal.sign(&[&device.key]).unwrap();

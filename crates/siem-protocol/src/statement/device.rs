@@ -26,6 +26,8 @@ pub struct Seal {
     pub config: Digest,
     /// [Digest](super::digest) of the last receipt for this epoch.
     pub receipt: Option<Digest>,
+    /// Random id of the agent's run, as in the header line.
+    pub instance: Option<String>,
 }
 
 lines!(Seal: "seal" {
@@ -37,6 +39,7 @@ lines!(Seal: "seal" {
     chain = "chain",
     config = "config",
     receipt = "receipt",
+    instance = "instance",
 });
 
 /// Presents a device key to a receiver. Signed by `key`, and by `previous` if there is one.

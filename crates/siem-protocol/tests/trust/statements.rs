@@ -33,6 +33,7 @@ fn seal() -> Seal {
         chain: Digest::of(b"chain"),
         config: Digest::of(b"config"),
         receipt: None,
+        instance: Some("3f0c".into()),
     }
 }
 
@@ -161,7 +162,7 @@ fn error_names_the_line() {
     assert_eq!(parse("epoch=", "epok="), StatementError::Missing("epoch"));
     assert_eq!(parse("last_seq=103", "last_seq=x"), StatementError::Value("last_seq"));
     assert_eq!(parse("receipt=-\n", ""), StatementError::Missing("receipt"));
-    assert_eq!(parse("receipt=-\n", "receipt=-\na=b\n"), StatementError::Extra);
+    assert_eq!(parse("instance=3f0c\n", "instance=3f0c\na=b\n"), StatementError::Extra);
     let expected = Seal::FIRST_LINE;
     assert_eq!(parse("seal", "receipt"), StatementError::Kind { expected });
     assert_eq!(
@@ -316,11 +317,12 @@ fn check_round_trip<T: Statement + Debug + PartialEq>(
 proptest! {
     #[test]
     fn seal_round_trips(
-        (receiver, receipt) in (optional(any::<String>()), optional(digests())),
+        (receiver, instance) in (optional(any::<String>()), optional(any::<String>())),
         (machine, user, epoch, last_seq) in any::<(String, String, String, u64)>(),
-        (chain, config) in (digests(), digests()),
+        (chain, config, receipt) in (digests(), digests(), optional(digests())),
     ) {
-        let seal = Seal { receiver, machine, user, epoch, last_seq, chain, config, receipt };
+        let seal =
+            Seal { receiver, machine, user, epoch, last_seq, chain, config, receipt, instance };
         check_round_trip(&seal, &device())?;
     }
 

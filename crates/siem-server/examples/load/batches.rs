@@ -183,8 +183,8 @@ impl<'a> Agent<'a> {
         (header.first_seq, header.last_seq) = (Some(first), Some(self.seq));
         header.count = self.seq + 1 - first;
         header.chain = Some(Chain { before, after: self.value });
-        header.seal = self.device.as_ref().map(|device| self.seal(device, &header));
         header.instance = self.device.is_some().then(|| format!("{:032x}", 1));
+        header.seal = self.device.as_ref().map(|device| self.seal(device, &header));
         self.request(keys, &header, &lines)
     }
 
@@ -198,6 +198,7 @@ impl<'a> Agent<'a> {
             chain: self.value,
             config: header.config_hash,
             receipt: None,
+            instance: header.instance.clone(),
         };
         seal.sign(&[device]).expect("a key in memory signs")
     }

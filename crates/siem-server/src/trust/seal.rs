@@ -100,6 +100,7 @@ fn difference(seal: &Seal, header: &BatchHeader, receiver: Option<String>) -> Op
         (seal.user != header.user, "it is for another user"),
         (seal.epoch != header.epoch, "it is for another epoch"),
         (seal.config != header.config_hash, "it names another configuration"),
+        (seal.instance != header.instance, "it is by another run of the agent"),
         (!header.redelivery && !covers, "it covers other entries"),
     ];
     differences.into_iter().find(|(differs, _)| *differs).map(|(_, text)| text)

@@ -29,7 +29,7 @@ fn seal_must_agree_with_the_header_of_its_batch() {
     let verify = |batch: BatchText| BatchSeal::verify(&batch.header, &registry);
     let valid = verify(batch().seal(&device));
     assert_eq!(valid.valid().map(|seal| seal.last_seq), Some(6));
-    let edits: [fn(&mut Seal); 7] = [
+    let edits: [fn(&mut Seal); 8] = [
         |seal| seal.receiver = None,
         |seal| seal.receiver = Some("other.example.com".into()),
         |seal| seal.machine = "m-2".into(),
@@ -37,6 +37,7 @@ fn seal_must_agree_with_the_header_of_its_batch() {
         |seal| seal.epoch = "e-2".into(),
         |seal| seal.last_seq = 5,
         |seal| seal.config = Digest::of(b"other"),
+        |seal| seal.instance = Some("other".into()),
     ];
     for edit in edits {
         let sealed = verify(batch().seal_with(&device, None, edit));
