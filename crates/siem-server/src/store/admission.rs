@@ -103,6 +103,8 @@ fn facts(
 ) -> Facts {
     let (machine, user) = (&batch.header.machine_id, &batch.header.user);
     let ratcheted = registry.is_some_and(|registry| registry.confirmed_for(machine, user));
+    let own_device = sealer
+        .is_some_and(|(_, (_, device))| device.machine == *machine && device.user == *user);
     let same = |owner: &DeviceKey| {
         sealer.is_some_and(|(registry, (seal, _))| registry.same_lineage(owner, &seal.device))
     };
@@ -110,10 +112,9 @@ fn facts(
         (BatchSeal::Invalid(_), _) => SealState::Invalid,
         (_, None) => SealState::None,
         (_, Some((_, (_, device)))) => {
-            let own = device.machine == *machine && device.user == *user;
             let standing = match device.state {
                 DeviceState::Revoked => Standing::Revoked,
-                DeviceState::Confirmed if own => Standing::Confirmed,
+                DeviceState::Confirmed if own_device => Standing::Confirmed,
                 _ => Standing::Unconfirmed,
             };
             let is_second = standing == Standing::Unconfirmed && {
@@ -129,7 +130,7 @@ fn facts(
         shared_allowed: registry.is_some_and(|registry| registry.is_shared_allowed(machine)),
         ratcheted,
         seal,
-        epoch: epoch_state(catalog, batch, key, same),
+        epoch: epoch_state(catalog, batch, key, same, own_device),
     }
 }
 
@@ -138,16 +139,18 @@ fn epoch_state(
     batch: &Batch,
     key: &Key,
     same: impl Fn(&DeviceKey) -> bool,
+    own_device: bool,
 ) -> EpochState {
     let Some(epoch) = catalog.epoch(key) else { return EpochState::Unknown };
+    let of_user = epoch.user == batch.header.user;
     match epoch.owner {
         Some(owner) if same(&owner) => EpochState::Own,
+        Some(_) if batch.header.redelivery && own_device && of_user => EpochState::ForeignLetters,
         Some(_) => EpochState::Foreign,
         None => EpochState::Keyless(match batch.covers() {
+            Some(_) if !of_user => Reach::OfOther,
             Some((_, last)) if last + 1 >= epoch.next_seq => {
-                if epoch.user != batch.header.user {
-                    Reach::HeadOfOther
-                } else if catalog.is_first_line(key) {
+                if catalog.is_first_line(key) {
                     Reach::Head
                 } else {
                     Reach::HeadOfLater

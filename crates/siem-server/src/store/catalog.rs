@@ -33,6 +33,8 @@ pub(super) type Key = (String, String);
 struct Epoch {
     ledger: Ledger,
     sender: Sender,
+    /// Its first user: a device may send under another name later.
+    first_user: String,
     first_seen: String,
     last_seen: String,
     /// Time of its last new numbers.
@@ -48,6 +50,8 @@ struct Epoch {
     owner: Option<Owner>,
     /// The epoch began when the receiver had a key.
     keyed: bool,
+    /// Place among the epochs of the machine; 0 if a release without it wrote the first note.
+    order: u64,
     notes: NoteIndex,
     /// The last receipt's facts, while nothing was noted since.
     point: Option<HeldPoint>,
@@ -171,12 +175,13 @@ impl Catalog {
         let note = Note {
             lines_at,
             bytes: lengths.sum(),
-            sender: self.changed_sender(&batch.header, &key),
+            sender: self.changed_sender(&batch.header, &key, &plan.change),
             clones: self.clones_seen(&batch.header, admission.owner.as_ref(), &at),
             at,
             repeated: Vec::new(),
             conflicts: 0,
             keyed: admission.keyed && !self.epochs.contains_key(&key),
+            order: self.next_order(&key),
             device,
             change: plan.change,
         };
@@ -197,10 +202,19 @@ impl Catalog {
             repeated: Vec::new(),
             conflicts: 1,
             keyed: false,
+            order: 0,
             device: None,
             change: Change::default(),
         };
         (note, place)
+    }
+
+    /// Returns the place of an epoch among those of its machine; 0 if it is known.
+    fn next_order(&self, key: &Key) -> u64 {
+        if self.epochs.contains_key(key) {
+            return 0;
+        }
+        self.of_machine(&key.0).map(|(_, epoch)| epoch.order).max().unwrap_or_default() + 1
     }
 
     fn positions(&self, key: &Key) -> (FilePositions, u64) {
@@ -217,9 +231,12 @@ impl Catalog {
         (place, lines_at)
     }
 
-    /// Returns the sender of a batch, if it is new.
-    fn changed_sender(&self, header: &BatchHeader, key: &Key) -> Option<Sender> {
+    /// Returns the sender of a batch, if it is new. Only new entries prove that it knows the chain.
+    fn changed_sender(&self, header: &BatchHeader, key: &Key, change: &Change) -> Option<Sender> {
         let known = self.epochs.get(key).map(|epoch| &epoch.sender);
+        if known.is_some() && change.new.is_empty() {
+            return None;
+        }
         let earlier = known.and_then(|sender| sender.previous_epoch.clone());
         let sender = Sender {
             epoch: header.epoch.clone(),
@@ -300,6 +317,7 @@ impl Catalog {
             let epoch = self.epochs.entry(key.clone()).or_insert_with(|| Epoch {
                 ledger: Ledger::default(),
                 sender: sender.clone(),
+                first_user: sender.identity.user.clone(),
                 first_seen: note.at.clone(),
                 last_seen: String::new(),
                 grew_at: String::new(),
@@ -311,6 +329,7 @@ impl Catalog {
                 last: None,
                 owner: None,
                 keyed: note.keyed,
+                order: note.order,
                 notes: NoteIndex::default(),
                 point: None,
             });
@@ -420,6 +439,12 @@ impl Epoch {
             adopted_at: device.adopted_at.or(adopted_at),
             confirms: device.confirms || confirms,
         });
+    }
+
+    /// Key by which epochs of a machine are ordered. Those without a number are older, and have their
+    /// time only.
+    fn began(&self) -> (u64, &str) {
+        (self.order, if self.order == 0 { &self.first_seen } else { "" })
     }
 
     fn lineage(&self, machine: &str) -> LineageKey {

@@ -360,6 +360,112 @@ fn adoption_of_a_later_epoch_confirms_nothing() {
     assert_eq!((machine.unconfirmed.len(), machine.unconfirmed[0].entries), (1, 2));
 }
 
+/// A redelivery needs no knowledge of the chain, so it must not make an epoch that of another user:
+/// the next epoch of a stranger would be the first one of the machine and user.
+#[test]
+fn redelivery_that_brings_no_letter_changes_no_sender() {
+    let stranger = TestDevice::new(1);
+    let mut receiver = Receiver::new(TrustLevel::FirstUse);
+    receiver.take(&BatchText::new(1, 5).dead(&[4])).unwrap();
+    let before = receiver.machine();
+    let as_other = |text: BatchText| text.with(|header| header.user = "x".into());
+    for seqs in [&[99][..], &[1]] {
+        let line = format!(r#"{{"seq":{},"kind":"event","random":1}}"#, seqs[0]);
+        let random = as_other(BatchText::redelivery(seqs)).line(seqs[0], &line);
+        let taken = receiver.take(&random.with(|header| header.hostname = "y".into())).unwrap();
+        assert_eq!(taken.receipt.accepted_seqs, Some(vec![]));
+    }
+    assert_eq!(receiver.machine(), before);
+    // With the right line the letter is stored, and the epoch keeps its sender.
+    let letter = as_other(BatchText::redelivery(&[4]));
+    assert_eq!(receiver.take(&letter).unwrap().receipt.accepted_seqs, Some(vec![4]));
+    assert_eq!(receiver.epoch().user, "u");
+    receiver.take(&of("epoch-2", 1, 1)).unwrap();
+    receiver.enroll(&stranger);
+    receiver.take(&of("epoch-2", 2, 2).seal(&stranger)).unwrap();
+    assert_eq!(receiver.state(&stranger), DeviceState::Unconfirmed);
+    receiver.take(&BatchText::new(6, 7)).unwrap();
+}
+
+#[test]
+fn keyless_epoch_keeps_its_user() {
+    let mut receiver = Receiver::new(TrustLevel::FirstUse);
+    receiver.take(&BatchText::new(1, 5)).unwrap();
+    for (first, last) in [(1, 5), (3, 4), (4, 6), (6, 6)] {
+        let other = BatchText::new(first, last).with(|header| header.user = "v".into());
+        assert_eq!(conflict(receiver.take(&other)), 6);
+    }
+    let epoch = receiver.epoch();
+    assert_eq!((epoch.user.as_str(), epoch.next_seq), ("u", 6));
+    receiver.take(&BatchText::new(6, 6)).unwrap();
+}
+
+/// The user of an epoch that a device owns may change, but the epoch was not the first of that user.
+#[test]
+fn epoch_that_changed_its_user_is_not_the_first_one() {
+    let (stranger, device) = (TestDevice::new(1), TestDevice::new(2));
+    let mut receiver = Receiver::new(TrustLevel::FirstUse);
+    receiver.enroll(&stranger);
+    let as_other = |text: BatchText| text.with(|header| header.user = "x".into());
+    receiver.take(&as_other(of("epoch-x", 1, 1)).seal(&stranger)).unwrap();
+    receiver.take(&BatchText::new(1, 5)).unwrap();
+    receiver.take(&of("epoch-x", 2, 2).seal(&stranger)).unwrap();
+    let mut receiver = receiver.restart();
+    receiver.enroll(&device);
+    receiver.take(&BatchText::new(6, 6).seal(&device)).unwrap();
+    assert_eq!(receiver.state(&device), DeviceState::Confirmed);
+}
+
+#[test]
+fn clock_that_was_set_back_makes_no_epoch_the_first() {
+    let (stranger, device) = (TestDevice::new(1), TestDevice::new(2));
+    let mut receiver = Receiver::new(TrustLevel::FirstUse);
+    receiver.now = 1000;
+    receiver.take(&BatchText::new(1, 5)).unwrap();
+    receiver.now = 10;
+    receiver.take(&of("epoch-2", 1, 1)).unwrap();
+    let mut receiver = receiver.restart();
+    receiver.enroll(&stranger);
+    receiver.take(&of("epoch-2", 2, 2).seal(&stranger)).unwrap();
+    assert_eq!(receiver.state(&stranger), DeviceState::Unconfirmed);
+    receiver.enroll(&device);
+    receiver.take(&BatchText::new(6, 6).seal(&device)).unwrap();
+    assert_eq!(receiver.state(&device), DeviceState::Confirmed);
+}
+
+/// An agent that lost its key has the dead letters of its earlier epochs still.
+#[test]
+fn any_device_of_the_machine_and_user_redelivers_letters() {
+    let (lost, new, other) = (TestDevice::new(1), TestDevice::new(2), TestDevice::new(3));
+    let mut receiver = Receiver::new(TrustLevel::FirstUse);
+    receiver.confirm(&lost);
+    receiver.take(&BatchText::new(1, 5).dead(&[2, 4]).seal(&lost)).unwrap();
+    receiver.enroll(&new);
+    let taken = receiver.take(&BatchText::redelivery(&[2]).seal_at(&new, Some((5, chain(5)))));
+    let taken = taken.unwrap();
+    assert_eq!(taken.receipt.accepted_seqs, Some(vec![2]));
+    assert_eq!(taken.point.map(|point| (point.last_seq, point.chain)), Some((5, chain(5))));
+    // Without the chain, or in the name of another user.
+    let from_zero = BatchText::redelivery(&[4]).seal_at(&new, Some((0, Digest::ZERO)));
+    let wrong = BatchText::redelivery(&[4]).seal_at(&new, Some((0, chain(1))));
+    assert_eq!(denied(receiver.take(&wrong)), Denial::Seal);
+    let note = other.enrollment(&siem_protocol::Identity { user: "v".into(), ..identity() }, None);
+    let enroll = Enroll::open_self_signed(&note).unwrap();
+    receiver.registry.enroll(&enroll, &Grant::all()).unwrap();
+    let as_other = BatchText::redelivery(&[4]).seal_at(&other, Some((5, chain(5))));
+    assert_eq!(denied(receiver.take(&as_other)), Denial::EpochOwned);
+    let first = receiver.take(&from_zero).unwrap();
+    assert_eq!(first.receipt.accepted_seqs, Some(vec![4]));
+    let point = first.point.unwrap();
+    assert_eq!((point.last_seq, point.chain, point.seal), (0, Digest::ZERO, None));
+    let mut receiver = receiver.restart();
+    let again = receiver.take(&from_zero).unwrap();
+    assert_eq!(again.point.unwrap().received_at, point.received_at);
+    assert_eq!(denied(receiver.take(&BatchText::new(6, 6).seal(&new))), Denial::EpochOwned);
+    let epoch = receiver.machine().all_epochs().next().unwrap().clone();
+    assert!(epoch.holes.is_empty() && epoch.next_seq == 6, "{epoch:?}");
+}
+
 /// Release 0.1 starts another epoch after a damaged outbox, and names the one before. So can a
 /// stranger who has read the name, to have a key confirmed.
 #[test]
@@ -514,9 +620,9 @@ fn alternating_instances_of_one_key_are_a_clone() {
     assert_eq!(denied(receiver.take(&by("epoch-a", 9, "three"))), Denial::DeviceCloned);
 }
 
-/// A stranger can send an old batch again with another instance, which is not sealed.
+/// A stranger can send an old batch again, with the instance that its seal names.
 #[test]
-fn repeated_batch_with_another_instance_is_no_clone() {
+fn repeated_batch_of_an_earlier_run_is_no_clone() {
     let device = TestDevice::new(1);
     let mut receiver = Receiver::new(TrustLevel::FirstUse);
     receiver.confirm(&device);
@@ -525,8 +631,10 @@ fn repeated_batch_with_another_instance_is_no_clone() {
         text.seal(&device)
     };
     for seq in 1..8 {
-        receiver.take(&by(seq, "own")).unwrap();
-        receiver.take(&by(seq, "forged")).unwrap();
+        receiver.take(&by(seq, if seq < 4 { "old" } else { "new" })).unwrap();
+        receiver.take(&by(seq.min(2), "old")).unwrap();
+        let forged = by(seq + 1, "own").with(|header| header.instance = Some("forged".into()));
+        assert_eq!(denied(receiver.take(&forged)), Denial::Seal);
     }
     assert_eq!(receiver.events().clone, 0);
 }

@@ -34,6 +34,10 @@ pub(super) struct Note {
     /// In the first note of an epoch: the receiver had a key then, and offered to enroll devices.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) keyed: bool,
+    /// In the first note of an epoch: one more than the highest number of the machine's epochs, so
+    /// that they have an order that no clock changes. 0 if a release without it wrote the note.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) order: u64,
     /// The device that owns the epoch, with its seal; absent if the epoch has none, or if all is as
     /// in the notes before.
     #[serde(default, skip_serializing_if = "Option::is_none")]

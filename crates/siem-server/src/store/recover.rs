@@ -275,6 +275,7 @@ fn repair_lines(
         repeated: Vec::new(),
         conflicts: 0,
         keyed: false,
+        order: 0,
         device: None,
         change,
     };

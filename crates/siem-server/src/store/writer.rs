@@ -31,7 +31,7 @@ use super::{
 };
 use crate::{
     batch::Batch,
-    ledger::Refusal,
+    ledger::{Change, Refusal},
     stats::Stats,
     trust::{Event, EventKind, Registry},
 };
@@ -240,6 +240,11 @@ impl Writer {
                 return None;
             }
         };
+        if batch.header.redelivery && planned.note.change == Change::default() {
+            // Anyone can send numbers that are no dead letters.
+            reply(responder, Ok(StoredBatch { receipt: planned.receipt, point }));
+            return None;
+        }
         if let Some(error) = self.find_clone(&batch, admission, &planned.note) {
             reply(responder, Err(error));
             return None;

@@ -16,9 +16,16 @@
 //! | valid | unknown | begins the epoch, whose owner is the device |
 //! | valid | keyless, up to its head or beyond | adopts the epoch, if it continues what is held; confirms the key, if none was and the epoch is the machine's first |
 //! | valid | keyless, below its head | stored: duplicates and dead letters only |
+//! | valid, of the same machine and user | owned by another device | dead letters are stored, all else is refused as `epoch-owned` |
+//! | any, but for another user | keyless | dead letters are stored, all else is refused as `conflict`: the agent starts a new epoch |
 //!
 //! Anyone with the secrets of the fleet can begin a keyless epoch and adopt it. So only the first
-//! line of epochs that is held of a machine and user confirms a key.
+//! line of epochs that is held of a machine and user confirms a key, and the user of an epoch without
+//! a device never changes.
+//!
+//! A dead letter is stored only if it has the hash that the owner of its epoch declared, so any
+//! device of the same machine and user may bring it: an agent that lost its key redelivers those of
+//! its earlier epochs.
 //!
 //! A seal by a key that the receiver does not know counts as none. Permission by `allow-shared`
 //! lowers the level to `shared` for the machine and lifts its ratchet; it never opens an epoch that
@@ -86,6 +93,8 @@ pub enum EpochState {
     Own,
     /// Another device owns it.
     Foreign,
+    /// Another device of the machine and user owns it, and the batch brings dead letters.
+    ForeignLetters,
 }
 
 /// Numbers of a batch, compared with those that are held of its epoch.
@@ -99,8 +108,8 @@ pub enum Reach {
     /// As `Head`, but another epoch of the machine and user was there before: anyone with the
     /// secrets of the fleet may have begun this one, so it proves nothing.
     HeadOfLater,
-    /// As `Head`, but the epoch began under the name of another user.
-    HeadOfOther,
+    /// They are no dead letters, and the epoch has another user.
+    OfOther,
 }
 
 /// Whose entries a batch brings, as far as the receiver can tell.
@@ -208,15 +217,19 @@ pub fn decide(facts: &Facts) -> Decision {
 
 fn decide_keyless(facts: &Facts) -> Decision {
     match facts.epoch {
-        EpochState::Own | EpochState::Foreign if facts.shared_allowed => {
-            Decision::refuse(Denial::Renumber)
+        EpochState::Own | EpochState::Foreign | EpochState::ForeignLetters => {
+            match facts.shared_allowed {
+                true => Decision::refuse(Denial::Renumber),
+                false => Decision::repel(Denial::EpochOwned),
+            }
         }
-        EpochState::Own | EpochState::Foreign => Decision::repel(Denial::EpochOwned),
         EpochState::Unknown | EpochState::Keyless(_) => {
             if facts.ratcheted && !facts.shared_allowed {
                 Decision::repel(Denial::Impersonation)
             } else if facts.requires_confirmed() {
                 Decision::refuse(Denial::NotEnrolled)
+            } else if facts.epoch == EpochState::Keyless(Reach::OfOther) {
+                Decision::refuse(Denial::Renumber)
             } else {
                 Decision::Store { mark: Mark::Shared, strict: true, alarm: None }
             }
@@ -239,8 +252,8 @@ fn decide_sealed(facts: &Facts, sealer: Sealer, confirmed: bool) -> Decision {
         EpochState::Keyless(Reach::Head | Reach::HeadOfLater) => {
             Decision::Adopt { mark, confirms: false, alarm }
         }
-        EpochState::Keyless(Reach::HeadOfOther) => Decision::refuse(Denial::Renumber),
-        EpochState::Keyless(Reach::Below) => Decision::Store { mark, strict: true, alarm: None },
+        EpochState::Keyless(Reach::OfOther) => Decision::refuse(Denial::Renumber),
+        EpochState::Keyless(Reach::Below) | EpochState::ForeignLetters => Decision::Store { mark, strict: true, alarm: None },
         EpochState::Unknown | EpochState::Own => Decision::Store { mark, strict: false, alarm },
     }
 }

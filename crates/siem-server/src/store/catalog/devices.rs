@@ -63,7 +63,8 @@ impl Catalog {
 
     /// Returns the facts for the receipt of a batch: those about the last number that it covers, or
     /// for a redelivery, about the number that its seal names, with whose value the chain must agree.
-    /// `None` if a redelivery names no number that is held.
+    /// `None` if a redelivery names no number that is held. An agent that does not know the chain of
+    /// an epoch names zero, where every chain starts.
     pub(in crate::store) fn point(
         &self,
         key: &Key,
@@ -86,9 +87,12 @@ impl Catalog {
         let brings = |new: &Range| (new.first..=new.last).contains(&last_seq);
         let received_at = match note.change.new.iter().any(brings) {
             true => Some(note.at.clone()),
+            false if last_seq == 0 => epoch.map(|epoch| epoch.first_seen.clone()),
             false => notes.received_at(last_seq, read)?,
         };
         let seal = match notes.is_sealed(last_seq) {
+            // Zero is the number of no entry.
+            _ if last_seq == 0 => None,
             true => notes.seal_of(last_seq, read)?,
             false => {
                 let own = note.seal().filter(|seal| seal.last_seq >= last_seq);
@@ -111,10 +115,15 @@ impl Catalog {
     pub(in crate::store) fn is_first_line(&self, key: &Key) -> bool {
         let Some(epoch) = self.epochs.get(key) else { return false };
         let user = &epoch.sender.identity.user;
-        let own = self.of_machine(&key.0).filter(|(_, other)| other.sender.identity.user == *user);
-        let Some((first, _)) = own.min_by(|(_, a), (_, b)| a.first_seen.cmp(&b.first_seen)) else {
+        let own = self.of_machine(&key.0).filter(|(_, other)| other.first_user == *user);
+        let own: Vec<_> = own.collect();
+        let Some((first, oldest)) = own.iter().min_by_key(|(_, epoch)| epoch.began()) else {
             return false;
         };
+        if own.iter().filter(|(_, epoch)| epoch.began() == oldest.began()).count() > 1 {
+            // Nothing shows which one was first.
+            return false;
+        }
         let mut current = key.1.clone();
         // A sender can claim a circle.
         for _ in 0..self.epochs.len() {

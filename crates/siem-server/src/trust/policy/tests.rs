@@ -3,14 +3,15 @@ use proptest::prelude::*;
 use super::*;
 
 const LEVELS: [TrustLevel; 3] = [TrustLevel::Shared, TrustLevel::FirstUse, TrustLevel::Enrolled];
-const EPOCHS: [EpochState; 7] = [
+const EPOCHS: [EpochState; 8] = [
     EpochState::Unknown,
     EpochState::Keyless(Reach::Below),
     EpochState::Keyless(Reach::Head),
     EpochState::Keyless(Reach::HeadOfLater),
-    EpochState::Keyless(Reach::HeadOfOther),
+    EpochState::Keyless(Reach::OfOther),
     EpochState::Own,
     EpochState::Foreign,
+    EpochState::ForeignLetters,
 ];
 
 fn seals() -> Vec<SealState> {
@@ -86,9 +87,21 @@ fn decisions_are_those_of_the_specification() {
         ),
         (ratcheted(facts(L::Enrolled, unconfirmed, head)), Decision::refuse(Denial::NotEnrolled)),
         (
-            facts(L::Shared, confirmed, E::Keyless(Reach::HeadOfOther)),
+            facts(L::Shared, confirmed, E::Keyless(Reach::OfOther)),
             Decision::refuse(Denial::Renumber),
         ),
+        (
+            facts(L::Shared, none, E::Keyless(Reach::OfOther)),
+            Decision::refuse(Denial::Renumber),
+        ),
+        // Dead letters of an agent that lost its key.
+        (facts(L::FirstUse, unconfirmed, E::ForeignLetters), store(Mark::Unconfirmed, true)),
+        (facts(L::Enrolled, confirmed, E::ForeignLetters), store(Mark::Confirmed, true)),
+        (
+            facts(L::Enrolled, unconfirmed, E::ForeignLetters),
+            Decision::refuse(Denial::NotEnrolled),
+        ),
+        (facts(L::FirstUse, none, E::ForeignLetters), Decision::repel(Denial::EpochOwned)),
         (
             facts(L::FirstUse, unconfirmed, E::Keyless(Reach::HeadOfLater)),
             Decision::Adopt { mark: Mark::Unconfirmed, confirms: false, alarm: None },
@@ -132,7 +145,10 @@ fn decisions_are_those_of_the_specification() {
 #[test]
 fn keyless_batch_never_enters_an_owned_epoch() {
     for facts in all() {
-        let owned = matches!(facts.epoch, EpochState::Own | EpochState::Foreign);
+        let owned = matches!(
+            facts.epoch,
+            EpochState::Own | EpochState::Foreign | EpochState::ForeignLetters
+        );
         if owned && facts.seal == SealState::None {
             assert!(!stores(decide(&facts)), "{facts:?}");
         }
@@ -193,6 +209,7 @@ fn allow_shared_lets_keyless_batches_into_new_epochs() {
     for facts in all() {
         let keyless = matches!(facts.epoch, EpochState::Unknown | EpochState::Keyless(_));
         if facts.shared_allowed && facts.seal == SealState::None {
+            let keyless = keyless && facts.epoch != EpochState::Keyless(Reach::OfOther);
             let renumber = Decision::refuse(Denial::Renumber);
             let stored = Decision::Store { mark: Mark::Shared, strict: true, alarm: None };
             assert_eq!(decide(&facts), if keyless { stored } else { renumber }, "{facts:?}");
