@@ -2,7 +2,8 @@
 //!
 //! A line is written under the lock of the directory, so that lines of the server and of commands
 //! do not mix, and each process folds the lines that others appended before it reads its state. A
-//! crash can leave a torn last line, which the next writer cuts off: it was never confirmed.
+//! crash can leave a torn last line, which the next writer cuts off: it was never confirmed. A file
+//! that replaces the one before, such as a copy that an operator restores, replaces the state.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -81,9 +82,16 @@ impl DirectoryLock {
 
     /// Waits for the lock.
     pub(super) fn lock(&self) -> Result<Locked<'_>, JournalError> {
-        let file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.lock().map_err(JournalError::io("lock", &self.path))?;
-        Ok(Locked(file))
+        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            file.lock().map_err(JournalError::io("lock", &self.path))?;
+            let held = file.metadata().map_err(JournalError::io("read", &self.path))?;
+            // An operator who restored the directory replaced the file that others lock.
+            if fs::metadata(&self.path).is_ok_and(|now| identity(&now) == identity(&held)) {
+                return Ok(Locked(file));
+            }
+            *file = private_file(&self.path, true).map_err(JournalError::io("open", &self.path))?;
+        }
     }
 }
 
@@ -92,6 +100,23 @@ impl Drop for Locked<'_> {
         // The system releases it at the latest when the process ends.
         drop(self.0.unlock());
     }
+}
+
+/// Device and number of a file: another file at the same path has others.
+#[cfg(unix)]
+type FileIdentity = (u64, u64);
+#[cfg(unix)]
+fn identity(file: &fs::Metadata) -> FileIdentity {
+    use std::os::unix::fs::MetadataExt as _;
+    (file.dev(), file.ino())
+}
+
+/// Time of creation: another file at the same path has another one in most cases.
+#[cfg(not(unix))]
+type FileIdentity = Option<std::time::SystemTime>;
+#[cfg(not(unix))]
+fn identity(file: &fs::Metadata) -> FileIdentity {
+    file.created().ok()
 }
 
 /// Opens a file for reading and writing. With `create` it is created if missing, with access for
@@ -127,17 +152,22 @@ pub(super) struct Journal<S> {
 /// State of the file on stable storage.
 #[derive(Debug, Default)]
 struct Synced {
+    /// Number of the file, as in [`Folded::files`].
+    files: u64,
     /// Length up to which it is synced.
     length: u64,
     /// True after a failed sync. The system may have discarded what it could not write, so that a
-    /// later sync succeeds although lines are missing.
+    /// later sync of this file succeeds although lines are missing.
     failed: bool,
 }
 
 #[derive(Debug)]
 struct Folded<S> {
     /// None as long as there is no file.
-    file: Option<File>,
+    file: Option<(File, FileIdentity)>,
+    /// Number of files that were folded: an operator restores a copy, or another process replaces
+    /// the file.
+    files: u64,
     /// Bytes and lines that are folded.
     length: u64,
     lines: u64,
@@ -154,8 +184,14 @@ impl<S: Fold> Journal<S> {
         lock: Arc<DirectoryLock>,
     ) -> Result<Self, JournalError> {
         let path = directory.join(name);
-        let mut folded =
-            Folded { file: None, length: 0, lines: 0, state: S::default(), failed: false };
+        let mut folded = Folded {
+            file: None,
+            files: 0,
+            length: 0,
+            lines: 0,
+            state: S::default(),
+            failed: false,
+        };
         let held = lock.lock()?;
         folded.catch_up(&path)?;
         folded.cut_torn_line(&path)?;
@@ -203,23 +239,42 @@ impl<S: Fold> Journal<S> {
     /// Makes the file durable up to `end`.
     fn sync(&self, end: u64) -> Result<(), JournalError> {
         let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
-        let (length, file) = {
+        if synced.failed {
+            *synced = self.rewrite()?;
+            return Ok(());
+        }
+        let (files, length, file) = {
             let folded = self.folded();
-            (folded.length, folded.file.as_ref().map(File::try_clone))
+            (folded.files, folded.length, folded.file.as_ref().map(|(file, _)| file.try_clone()))
         };
         // The file is shorter than before if an operator restored an older copy.
-        let Some(file) = file.filter(|_| synced.length < end || synced.length > length) else {
-            return Ok(());
-        };
-        let result = if synced.failed {
-            Err(io::Error::other("an earlier sync failed; restart the receiver"))
-        } else {
-            file.and_then(|file| file.sync_data())
-        };
+        let is_synced = synced.files == files && (end..=length).contains(&synced.length);
+        let Some(file) = file.filter(|_| !is_synced) else { return Ok(()) };
+        let result = file.and_then(|file| file.sync_data());
         synced.failed = result.is_err();
         result.map_err(JournalError::io("sync", &self.path))?;
-        synced.length = length;
+        (synced.files, synced.length) = (files, length);
         Ok(())
+    }
+
+    /// Writes all lines to another file, which replaces the one whose sync failed.
+    fn rewrite(&self) -> Result<Synced, JournalError> {
+        let _held = self.lock.lock()?;
+        let mut folded = self.folded();
+        folded.catch_up(&self.path)?;
+        let mut content = fs::read(&self.path).map_err(JournalError::io("read", &self.path))?;
+        content.truncate(usize::try_from(folded.length).unwrap_or(usize::MAX));
+        // The system may have discarded a part of what it could not write.
+        for (line, text) in (1..).zip(content.split_inclusive(|byte| *byte == b'\n')) {
+            serde_json::from_slice::<S::Line>(text).map_err(|source| JournalError::Line {
+                path: self.path.clone(),
+                line,
+                source,
+            })?;
+        }
+        replace_file(&self.path, &content)?;
+        folded.catch_up(&self.path)?;
+        Ok(Synced { files: folded.files, length: folded.length, failed: false })
     }
 
     fn folded(&self) -> MutexGuard<'_, Folded<S>> {
@@ -228,23 +283,43 @@ impl<S: Fold> Journal<S> {
 }
 
 impl<S: Fold> Folded<S> {
-    /// Folds the complete lines that are in the file and not yet in the state.
+    /// Folds the complete lines that are in the file and not yet in the state. If the file was
+    /// replaced or is shorter, the state follows it.
     fn catch_up(&mut self, path: &Path) -> Result<(), JournalError> {
+        let current = match fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && self.file.is_none() => {
+                return Ok(());
+            }
+            found => found.map_err(JournalError::io("read", path))?,
+        };
+        let known = self.file.as_ref().is_some_and(|(_, held)| *held == identity(&current));
+        if known && current.len() >= self.length {
+            return self.fold(path);
+        }
+        let file = private_file(path, false).map_err(JournalError::io("open", path))?;
+        let opened = file.metadata().map_err(JournalError::io("read", path))?;
+        let mut other = Self {
+            file: Some((file, identity(&opened))),
+            files: self.files + 1,
+            length: 0,
+            lines: 0,
+            state: S::default(),
+            failed: self.failed,
+        };
+        other.fold(path)?;
+        *self = other;
+        Ok(())
+    }
+
+    /// Folds the complete lines after those that are folded.
+    fn fold(&mut self, path: &Path) -> Result<(), JournalError> {
         let failed = || JournalError::io("read", path);
-        if self.file.is_none() {
-            self.file = match private_file(path, false) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-                opened => Some(opened.map_err(JournalError::io("open", path))?),
-            };
-        }
-        let Some(mut file) = self.file.as_ref() else { return Ok(()) };
-        let length = file.metadata().map_err(failed())?.len();
-        if length == self.length {
+        let Some((mut file, _)) = self.file.as_ref().map(|(file, held)| (file, held)) else {
             return Ok(());
-        }
-        if length < self.length {
-            // An operator restored an older copy: the state follows the file.
-            (self.state, self.length, self.lines) = (S::default(), 0, 0);
+        };
+        let length = file.metadata().map_err(failed())?.len();
+        if length <= self.length {
+            return Ok(());
         }
         file.seek(SeekFrom::Start(self.length)).map_err(failed())?;
         let mut reader = BufReader::new(file.take(length - self.length));
@@ -270,7 +345,7 @@ impl<S: Fold> Folded<S> {
     /// Truncates the file after its last complete line. The lock must be held: without it another
     /// process may be in the middle of that line.
     fn cut_torn_line(&self, path: &Path) -> Result<(), JournalError> {
-        let Some(file) = &self.file else { return Ok(()) };
+        let Some((file, _)) = &self.file else { return Ok(()) };
         let length = file.metadata().map_err(JournalError::io("read", path))?.len();
         if length > self.length {
             file.set_len(self.length).map_err(JournalError::io("write", path))?;
@@ -282,8 +357,13 @@ impl<S: Fold> Folded<S> {
         let mut text = serde_json::to_vec(&line).expect("names and numbers can be written as JSON");
         text.push(b'\n');
         let mut file = match &self.file {
-            Some(file) => file,
-            None => self.file.insert(create(path)?),
+            Some((file, _)) => file,
+            None => {
+                let file = create(path)?;
+                let created = file.metadata().map_err(JournalError::io("read", path))?;
+                self.files += 1;
+                &self.file.insert((file, identity(&created))).0
+            }
         };
         // Every writer holds the lock, so this is the end of the file.
         let seek = file.seek(SeekFrom::Start(self.length));

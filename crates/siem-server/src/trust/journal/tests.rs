@@ -103,6 +103,74 @@ fn restored_older_file_replaces_the_state() {
     assert_eq!(numbers(&journal), [7]);
 }
 
+/// A copy that is renamed to the path is another file, of any length.
+#[test]
+fn restored_copy_at_the_path_replaces_the_state() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(NAME);
+    let server = open(directory.path()).unwrap();
+    append(&server, 1);
+    for (copy, restored) in [("{\"n\":7}\n{\"n\":8}\n", vec![7, 8]), ("{\"n\":6}\n", vec![6])] {
+        let beside = directory.path().join("copy");
+        fs::write(&beside, copy).unwrap();
+        fs::rename(&beside, &path).unwrap();
+        assert_eq!(numbers(&server), restored);
+        let command = open(directory.path()).unwrap();
+        append(&command, 9);
+        append(&server, 10);
+        assert_eq!(numbers(&server), numbers(&command));
+        assert_eq!(numbers(&server), [&restored[..], &[9, 10]].concat());
+    }
+}
+
+#[test]
+fn restored_directory_has_another_lock() {
+    let root = tempfile::tempdir().unwrap();
+    let (trust, old) = (root.path().join("trust"), root.path().join("old"));
+    let server = open(&trust).unwrap();
+    append(&server, 1);
+    fs::rename(&trust, &old).unwrap();
+    fs::create_dir(&trust).unwrap();
+    fs::copy(old.join(NAME), trust.join(NAME)).unwrap();
+    append(&server, 2);
+    assert!(trust.join("lock").exists());
+    assert_eq!(numbers(&open(&trust).unwrap()), [1, 2]);
+    assert_eq!(numbers(&open(&old).unwrap()), [1]);
+}
+
+#[test]
+fn missing_file_keeps_the_state_and_takes_no_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(NAME);
+    let journal = open(directory.path()).unwrap();
+    append(&journal, 1);
+    let copy = fs::read(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    assert_eq!(numbers(&journal), [1]);
+    let line = |_: &Numbers| Ok::<_, JournalError>((Some(Number { n: 2 }), ()));
+    assert!(journal.transact(Durability::Synced, line).is_err());
+    fs::write(&path, copy).unwrap();
+    append(&journal, 2);
+    assert_eq!(numbers(&journal), [1, 2]);
+}
+
+/// The pages that could not be written may count as clean, so all lines are written again.
+#[test]
+fn change_after_a_failed_sync_writes_another_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(NAME);
+    let (journal, other) = (open(directory.path()).unwrap(), open(directory.path()).unwrap());
+    append(&journal, 1);
+    let before = identity(&fs::metadata(&path).unwrap());
+    journal.synced.lock().unwrap().failed = true;
+    append(&journal, 2);
+    assert_ne!(identity(&fs::metadata(&path).unwrap()), before);
+    append(&other, 3);
+    append(&journal, 4);
+    assert_eq!(numbers(&journal), [1, 2, 3, 4]);
+    assert_eq!(numbers(&open(directory.path()).unwrap()), [1, 2, 3, 4]);
+}
+
 #[test]
 fn refused_decision_appends_nothing() {
     let directory = tempfile::tempdir().unwrap();
