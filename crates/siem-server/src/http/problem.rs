@@ -24,6 +24,15 @@ use crate::{
     trust::{EnrollError, EnrollRefusal, RegistryError, policy::Denial},
 };
 
+/// Problems that say something about the device: it believes them only with a signature.
+const DEVICE_PROBLEMS: [&str; 5] = [
+    problem::DEVICE_REVOKED,
+    problem::DEVICE_CLONED,
+    problem::NOT_ENROLLED,
+    problem::EPOCH_OWNED,
+    problem::IMPERSONATION,
+];
+
 /// Reason why a request is rejected.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Rejection {
@@ -165,13 +174,13 @@ impl Rejection {
         }
     }
 
-    /// Reports whether the sender gives something up after this rejection, which a device does only
-    /// after a signed verdict.
+    /// Reports whether the sender gives something up after this rejection, or learns something about
+    /// its device, which it believes only if the verdict is signed.
     pub(super) fn needs_verdict(&self) -> bool {
         let (status, kind, _) = self.kind();
         matches!(status, StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY)
             || status == StatusCode::PAYLOAD_TOO_LARGE
-            || [problem::DEVICE_REVOKED, problem::DEVICE_CLONED].contains(&kind)
+            || DEVICE_PROBLEMS.contains(&kind)
     }
 
     /// Returns the body of the response, unsigned.

@@ -133,12 +133,30 @@ async fn refusals_that_cost_nothing_are_not_signed() {
     let device = TestDevice::new(1);
     let server = server().await;
     server.confirm(&device).await;
-    server.take(&BatchText::new(1, 3).seal(&device)).await;
     let malformed = BatchText::new(4, 5).line(4, "{\"kind\":\"event\"}").text();
-    let forged = BatchText::new(4, 5).text();
-    for (text, status) in [(malformed, 400), (forged, 403)] {
+    let wrong = BatchText::new(4, 5).seal_with(&device, None, |seal| seal.last_seq = 6).text();
+    for (text, status) in [(malformed, 400), (wrong, 403)] {
         let (problem, _) = refused(&server, &text, Encoding::Zstd).await;
         assert_eq!((problem.status, problem.verdict), (status, None));
+    }
+}
+
+/// A device shows them to its user, so that they must come from the receiver.
+#[tokio::test]
+async fn refusals_about_the_device_are_signed() {
+    let device = TestDevice::new(1);
+    let server = server().await;
+    server.confirm(&device).await;
+    server.take(&BatchText::new(1, 3).seal(&device)).await;
+    let of_owner = BatchText::new(4, 5).text();
+    let keyless = BatchText::new(1, 1).with(|header| header.epoch = "e-2".into()).text();
+    for (text, epoch, kind) in
+        [(of_owner, "e-1", kinds::EPOCH_OWNED), (keyless, "e-2", kinds::IMPERSONATION)]
+    {
+        let (problem, body) = refused(&server, &text, Encoding::Zstd).await;
+        let verdict = verdict(&problem);
+        assert!(verdict.is_about(RECEIVER, "m-1", Some(epoch), body));
+        assert_eq!((verdict.status, verdict.kind.as_str()), (403, kind));
     }
 }
 
