@@ -17,11 +17,12 @@ use axum::{
 use data_encoding::BASE64;
 use siem_protocol::{
     BatchHeader, Digest, ManagedConfig,
+    managed::Audience,
     names::{content_type, header},
 };
 
 use super::{Shared, problem::Rejection};
-use crate::trust::Scope;
+use crate::trust::{Scope, is_meant_for};
 
 /// Maximum size of a signature: an HTTP header must not become longer than clients accept.
 const MAX_MINISIG_BYTES: usize = 4 << 10;
@@ -38,9 +39,9 @@ async fn respond(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Response, 
     let nonce = nonce(headers)?;
     let file = shared.config_file.clone().ok_or(Rejection::NoConfig)?;
     let reading = tokio::task::spawn_blocking(move || read(&file));
-    let ServedConfig { body, minisig } = reading.await.map_err(|_| Rejection::Panicked)??;
+    let ServedConfig { body, minisig, audience } = reading.await.map_err(|_| Rejection::Panicked)??;
     let hash = Digest::of(&body);
-    offer(shared, hash).await?;
+    offer(shared, hash, audience).await?;
     let etag = format!("\"{hash}\"");
     let known = headers.get_all(IF_NONE_MATCH).iter().any(|known| matches(known, &etag));
     let (status, body) =
@@ -65,27 +66,32 @@ async fn respond(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Response, 
 }
 
 /// Notes that a configuration is offered, before an agent can name it.
-async fn offer(shared: &Arc<Shared>, hash: Digest) -> Result<(), Rejection> {
+async fn offer(
+    shared: &Arc<Shared>,
+    hash: Digest,
+    audience: Option<Audience>,
+) -> Result<(), Rejection> {
     let Some(registry) = shared.registry.clone().filter(|it| !it.was_offered(&hash)) else {
         return Ok(());
     };
-    let noting = tokio::task::spawn_blocking(move || registry.offer_config(&hash));
+    let noting = tokio::task::spawn_blocking(move || registry.offer_config(&hash, audience));
     noting.await.map_err(|_| Rejection::Panicked)?.map_err(Rejection::Registry)
 }
 
-/// Reports whether a batch names a managed configuration that was never offered.
+/// Reports whether a batch names a managed configuration that was never offered to its sender.
 pub(super) async fn names_unknown_config(shared: &Arc<Shared>, header: &BatchHeader) -> bool {
     let (Some(hash), Some(registry)) = (header.managed_hash, &shared.registry) else {
         return false;
     };
+    let identity = header.identity();
     if registry.was_offered(&hash) {
-        return false;
+        return !registry.was_offered_to(&hash, &identity);
     }
     // The agent may have got it before the receiver kept a list.
     let Some(file) = shared.config_file.clone() else { return true };
     let reading = tokio::task::spawn_blocking(move || read(&file));
-    let current = reading.await.ok().and_then(Result::ok).map(|served| Digest::of(&served.body));
-    current != Some(hash)
+    let Some(served) = reading.await.ok().and_then(Result::ok) else { return true };
+    Digest::of(&served.body) != hash || !is_meant_for(served.audience.as_ref(), &identity)
 }
 
 fn ascii(text: &str) -> HeaderValue {
@@ -107,12 +113,14 @@ struct ServedConfig {
     /// The organisation's signature of the body, from the file beside it. Only agents have the key
     /// that verifies it.
     minisig: Option<Vec<u8>>,
+    /// Devices that it is meant for; all without it.
+    audience: Option<Audience>,
 }
 
 /// Reads the file and checks that agents will accept it.
 fn read(path: &Path) -> Result<ServedConfig, Rejection> {
     let body = read_file(path)?.ok_or(Rejection::NoConfig)?;
-    ManagedConfig::parse(&body).map_err(Rejection::Config)?;
+    let config = ManagedConfig::parse(&body).map_err(Rejection::Config)?;
     let mut beside = path.as_os_str().to_owned();
     beside.push(".minisig");
     let minisig = read_file(&PathBuf::from(beside))?;
@@ -120,7 +128,7 @@ fn read(path: &Path) -> Result<ServedConfig, Rejection> {
         let error = io::Error::other("the file beside it is too long for a signature of minisign");
         return Err(Rejection::ConfigFile(error));
     }
-    Ok(ServedConfig { body, minisig })
+    Ok(ServedConfig { body, minisig, audience: config.audience })
 }
 
 fn read_file(path: &Path) -> Result<Option<Vec<u8>>, Rejection> {

@@ -116,8 +116,6 @@ pub(super) enum DeviceLine {
     Confirm { at: String, key: DeviceKey, by: Confirmation },
     /// A key and all keys of its lineage are refused from now on.
     Revoke { at: String, key: DeviceKey },
-    /// A key was used with another instance of an agent than before.
-    Instance { key: DeviceKey, instance: String },
     /// Two instances of an agent use one key alternately.
     Clone { at: String, key: DeviceKey, instances: [String; 2] },
     /// Batches without a key are accepted from a machine again, or no longer.
@@ -175,9 +173,6 @@ pub struct DeviceView {
     pub next: Option<DeviceKey>,
     /// First key of its lineage.
     pub root: DeviceKey,
-    /// Instance of the agent that used the key last.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub instance: Option<String>,
     /// True if two instances used the key alternately.
     pub cloned: bool,
 }
@@ -190,7 +185,6 @@ struct Device {
     revoked: bool,
     next: Option<DeviceKey>,
     root: DeviceKey,
-    instance: Option<String>,
     cloned: bool,
 }
 
@@ -214,6 +208,8 @@ pub(super) struct Devices {
     /// Keys of each lineage with more than one.
     lineages: HashMap<DeviceKey, Vec<DeviceKey>>,
     unconfirmed: usize,
+    /// Machines that ever had a confirmed key.
+    confirmed_machines: BTreeSet<String>,
     shared_allowed: BTreeSet<String>,
 }
 
@@ -225,11 +221,6 @@ impl Fold for Devices {
             DeviceLine::Enroll(enrolled) => self.add(enrolled),
             DeviceLine::Confirm { key, by, .. } => self.confirm(key, by),
             DeviceLine::Revoke { key, .. } => self.revoke(key),
-            DeviceLine::Instance { key, instance } => {
-                if let Some(device) = self.devices.get_mut(&key) {
-                    device.instance = Some(instance);
-                }
-            }
             DeviceLine::Clone { key, .. } => {
                 if let Some(device) = self.devices.get_mut(&key) {
                     device.cloned = true;
@@ -259,7 +250,6 @@ impl Devices {
             revoked: false,
             next: None,
             root: key,
-            instance: None,
             cloned: false,
             enrolled,
         };
@@ -289,6 +279,7 @@ impl Devices {
         device.confirmed_by = Some(by);
         self.unconfirmed -= 1;
         let pair = (device.enrolled.machine.clone(), device.enrolled.user.clone());
+        self.confirmed_machines.insert(pair.0.clone());
         self.pairs.entry(pair).or_default().confirmed = true;
     }
 
@@ -340,6 +331,11 @@ impl Devices {
 
     pub(super) fn confirmed_for(&self, machine: &str, user: &str) -> bool {
         self.pair(machine, user).is_some_and(|pair| pair.confirmed)
+    }
+
+    /// Reports whether any user of the machine ever had a confirmed key.
+    pub(super) fn has_confirmed(&self, machine: &str) -> bool {
+        self.confirmed_machines.contains(machine)
     }
 
     pub(super) fn knows(&self, machine: &str, user: &str) -> bool {
@@ -428,10 +424,6 @@ impl Devices {
         Ok((!device.revoked).then_some(DeviceLine::Revoke { at, key: *key }))
     }
 
-    pub(super) fn last_instance(&self, key: &DeviceKey) -> Option<&str> {
-        self.devices.get(key)?.instance.as_deref()
-    }
-
     pub(super) fn is_cloned(&self, key: &DeviceKey) -> bool {
         self.devices.get(key).is_some_and(|device| device.cloned)
     }
@@ -455,7 +447,6 @@ impl Device {
             previous,
             next: self.next,
             root: self.root,
-            instance: self.instance.clone(),
             cloned: self.cloned,
         }
     }

@@ -3,6 +3,10 @@
 //! A sender can cause an event with each request, so repeats are counted instead of written: after
 //! [`LINES_PER_MACHINE`] lines of a kind for a machine, or [`LINES_PER_KIND`] of a kind, the rest of
 //! the hour becomes one line with their number.
+//!
+//! The id of a machine is a claim, so events about made-up machines must not use up the lines of
+//! those that matter. Machines that have a confirmed key have lines of their own, the first event of
+//! an hour about each is always written, and an address gets a part of the other lines only.
 
 use std::{
     collections::HashMap,
@@ -19,8 +23,10 @@ use super::{devices::DeviceKey, journal::Fold};
 
 /// Lines of one kind for one machine in an hour.
 const LINES_PER_MACHINE: u64 = 20;
-/// Lines of one kind in an hour. Machine ids are claims, so their number is not limited.
+/// Lines of one kind in an hour, of machines with a confirmed key and of others each.
 const LINES_PER_KIND: u64 = 500;
+/// Lines of one kind in an hour that one address can cause for machines without a confirmed key.
+const LINES_PER_PEER: u64 = 100;
 /// Time after which counting starts again.
 const WINDOW: Duration = Duration::from_secs(3600);
 /// Length of a claimed value that is kept, in characters.
@@ -186,15 +192,27 @@ impl Fold for EventCounts {
 #[derive(Debug, Default)]
 pub(super) struct EventLimiter {
     window_start: Option<SystemTime>,
-    kinds: HashMap<EventKind, KindWindow>,
+    kinds: HashMap<(EventKind, Standing), KindWindow>,
+}
+
+/// Standing of the machine that an event is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Standing {
+    /// It has or had a confirmed key, which is not a claim.
+    Confirmed,
+    /// Anyone may have made it up.
+    Claimed,
 }
 
 /// Events of a kind in the current hour.
 #[derive(Debug, Default)]
 struct KindWindow {
     lines: u64,
-    /// Number of lines for each machine. Has at most [`LINES_PER_KIND`] machines.
+    /// Number of lines for each machine: one with a confirmed key, or at most [`LINES_PER_KIND`]
+    /// others.
     machines: HashMap<String, u64>,
+    /// Number of lines by each address.
+    peers: HashMap<IpAddr, u64>,
     /// The first event that was not written, and their number.
     suppressed: Option<(Event, u64)>,
 }
@@ -202,17 +220,24 @@ struct KindWindow {
 impl EventLimiter {
     /// Accepts an event at `now` and returns the lines to write: the event, or nothing if it was
     /// counted only, after those that stand for the events counted in the hour before.
-    pub(super) fn accept(&mut self, event: Event, now: SystemTime) -> Vec<EventLine> {
+    pub(super) fn accept(
+        &mut self,
+        event: Event,
+        standing: Standing,
+        now: SystemTime,
+    ) -> Vec<EventLine> {
         let event = event.bounded();
         let mut lines = self.flush_if_over(now);
-        let window = self.kinds.entry(event.kind).or_default();
-        let of_machine = window.machines.get(&event.machine).copied().unwrap_or_default();
-        if window.lines >= LINES_PER_KIND || of_machine >= LINES_PER_MACHINE {
+        let window = self.kinds.entry((event.kind, standing)).or_default();
+        if !window.has_room(&event, standing) {
             window.suppressed.get_or_insert((event, 0)).1 += 1;
             return lines;
         }
         window.lines += 1;
-        window.machines.insert(event.machine.clone(), of_machine + 1);
+        *window.machines.entry(event.machine.clone()).or_default() += 1;
+        if let Some(peer) = event.peer {
+            *window.peers.entry(peer).or_default() += 1;
+        }
         lines.push(EventLine { at: crate::clock::text(now), repeated: None, event });
         lines
     }
@@ -247,6 +272,19 @@ impl EventLimiter {
             .collect();
         lines.sort_by_key(|line| line.event.kind);
         lines
+    }
+}
+
+impl KindWindow {
+    /// Reports whether an event is written.
+    fn has_room(&self, event: &Event, standing: Standing) -> bool {
+        let of_machine = self.machines.get(&event.machine).copied().unwrap_or_default();
+        let of_peer = event.peer.and_then(|peer| self.peers.get(&peer).copied());
+        let has_lines = self.lines < LINES_PER_KIND && of_machine < LINES_PER_MACHINE;
+        match standing {
+            Standing::Confirmed => has_lines || of_machine == 0,
+            Standing::Claimed => has_lines && of_peer.unwrap_or_default() < LINES_PER_PEER,
+        }
     }
 }
 

@@ -22,20 +22,16 @@ pub struct CloneFinding {
     pub instances: [String; 2],
 }
 
-/// Result of an observation.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Observed {
-    /// The instance is that of the batch before.
-    Same,
-    /// Another start of the agent, or a late request of the one before.
-    Changed,
-    /// Two agents use the key.
-    Cloned(CloneFinding),
-}
-
 /// Instances of each key, since the receiver started.
 #[derive(Debug, Default)]
-pub(super) struct Instances(HashMap<DeviceKey, VecDeque<Instance>>);
+pub(super) struct Instances(HashMap<DeviceKey, KeyInstances>);
+
+#[derive(Debug, Default)]
+struct KeyInstances {
+    /// Instance of the batch before.
+    last: String,
+    seen: VecDeque<Instance>,
+}
 
 #[derive(Debug)]
 struct Instance {
@@ -44,37 +40,31 @@ struct Instance {
 }
 
 impl Instances {
-    /// Takes the instance of a batch; `last` is that of the batch before.
-    pub(super) fn observe(
-        &mut self,
-        key: DeviceKey,
-        last: Option<&str>,
-        instance: &str,
-    ) -> Observed {
-        if instance.len() > LENGTH || last == Some(instance) {
-            return Observed::Same;
+    /// Takes the instance of a batch; returns the finding if two agents use the key.
+    pub(super) fn observe(&mut self, key: DeviceKey, instance: &str) -> Option<CloneFinding> {
+        if instance.len() > LENGTH {
+            return None;
         }
-        let Some(last) = last else { return Observed::Changed };
         let known = self.0.entry(key).or_default();
-        remember(known, last);
-        if let Some(returned) = known.iter_mut().find(|one| one.id == instance) {
-            returned.returns += 1;
-            if returned.returns >= RETURNS {
-                self.0.remove(&key);
-                let instances = [instance.to_owned(), last.to_owned()];
-                return Observed::Cloned(CloneFinding { instances });
-            }
-        } else {
-            remember(known, instance);
+        if known.last == instance {
+            return None;
         }
-        Observed::Changed
+        let before = std::mem::replace(&mut known.last, instance.to_owned());
+        let Some(returned) = known.seen.iter_mut().find(|one| one.id == instance) else {
+            remember(&mut known.seen, instance);
+            return None;
+        };
+        returned.returns += 1;
+        if returned.returns < RETURNS {
+            return None;
+        }
+        self.0.remove(&key);
+        Some(CloneFinding { instances: [instance.to_owned(), before] })
     }
 }
 
 fn remember(known: &mut VecDeque<Instance>, id: &str) {
-    if known.iter().all(|one| one.id != id) {
-        known.push_back(Instance { id: id.to_owned(), returns: 0 });
-    }
+    known.push_back(Instance { id: id.to_owned(), returns: 0 });
     if known.len() > REMEMBERED {
         known.pop_front();
     }
@@ -89,13 +79,11 @@ mod tests {
         let mut observed = Instances::default();
         let key = DeviceKey::from_bytes([7; 32]);
         let instances: Vec<String> = instances.chars().map(String::from).collect();
-        let mut last = None;
         for (at, instance) in instances.iter().enumerate() {
-            if let Observed::Cloned(found) = observed.observe(key, last, instance) {
-                assert_eq!(found.instances, [instance.clone(), last.unwrap().to_owned()]);
+            if let Some(found) = observed.observe(key, instance) {
+                assert_eq!(found.instances, [instance.clone(), instances[at - 1].clone()]);
                 return Some(at);
             }
-            last = Some(instance);
         }
         None
     }
@@ -121,8 +109,9 @@ mod tests {
         let mut observed = Instances::default();
         let long = "x".repeat(LENGTH + 1);
         let key = DeviceKey::from_bytes([7; 32]);
-        for last in [None, Some("a")] {
-            assert_eq!(observed.observe(key, last, &long), Observed::Same);
+        for _ in 0..8 {
+            assert_eq!(observed.observe(key, &long), None);
+            observed.observe(key, "a");
         }
     }
 }

@@ -30,6 +30,7 @@ pub use events::{Event, EventCounts, EventKind};
 pub use instances::CloneFinding;
 pub use journal::JournalError;
 pub use keys::{ReceiverKeyError, ReceiverKeysView, Rotation};
+pub(crate) use offered::is_meant_for;
 pub use registry::{EnrollError, Enrollment, Registry, RegistryError, RegistryOptions};
 pub use seal::{BatchSeal, VerifiedSeal};
 pub use tokens::{

@@ -8,7 +8,8 @@ use std::{
 };
 
 use siem_protocol::{
-    Digest, KeysAnswer,
+    Digest, Identity, KeysAnswer,
+    managed::Audience,
     note::{SignError, SigningKey, VerifierKey},
     statement::{Confirmation, Device as DeviceStatement, Enroll, Statement as _, TrustLevel},
 };
@@ -18,8 +19,8 @@ use super::{
     devices::{
         DEVICE_KEY_NAME, DeviceError, DeviceKey, DeviceLine, DeviceView, Devices, EnrollRefusal,
     },
-    events::{Event, EventCounts, EventKind, EventLimiter, EventLine},
-    instances::{CloneFinding, Instances, Observed},
+    events::{Event, EventCounts, EventKind, EventLimiter, EventLine, Standing},
+    instances::{CloneFinding, Instances},
     journal::{DirectoryLock, Durability, Journal, JournalError},
     keys::{KeyStore, ReceiverKeyError, ReceiverKeys, ReceiverKeysView, Rotation},
     offered::{OfferedConfigs, OfferedLine},
@@ -133,7 +134,7 @@ pub struct Enrollment {
 ///
 /// Reads include what other processes appended. If that cannot be read, the error is logged and
 /// the state known before is used. Changes return after they are on stable storage, except those
-/// by [`Registry::observe_instance`] and [`Registry::record`].
+/// by [`Registry::record`].
 pub struct Registry {
     level: TrustLevel,
     clock: Arc<dyn Clock>,
@@ -250,16 +251,20 @@ impl Registry {
 
 /// Managed configurations.
 impl Registry {
-    /// Notes that the managed configuration with this hash is offered to agents. Returns after that
-    /// is on stable storage.
+    /// Notes that the managed configuration with this hash is offered to the agents of `audience`,
+    /// or to all. Returns after that is on stable storage.
     ///
     /// # Errors
     /// [`RegistryError::Journal`].
-    pub fn offer_config(&self, hash: &Digest) -> Result<(), RegistryError> {
+    pub fn offer_config(
+        &self,
+        hash: &Digest,
+        audience: Option<Audience>,
+    ) -> Result<(), RegistryError> {
         if self.was_offered(hash) {
             return Ok(());
         }
-        let line = OfferedLine { at: self.now(), hash: *hash };
+        let line = OfferedLine { at: self.now(), hash: *hash, audience };
         let offer = |offered: &OfferedConfigs| {
             Ok::<_, JournalError>(((!offered.contains(hash)).then_some(line), ()))
         };
@@ -270,6 +275,13 @@ impl Registry {
     #[must_use]
     pub fn was_offered(&self, hash: &Digest) -> bool {
         self.offered.read(|offered| offered.contains(hash))
+    }
+
+    /// Reports whether the managed configuration with this hash was ever offered to a device. The
+    /// groups of its audience do not count, since the receiver does not know them.
+    #[must_use]
+    pub fn was_offered_to(&self, hash: &Digest, identity: &Identity) -> bool {
+        self.offered.read(|offered| offered.contains_for(hash, identity))
     }
 }
 
@@ -370,30 +382,17 @@ impl Registry {
     /// finding once, when two instances alternate; the key is marked as cloned then.
     #[must_use]
     pub fn observe_instance(&self, key: &DeviceKey, instance: &str) -> Option<CloneFinding> {
-        let (last, cloned) = self.devices.read(|devices| {
-            (devices.last_instance(key).map(str::to_owned), devices.is_cloned(key))
-        });
-        if cloned {
+        if self.devices.read(|devices| devices.is_cloned(key)) {
             return None;
         }
-        let observed = lock(&self.instances).observe(*key, last.as_deref(), instance);
-        let (line, durability, found) = match observed {
-            Observed::Same => return None,
-            Observed::Changed => {
-                let instance = instance.to_owned();
-                (DeviceLine::Instance { key: *key, instance }, Durability::Written, None)
-            }
-            Observed::Cloned(found) => {
-                let instances = found.instances.clone();
-                let line = DeviceLine::Clone { at: self.now(), key: *key, instances };
-                (line, Durability::Synced, Some(found))
-            }
-        };
+        let found = lock(&self.instances).observe(*key, instance)?;
+        let line =
+            DeviceLine::Clone { at: self.now(), key: *key, instances: found.instances.clone() };
         let append = |_: &Devices| Ok::<_, JournalError>((Some(line), ()));
-        if let Err(error) = self.devices.transact(durability, append) {
-            error!(code = "trust_journal_failed", %error, "cannot note the instance of a device");
+        if let Err(error) = self.devices.transact(Durability::Synced, append) {
+            error!(code = "trust_journal_failed", %error, "cannot note that a device was cloned");
         }
-        found
+        Some(found)
     }
 
     /// Enrolls a key that `enroll` presents. `enroll` must have been opened by
@@ -506,7 +505,11 @@ impl Registry {
     /// Records an event in the log of events. Repeats are counted instead of written. A failure is
     /// logged.
     pub fn record(&self, event: Event) {
-        let lines = lock(&self.limiter).accept(event, self.clock.now());
+        let standing = match self.devices.read(|devices| devices.has_confirmed(&event.machine)) {
+            true => Standing::Confirmed,
+            false => Standing::Claimed,
+        };
+        let lines = lock(&self.limiter).accept(event, standing, self.clock.now());
         self.write_events(lines);
     }
 

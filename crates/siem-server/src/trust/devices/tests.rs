@@ -244,12 +244,11 @@ fn any_line() -> impl Strategy<Value = DeviceLine> {
             by: Confirmation::Continuity,
         }),
         seed.clone().prop_map(move |one| DeviceLine::Revoke { at: at(), key: key(one) }),
-        seed.clone().prop_map(move |one| DeviceLine::Clone {
+        seed.prop_map(move |one| DeviceLine::Clone {
             at: at(),
             key: key(one),
             instances: ["a".into(), "b".into()],
         }),
-        seed.prop_map(|one| DeviceLine::Instance { key: key(one), instance: "a".into() }),
     ]
 }
 
