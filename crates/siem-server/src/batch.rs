@@ -21,7 +21,7 @@ pub const MAX_SEQ: u64 = (1 << 53) - 1;
 /// Number of entries that a batch may cover, lines and dead-lettered numbers together.
 pub const MAX_ENTRIES: u64 = 200_000;
 /// Maximum length of the identity's values, in bytes.
-const MAX_NAME: usize = 256;
+pub(crate) const MAX_NAME: usize = 256;
 
 /// Line of one entry in a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -107,7 +107,9 @@ impl Rejection {
             Self::Enroll(EnrollError::Refused(EnrollRefusal::Revoked)) => {
                 (S::FORBIDDEN, problem::DEVICE_REVOKED, "device key revoked")
             }
-            Self::Enroll(EnrollError::Refused(EnrollRefusal::TooMany)) => {
+            Self::Enroll(EnrollError::Refused(
+                EnrollRefusal::TooMany | EnrollRefusal::TooOften,
+            )) => {
                 (S::TOO_MANY_REQUESTS, problem::UNAVAILABLE, "too many device keys")
             }
             Self::Enroll(EnrollError::Journal(_) | EnrollError::Sign(_)) => {
@@ -167,7 +169,9 @@ impl Rejection {
             | Self::Enroll(EnrollError::Journal(_) | EnrollError::Sign(_)) => {
                 Some(Duration::from_secs(5))
             }
-            Self::Enroll(EnrollError::Refused(EnrollRefusal::TooMany)) => {
+            Self::Enroll(EnrollError::Refused(
+                EnrollRefusal::TooMany | EnrollRefusal::TooOften,
+            )) => {
                 Some(Duration::from_secs(3600))
             }
             _ => None,

@@ -186,6 +186,7 @@ pub(super) fn prepare(
         for key in catalog.confirmed_by_continuity() {
             writer::confirm(registry, &key)?;
         }
+        catalog.all_owners().for_each(|key| registry.note_owner(key));
     }
     let (sender, jobs) = mpsc::channel(options.queue.max(1));
     #[cfg_attr(not(test), expect(unused_mut, reason = "only a test changes it"))]

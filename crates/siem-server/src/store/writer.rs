@@ -367,6 +367,9 @@ impl Writer {
             self.catalog.remember_point(&staged.key, point.clone());
         }
         let registry = self.registry.as_ref()?;
+        if let Some(device) = &staged.note.device {
+            registry.note_owner(device.key);
+        }
         let key = self.catalog.confirms(&staged.key)?;
         if registry.device(&key).is_none_or(|device| device.confirmed_by.is_some()) {
             return None;

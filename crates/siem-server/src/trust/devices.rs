@@ -16,15 +16,17 @@ use siem_protocol::{
 };
 
 use super::journal::Fold;
+use crate::batch::MAX_NAME;
 
 /// Name of every device key in notes. The identity is the public key.
 pub const DEVICE_KEY_NAME: &str = "ai-agent-device";
 
-/// Number of unconfirmed keys for one machine and user. A single-use or machine-bound token enrolls
-/// a key nevertheless.
+/// Number of unconfirmed keys for one machine and user. Another one replaces the oldest.
 const UNCONFIRMED_OF_PAIR: usize = 64;
 /// Number of unconfirmed keys in total.
 const UNCONFIRMED: usize = 100_000;
+/// Number of keys of one lineage that are enrolled in an hour.
+const OF_LINEAGE_IN_HOUR: usize = 4;
 
 /// Public key of a device: its identity. Text form: 64 lower-case hexadecimal digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -139,6 +141,9 @@ pub(super) struct Enrolled {
     /// Confirmation by the enrollment itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) confirmed_by: Option<Confirmation>,
+    /// A key that is forgotten with its lineage, since there are too many unconfirmed ones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) evicts: Option<DeviceKey>,
 }
 
 /// A device as the receiver knows it.
@@ -185,6 +190,8 @@ struct Device {
     revoked: bool,
     next: Option<DeviceKey>,
     root: DeviceKey,
+    /// Number of keys that were enrolled before.
+    order: u64,
     cloned: bool,
 }
 
@@ -208,6 +215,8 @@ pub(super) struct Devices {
     /// Keys of each lineage with more than one.
     lineages: HashMap<DeviceKey, Vec<DeviceKey>>,
     unconfirmed: usize,
+    /// Number of keys that were ever enrolled.
+    enrolled: u64,
     /// Machines that ever had a confirmed key.
     confirmed_machines: BTreeSet<String>,
     shared_allowed: BTreeSet<String>,
@@ -243,6 +252,9 @@ impl Devices {
         if self.devices.contains_key(&key) {
             return;
         }
+        if let Some(evicted) = enrolled.evicts {
+            self.evict(&evicted);
+        }
         let previous = enrolled.previous.filter(|previous| self.can_continue(previous, &enrolled));
         enrolled.previous = previous;
         let mut device = Device {
@@ -250,9 +262,11 @@ impl Devices {
             revoked: false,
             next: None,
             root: key,
+            order: self.enrolled,
             cloned: false,
             enrolled,
         };
+        self.enrolled += 1;
         let mut confirmed_by = device.enrolled.confirmed_by;
         if let Some(before) = previous.and_then(|previous| self.devices.get_mut(&previous)) {
             before.next = Some(key);
@@ -291,6 +305,56 @@ impl Devices {
             }
             device.revoked = true;
         }
+    }
+
+    /// Forgets the lineage of a key, if it has only unconfirmed keys.
+    fn evict(&mut self, key: &DeviceKey) {
+        let lineage = self.lineage(key);
+        if !lineage.iter().all(|key| self.is_unconfirmed(key)) {
+            return;
+        }
+        for key in lineage {
+            let Some(device) = self.devices.remove(&key) else { continue };
+            self.unconfirmed -= 1;
+            self.lineages.remove(&device.root);
+            if let Some(keys) = key.verifier().ok().and_then(|it| self.by_key_id.get_mut(&it.id()))
+            {
+                keys.retain(|other| *other != key);
+            }
+            let pair = (device.enrolled.machine, device.enrolled.user);
+            let Some(keys) = self.pairs.get_mut(&pair) else { continue };
+            keys.keys.retain(|other| *other != key);
+            if keys.keys.is_empty() && !keys.confirmed {
+                self.pairs.remove(&pair);
+            }
+        }
+    }
+
+    /// Returns the key to evict for one of the machine and user: the oldest of those whose lineage
+    /// is unconfirmed and owns no epoch, or if each owns one, the oldest. A device whose key was
+    /// evicted enrolls it again.
+    fn to_evict(&self, enrolled: &Enrolled, owns: &dyn Fn(&DeviceKey) -> bool) -> Option<DeviceKey> {
+        let continued = enrolled.previous.and_then(|key| self.devices.get(&key)).map(|it| it.root);
+        let candidates: Vec<_> = match self.unconfirmed >= UNCONFIRMED {
+            true => self.devices.keys().collect(),
+            false => self.pair(&enrolled.machine, &enrolled.user)?.keys.iter().collect(),
+        };
+        let candidates = candidates.into_iter().filter_map(|key| {
+            let device = self.devices.get(key)?;
+            let lineage = self.lineage(key);
+            let evictable = Some(device.root) != continued
+                && lineage.iter().all(|key| self.is_unconfirmed(key));
+            evictable.then(|| (lineage.iter().any(owns), device.order, *key))
+        });
+        candidates.min_by_key(|(owns, order, _)| (*owns, *order)).map(|(.., key)| key)
+    }
+
+    /// Reports whether the lineage of a key got so many keys in the last hour that it gets no more.
+    fn is_rotated_too_often(&self, key: &DeviceKey, now: &Moment) -> bool {
+        let lineage = self.lineage(key);
+        let times = lineage.iter().filter_map(|key| Some(&self.devices.get(key)?.enrolled.at));
+        let recent = |at: &&String| **at > now.hour_ago && **at <= now.at;
+        times.filter(recent).count() >= OF_LINEAGE_IN_HOUR
     }
 
     /// Returns all keys of the lineage of `key`.
@@ -370,14 +434,18 @@ impl Devices {
         device.is_some_and(|device| !device.revoked && device.confirmed_by.is_none())
     }
 
-    /// Decides an enrollment. `confirms` says that the token confirms the key.
+    /// Decides an enrollment. `confirms` says that the token confirms the key; `owns`, which keys own
+    /// epochs.
     pub(super) fn enroll(
         &self,
         enroll: &Enroll,
         confirms: bool,
-        at: String,
+        now: &Moment,
+        owns: &dyn Fn(&DeviceKey) -> bool,
     ) -> Result<EnrollDecision, EnrollRefusal> {
+        check_lengths(enroll)?;
         let key = DeviceKey::from(&enroll.key);
+        let at = now.at.clone();
         let confirmed_by = confirms.then_some(Confirmation::Token);
         if let Some(known) = self.devices.get(&key) {
             return known.enroll_again(enroll, confirmed_by, at);
@@ -391,9 +459,13 @@ impl Devices {
         enrolled.previous = previous.filter(|previous| self.can_continue(previous, &enrolled));
         let continues_confirmed = enrolled.previous.is_some()
             && before.is_some_and(|before| before.confirmed_by.is_some());
+        if enrolled.previous.is_some_and(|previous| self.is_rotated_too_often(&previous, now)) {
+            return Err(EnrollRefusal::TooOften);
+        }
         let confirmed = confirms || continues_confirmed;
         if !confirmed && self.is_full_for(&enroll.machine, &enroll.user) {
-            return Err(EnrollRefusal::TooMany);
+            let evicted = now.may_evict.then(|| self.to_evict(&enrolled, owns)).flatten();
+            enrolled.evicts = Some(evicted.ok_or(EnrollRefusal::TooMany)?);
         }
         let forked = before.is_some_and(|before| before.next.is_some() || before.cloned);
         Ok(EnrollDecision { line: Some(DeviceLine::Enroll(enrolled)), forked })
@@ -494,8 +566,32 @@ impl Enrolled {
             version: enroll.version.clone(),
             previous: enroll.previous.as_ref().map(DeviceKey::from),
             confirmed_by,
+            evicts: None,
         }
     }
+}
+
+/// Checks the claims, which are stored, with the limits of those in a batch.
+fn check_lengths(enroll: &Enroll) -> Result<(), EnrollRefusal> {
+    let claims = [
+        ("machine", &enroll.machine),
+        ("user", &enroll.user),
+        ("host", &enroll.host),
+        ("os", &enroll.os),
+        ("arch", &enroll.arch),
+        ("version", &enroll.version),
+    ];
+    let long = claims.into_iter().find(|(_, value)| value.len() > MAX_NAME);
+    long.map_or(Ok(()), |(name, _)| Err(EnrollRefusal::TooLong(name)))
+}
+
+/// Time of an enrollment, in the form of the lines.
+#[derive(Clone, Debug)]
+pub(super) struct Moment {
+    pub(super) at: String,
+    pub(super) hour_ago: String,
+    /// Not too many keys were evicted in the last hour: each adds a line to the file.
+    pub(super) may_evict: bool,
 }
 
 /// Result of an enrollment.
@@ -517,7 +613,13 @@ pub enum EnrollRefusal {
     /// The key is enrolled for another machine or user.
     #[error("the key is enrolled for another machine or user")]
     OtherDevice,
-    /// There are too many unconfirmed keys.
+    /// A claim is too long.
+    #[error("the value of `{0}` is longer than {MAX_NAME} bytes")]
+    TooLong(&'static str),
+    /// The lineage got too many keys in the last hour.
+    #[error("the device got {OF_LINEAGE_IN_HOUR} keys in the last hour")]
+    TooOften,
+    /// There are too many unconfirmed keys, and too many of them were replaced in the last hour.
     #[error(
         "there are too many unconfirmed keys of this machine and user; a single-use or machine-bound token enrolls one nevertheless"
     )]

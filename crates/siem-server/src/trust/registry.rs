@@ -2,9 +2,11 @@
 //! commands.
 
 use std::{
+    collections::HashSet,
     fmt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
 };
 
 use siem_protocol::{
@@ -17,7 +19,8 @@ use tracing::{error, warn};
 
 use super::{
     devices::{
-        DEVICE_KEY_NAME, DeviceError, DeviceKey, DeviceLine, DeviceView, Devices, EnrollRefusal,
+        DEVICE_KEY_NAME, DeviceError, DeviceKey, DeviceLine, DeviceView, Devices, EnrollDecision,
+        EnrollRefusal, Moment,
     },
     events::{Event, EventCounts, EventKind, EventLimiter, EventLine, Standing},
     instances::{CloneFinding, Instances},
@@ -27,6 +30,10 @@ use super::{
     tokens::{Grant, NewToken, TokenError, TokenId, TokenText, TokenView, Tokens},
 };
 use crate::clock::{self, Clock, SystemClock};
+
+const HOUR: Duration = Duration::from_secs(3600);
+/// Number of keys that are evicted in an hour.
+const EVICTIONS_IN_HOUR: u64 = 1000;
 
 /// Options of a [`Registry`].
 #[derive(Clone)]
@@ -146,6 +153,27 @@ pub struct Registry {
     offered: Journal<OfferedConfigs>,
     limiter: Mutex<EventLimiter>,
     instances: Mutex<Instances>,
+    /// Keys that own epochs, as far as this process knows.
+    owners: Mutex<HashSet<DeviceKey>>,
+    evictions: Mutex<Evictions>,
+}
+
+/// Keys that were evicted in the current hour.
+#[derive(Debug, Default)]
+struct Evictions {
+    window_start: Option<SystemTime>,
+    number: u64,
+}
+
+impl Evictions {
+    fn has_room(&mut self, now: SystemTime) -> bool {
+        let start = *self.window_start.get_or_insert(now);
+        // A clock that was set back starts another hour, too.
+        if now.duration_since(start).map_or(true, |since| since >= HOUR) {
+            (self.window_start, self.number) = (Some(now), 0);
+        }
+        self.number < EVICTIONS_IN_HOUR
+    }
 }
 
 impl fmt::Debug for Registry {
@@ -172,6 +200,8 @@ impl Registry {
             offered: Journal::open(directory, "offered.ndjson", lock.clone())?,
             limiter: Mutex::default(),
             instances: Mutex::default(),
+            owners: Mutex::default(),
+            evictions: Mutex::default(),
             lock,
         })
     }
@@ -395,6 +425,11 @@ impl Registry {
         Some(found)
     }
 
+    /// Notes that a key owns an epoch, so that keys without one are evicted before it.
+    pub(crate) fn note_owner(&self, key: DeviceKey) {
+        lock(&self.owners).insert(key);
+    }
+
     /// Enrolls a key that `enroll` presents. `enroll` must have been opened by
     /// [`Enroll::open_self_signed`]. The same key again changes nothing, except that a token that
     /// confirms does so.
@@ -414,16 +449,28 @@ impl Registry {
         if grant.machine().is_some_and(|machine| machine != enroll.machine) {
             return Err(EnrollError::OtherMachine);
         }
-        let (key, at, confirms) = (DeviceKey::from(&enroll.key), self.now(), grant.confirms());
+        let (key, confirms) = (DeviceKey::from(&enroll.key), grant.confirms());
+        let now = self.clock.now();
+        let moment = Moment {
+            at: clock::text(now),
+            hour_ago: clock::text(now.checked_sub(HOUR).unwrap_or(SystemTime::UNIX_EPOCH)),
+            may_evict: lock(&self.evictions).has_room(now),
+        };
+        let owns = |key: &DeviceKey| lock(&self.owners).contains(key);
+        let decide = |devices: &Devices| devices.enroll(enroll, confirms, &moment, &owns);
         if let Some(token) = grant.single_use() {
             // A refusal must not use up the token.
-            self.devices.read(|devices| devices.enroll(enroll, confirms, at.clone()))?;
+            self.devices.read(decide)?;
             self.use_token(token, key)?;
         }
-        let forked = self.devices.transact(Durability::Synced, |devices| {
-            let decision = devices.enroll(enroll, confirms, at)?;
-            Ok::<_, EnrollError>((decision.line, decision.forked))
+        let (forked, evicted) = self.devices.transact(Durability::Synced, |devices| {
+            let EnrollDecision { line, forked } = decide(devices)?;
+            let evicted = matches!(&line, Some(DeviceLine::Enroll(it)) if it.evicts.is_some());
+            Ok::<_, EnrollError>((line, (forked, evicted)))
         })?;
+        if evicted {
+            lock(&self.evictions).number += 1;
+        }
         let device = self.device(&key).ok_or(EnrollRefusal::Revoked)?;
         let statement = self.statement(&receiver, &enroll.key, &device)?;
         Ok(Enrollment { device, statement, keys: receiver.answer.clone(), forked })

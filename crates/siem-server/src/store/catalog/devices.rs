@@ -139,6 +139,11 @@ impl Catalog {
         false
     }
 
+    /// Returns the keys of all devices that own epochs.
+    pub(in crate::store) fn all_owners(&self) -> impl Iterator<Item = DeviceKey> {
+        self.epochs.values().filter_map(|epoch| Some(epoch.owner.as_ref()?.key))
+    }
+
     /// Returns the keys that the adoption of an epoch confirms.
     pub(in crate::store) fn confirmed_by_continuity(&self) -> Vec<DeviceKey> {
         let owners = self.epochs.values().filter_map(|epoch| epoch.owner.as_ref());

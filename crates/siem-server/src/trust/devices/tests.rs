@@ -1,3 +1,5 @@
+use std::time::{Duration, UNIX_EPOCH};
+
 use proptest::prelude::*;
 use siem_protocol::note::{NoteSigner as _, SigningKey};
 
@@ -25,10 +27,14 @@ fn enrollment(seed: u8, previous: Option<u8>) -> Enroll {
     }
 }
 
+fn moment() -> Moment {
+    Moment { at: "t".into(), hour_ago: "t".into(), may_evict: true }
+}
+
 impl Devices {
     /// Enrolls, applies the line, and reports whether the enrollment forked a lineage.
     fn present(&mut self, enroll: &Enroll, confirms: bool) -> Result<bool, EnrollRefusal> {
-        let decision = self.enroll(enroll, confirms, "t".into())?;
+        let decision = self.enroll(enroll, confirms, &moment(), &|_| false)?;
         if let Some(line) = decision.line {
             self.apply(line);
         }
@@ -57,7 +63,7 @@ fn same_key_again_changes_nothing() {
     devices.present(&enrollment(1, None), false).unwrap();
     let mut again = enrollment(1, None);
     again.host = "renamed".into();
-    assert_eq!(devices.enroll(&again, false, "t2".into()).unwrap().line, None);
+    assert_eq!(devices.enroll(&again, false, &moment(), &|_| false).unwrap().line, None);
 }
 
 #[test]
@@ -176,23 +182,83 @@ fn key_of_another_machine_is_refused() {
     assert_eq!(devices.present(&other, true), Err(EnrollRefusal::OtherDevice));
 }
 
+/// Someone with an ingest token can enroll any number of keys for a machine and user.
 #[test]
-fn too_many_unconfirmed_keys_leave_room_for_confirmed_ones() {
+fn flood_of_keys_leaves_room_for_the_machine() {
     let mut devices = Devices::default();
     let count = UNCONFIRMED_OF_PAIR as u8;
     for seed in 1..=count {
         devices.present(&enrollment(seed, None), false).unwrap();
     }
     let next = enrollment(count + 1, None);
-    assert_eq!(devices.present(&next, false), Err(EnrollRefusal::TooMany));
-    let mut other_user = enrollment(count + 2, None);
-    other_user.user = "v".into();
-    devices.present(&other_user, false).unwrap();
-    devices.present(&next, true).unwrap();
-    assert_eq!(devices.state_of(count + 1), DeviceState::Confirmed);
-    let line = devices.decide_revoke(&key(1), "t".into()).unwrap().unwrap();
-    devices.apply(line);
-    devices.present(&enrollment(count + 3, None), false).unwrap();
+    let full = Moment { may_evict: false, ..moment() };
+    let refused = devices.enroll(&next, false, &full, &|_| false).unwrap_err();
+    assert_eq!(refused, EnrollRefusal::TooMany);
+    let owns = |of: u8| move |it: &DeviceKey| (1..=of).any(|seed| *it == key(seed));
+    let evicted = |devices: &Devices, of: u8| {
+        match devices.enroll(&next, false, &moment(), &owns(of)).unwrap().line {
+            Some(DeviceLine::Enroll(enrolled)) => enrolled.evicts,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(evicted(&devices, 0), Some(key(1)));
+    assert_eq!(evicted(&devices, 3), Some(key(4)), "the oldest that owns no epoch");
+    assert_eq!(evicted(&devices, count), Some(key(1)), "each owns one");
+    devices.present(&next, false).unwrap();
+    assert_eq!(devices.view(&key(1), TrustLevel::Shared), None);
+    assert_eq!(devices.by_key_id(verifier(1).id(), TrustLevel::Shared), []);
+    check(&devices);
+    // An evicted key is enrolled again, and a confirmed one is never evicted.
+    devices.present(&enrollment(2, None), true).unwrap();
+    devices.present(&enrollment(1, None), false).unwrap();
+    devices.present(&enrollment(count + 2, None), false).unwrap();
+    assert_eq!(devices.state_of(2), DeviceState::Confirmed);
+    assert_eq!(devices.view(&key(3), TrustLevel::Shared), None);
+    devices.present(&enrollment(count + 3, None), true).unwrap();
+    assert_eq!(devices.state_of(count + 3), DeviceState::Confirmed);
+    check(&devices);
+}
+
+/// Rotations of a confirmed key are exempt from the number of keys.
+#[test]
+fn lineage_gets_few_keys_in_an_hour() {
+    let mut devices = Devices::default();
+    let mut enroll = |seed, previous, now: u64| {
+        let text = |seconds: u64| crate::clock::text(UNIX_EPOCH + Duration::from_secs(seconds));
+        let moment = Moment { at: text(now), hour_ago: text(now - 3600), may_evict: true };
+        let decision = devices.enroll(&enrollment(seed, previous), true, &moment, &|_| false)?;
+        decision.line.into_iter().for_each(|line| devices.apply(line));
+        Ok(())
+    };
+    assert_eq!(enroll(1, None, 10_000), Ok(()));
+    for seed in 2..=4 {
+        assert_eq!(enroll(seed, Some(seed - 1), 10_000), Ok(()));
+    }
+    assert_eq!(enroll(5, Some(4), 13_599), Err(EnrollRefusal::TooOften));
+    assert_eq!(enroll(6, None, 13_599), Ok(()), "another lineage");
+    // A clock that was set back does not stop rotations.
+    assert_eq!(enroll(5, Some(4), 9_000), Ok(()));
+    assert_eq!(enroll(7, Some(5), 13_600), Ok(()));
+}
+
+#[test]
+fn long_claims_are_refused() {
+    let edits: [fn(&mut Enroll) -> &mut String; 6] = [
+        |it| &mut it.machine,
+        |it| &mut it.user,
+        |it| &mut it.host,
+        |it| &mut it.os,
+        |it| &mut it.arch,
+        |it| &mut it.version,
+    ];
+    for edit in edits {
+        let mut long = enrollment(1, None);
+        *edit(&mut long) = "x".repeat(MAX_NAME);
+        assert_eq!(Devices::default().present(&long, true), Ok(false));
+        edit(&mut long).push('x');
+        let refused = Devices::default().present(&long, true);
+        assert!(matches!(refused, Err(EnrollRefusal::TooLong(_))), "{refused:?}");
+    }
 }
 
 #[test]

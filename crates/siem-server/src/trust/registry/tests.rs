@@ -215,6 +215,22 @@ fn alternating_instances_are_found_once() {
     assert!(open(fixture.directory.path(), TrustLevel::Shared).device(&key).unwrap().cloned);
 }
 
+/// The keys that own epochs stay while there are others.
+#[test]
+fn flood_of_keys_evicts_those_without_an_epoch() {
+    let fixture = fixture(TrustLevel::FirstUse);
+    let enroll = |seed| fixture.registry.enroll(&enrollment(seed), &Grant::all()).unwrap();
+    let own = enroll(1).device.key;
+    fixture.registry.note_owner(own);
+    let first = enroll(2).device.key;
+    (3..100).for_each(|seed| drop(enroll(seed)));
+    assert!(fixture.registry.device(&own).is_some());
+    assert!(fixture.registry.device(&first).is_none());
+    let again = open(fixture.directory.path(), TrustLevel::FirstUse);
+    assert_eq!(again.devices(), fixture.registry.devices());
+    assert_eq!(again.devices().len(), 64);
+}
+
 #[test]
 fn instances_append_no_line() {
     let fixture = fixture(TrustLevel::FirstUse);
