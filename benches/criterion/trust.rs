@@ -23,6 +23,7 @@ fn signatures(criterion: &mut Criterion) {
         chain: Digest::of(b"chain"),
         config: Digest::of(b"config"),
         receipt: Some(Digest::of(b"receipt")),
+        instance: Some("3f0c5d0a9be14c6f8a1b2c3d4e5f6071".to_owned()),
     };
     let note = seal.sign(&[&device]).expect("the seal is signed");
     let receipt = StoredReceipt {

@@ -104,6 +104,7 @@ impl Forger {
     /// Seals a batch with its key.
     pub(crate) fn seal(&self, mut batch: ForgedBatch) -> ForgedBatch {
         let header = &mut batch.header;
+        header.instance = Some("f".to_owned());
         let seal = Seal {
             receiver: Some(self.receiver.clone()),
             machine: header.machine_id.clone(),
@@ -113,9 +114,9 @@ impl Forger {
             chain: header.chain.unwrap().after,
             config: header.config_hash,
             receipt: None,
+            instance: header.instance.clone(),
         };
         header.seal = Some(seal.sign(&[&self.key]).unwrap());
-        header.instance = Some("f".to_owned());
         batch
     }
 

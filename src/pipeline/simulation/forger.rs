@@ -145,6 +145,7 @@ impl Forger {
             chain: header.chain.unwrap().after,
             config: header.config_hash,
             receipt: None,
+            instance: header.instance.clone(),
         };
         header.seal = Some(seal.sign(&[&self.device]).unwrap());
         request

@@ -190,6 +190,7 @@ impl SimulatedSink {
             chain: header.chain.unwrap().after,
             config: header.config_hash,
             receipt: self.receipt,
+            instance: header.instance.clone(),
         };
         header.seal = Some(seal.sign(&[&self.device]).unwrap());
         let text = batch.body.lines().unwrap();

@@ -39,7 +39,8 @@ async fn respond(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Response, 
     let nonce = nonce(headers)?;
     let file = shared.config_file.clone().ok_or(Rejection::NoConfig)?;
     let reading = tokio::task::spawn_blocking(move || read(&file));
-    let ServedConfig { body, minisig, audience } = reading.await.map_err(|_| Rejection::Panicked)??;
+    let ServedConfig { body, minisig, audience } =
+        reading.await.map_err(|_| Rejection::Panicked)??;
     let hash = Digest::of(&body);
     offer(shared, hash, audience).await?;
     let etag = format!("\"{hash}\"");

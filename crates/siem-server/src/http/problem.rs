@@ -109,9 +109,7 @@ impl Rejection {
             }
             Self::Enroll(EnrollError::Refused(
                 EnrollRefusal::TooMany | EnrollRefusal::TooOften,
-            )) => {
-                (S::TOO_MANY_REQUESTS, problem::UNAVAILABLE, "too many device keys")
-            }
+            )) => (S::TOO_MANY_REQUESTS, problem::UNAVAILABLE, "too many device keys"),
             Self::Enroll(EnrollError::Journal(_) | EnrollError::Sign(_)) => {
                 (S::SERVICE_UNAVAILABLE, problem::UNAVAILABLE, "not available now")
             }
@@ -171,9 +169,7 @@ impl Rejection {
             }
             Self::Enroll(EnrollError::Refused(
                 EnrollRefusal::TooMany | EnrollRefusal::TooOften,
-            )) => {
-                Some(Duration::from_secs(3600))
-            }
+            )) => Some(Duration::from_secs(3600)),
             _ => None,
         }
     }

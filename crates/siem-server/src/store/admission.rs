@@ -103,8 +103,8 @@ fn facts(
 ) -> Facts {
     let (machine, user) = (&batch.header.machine_id, &batch.header.user);
     let ratcheted = registry.is_some_and(|registry| registry.confirmed_for(machine, user));
-    let own_device = sealer
-        .is_some_and(|(_, (_, device))| device.machine == *machine && device.user == *user);
+    let own_device =
+        sealer.is_some_and(|(_, (_, device))| device.machine == *machine && device.user == *user);
     let same = |owner: &DeviceKey| {
         sealer.is_some_and(|(registry, (seal, _))| registry.same_lineage(owner, &seal.device))
     };

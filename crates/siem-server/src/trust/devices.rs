@@ -333,7 +333,11 @@ impl Devices {
     /// Returns the key to evict for one of the machine and user: the oldest of those whose lineage
     /// is unconfirmed and owns no epoch, or if each owns one, the oldest. A device whose key was
     /// evicted enrolls it again.
-    fn to_evict(&self, enrolled: &Enrolled, owns: &dyn Fn(&DeviceKey) -> bool) -> Option<DeviceKey> {
+    fn to_evict(
+        &self,
+        enrolled: &Enrolled,
+        owns: &dyn Fn(&DeviceKey) -> bool,
+    ) -> Option<DeviceKey> {
         let continued = enrolled.previous.and_then(|key| self.devices.get(&key)).map(|it| it.root);
         let candidates: Vec<_> = match self.unconfirmed >= UNCONFIRMED {
             true => self.devices.keys().collect(),

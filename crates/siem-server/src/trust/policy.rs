@@ -253,7 +253,9 @@ fn decide_sealed(facts: &Facts, sealer: Sealer, confirmed: bool) -> Decision {
             Decision::Adopt { mark, confirms: false, alarm }
         }
         EpochState::Keyless(Reach::OfOther) => Decision::refuse(Denial::Renumber),
-        EpochState::Keyless(Reach::Below) | EpochState::ForeignLetters => Decision::Store { mark, strict: true, alarm: None },
+        EpochState::Keyless(Reach::Below) | EpochState::ForeignLetters => {
+            Decision::Store { mark, strict: true, alarm: None }
+        }
         EpochState::Unknown | EpochState::Own => Decision::Store { mark, strict: false, alarm },
     }
 }

@@ -476,6 +476,7 @@ async fn batch_is_sealed_and_its_receipt_is_kept() {
         chain: point(5).hash,
         config: header.config_hash,
         receipt: Some(digest(&receipt)),
+        instance: header.instance.clone(),
     };
     assert_eq!(sealed(header.seal.as_ref().unwrap(), &state.enrollments), Some(expected));
 }

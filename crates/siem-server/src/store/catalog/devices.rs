@@ -63,8 +63,7 @@ impl Catalog {
 
     /// Returns the facts for the receipt of a batch: those about the last number that it covers, or
     /// for a redelivery, about the number that its seal names, with whose value the chain must agree.
-    /// `None` if a redelivery names no number that is held. An agent that does not know the chain of
-    /// an epoch names zero, where every chain starts.
+    /// `None` if a redelivery names no number that is held.
     pub(in crate::store) fn point(
         &self,
         key: &Key,
@@ -87,12 +86,9 @@ impl Catalog {
         let brings = |new: &Range| (new.first..=new.last).contains(&last_seq);
         let received_at = match note.change.new.iter().any(brings) {
             true => Some(note.at.clone()),
-            false if last_seq == 0 => epoch.map(|epoch| epoch.first_seen.clone()),
             false => notes.received_at(last_seq, read)?,
         };
         let seal = match notes.is_sealed(last_seq) {
-            // Zero is the number of no entry.
-            _ if last_seq == 0 => None,
             true => notes.seal_of(last_seq, read)?,
             false => {
                 let own = note.seal().filter(|seal| seal.last_seq >= last_seq);

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use siem_protocol::{Digest, statement::Confirmation};
+use siem_protocol::statement::Confirmation;
 use tracing::{error, warn};
 
 use super::{Responder, Writer, reply};
@@ -66,18 +66,10 @@ impl Writer {
         };
         if let Some(seal) = batch.seal.valid().filter(|_| batch.header.redelivery) {
             // The seal names a number that the device got a receipt for.
-            let ledger = self.catalog.ledger(key);
-            let place = ledger.and_then(|ledger| ledger.place(seal.last_seq));
-            let held = match place {
-                Some(place) => {
-                    let mut values = Values { applier: &self.applier, stem: &stem };
-                    values.read(place, 1).map_err(failed)?.first().copied()
-                }
-                // The chain of every epoch starts there.
-                None if seal.last_seq == 0 => Some(Digest::ZERO),
-                None => return Ok(None),
-            };
-            if held != Some(seal.chain) {
+            let place = self.catalog.ledger(key).and_then(|ledger| ledger.place(seal.last_seq));
+            let Some(place) = place else { return Ok(None) };
+            let mut values = Values { applier: &self.applier, stem: &stem };
+            if values.read(place, 1).map_err(failed)?.first() != Some(&seal.chain) {
                 return Err(StoreError::Denied(Denial::Seal));
             }
         }

@@ -195,11 +195,13 @@ fn flood_of_keys_leaves_room_for_the_machine() {
     let refused = devices.enroll(&next, false, &full, &|_| false).unwrap_err();
     assert_eq!(refused, EnrollRefusal::TooMany);
     let owns = |of: u8| move |it: &DeviceKey| (1..=of).any(|seed| *it == key(seed));
-    let evicted = |devices: &Devices, of: u8| {
-        match devices.enroll(&next, false, &moment(), &owns(of)).unwrap().line {
-            Some(DeviceLine::Enroll(enrolled)) => enrolled.evicts,
-            other => panic!("{other:?}"),
-        }
+    let evicted = |devices: &Devices, of: u8| match devices
+        .enroll(&next, false, &moment(), &owns(of))
+        .unwrap()
+        .line
+    {
+        Some(DeviceLine::Enroll(enrolled)) => enrolled.evicts,
+        other => panic!("{other:?}"),
     };
     assert_eq!(evicted(&devices, 0), Some(key(1)));
     assert_eq!(evicted(&devices, 3), Some(key(4)), "the oldest that owns no epoch");

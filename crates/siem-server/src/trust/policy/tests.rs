@@ -90,17 +90,11 @@ fn decisions_are_those_of_the_specification() {
             facts(L::Shared, confirmed, E::Keyless(Reach::OfOther)),
             Decision::refuse(Denial::Renumber),
         ),
-        (
-            facts(L::Shared, none, E::Keyless(Reach::OfOther)),
-            Decision::refuse(Denial::Renumber),
-        ),
+        (facts(L::Shared, none, E::Keyless(Reach::OfOther)), Decision::refuse(Denial::Renumber)),
         // Dead letters of an agent that lost its key.
         (facts(L::FirstUse, unconfirmed, E::ForeignLetters), store(Mark::Unconfirmed, true)),
         (facts(L::Enrolled, confirmed, E::ForeignLetters), store(Mark::Confirmed, true)),
-        (
-            facts(L::Enrolled, unconfirmed, E::ForeignLetters),
-            Decision::refuse(Denial::NotEnrolled),
-        ),
+        (facts(L::Enrolled, unconfirmed, E::ForeignLetters), Decision::refuse(Denial::NotEnrolled)),
         (facts(L::FirstUse, none, E::ForeignLetters), Decision::repel(Denial::EpochOwned)),
         (
             facts(L::FirstUse, unconfirmed, E::Keyless(Reach::HeadOfLater)),
