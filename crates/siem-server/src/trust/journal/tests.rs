@@ -133,7 +133,7 @@ fn restored_directory_has_another_lock() {
     fs::create_dir(&trust).unwrap();
     fs::copy(old.join(NAME), trust.join(NAME)).unwrap();
     append(&server, 2);
-    assert!(trust.join("lock").exists());
+    assert!(fs::metadata(trust.join("lock")).is_ok());
     assert_eq!(numbers(&open(&trust).unwrap()), [1, 2]);
     assert_eq!(numbers(&open(&old).unwrap()), [1]);
 }
