@@ -229,6 +229,21 @@ mod tests {
         ]
     }
 
+    /// The parser of globs called itself for each brace until the stack overflowed.
+    #[test]
+    fn names_over_a_limit_are_refused_with_the_limit() {
+        let nested = |depth| format!("{}a{}", "{".repeat(depth), "}".repeat(depth));
+        for (names, limit) in [
+            (vec!["a".to_owned(); 101], "100"),
+            (vec!["a".repeat(4097)], "4096"),
+            (vec![nested(17)], "16"),
+        ] {
+            let error = super::check_limits(&names).unwrap_err().to_string();
+            assert!(error.contains("`names`") && error.contains(limit), "{error}");
+        }
+        super::check_limits(&[nested(16)]).unwrap();
+    }
+
     #[test]
     fn source_hands_over_selected_events_and_counts_others() {
         let log = TestLog::default();

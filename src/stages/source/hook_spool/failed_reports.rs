@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, io, time::Duration};
 /// Shortest and longest time until failed reports are tried again.
 const RETRY: [Duration; 2] = [Duration::from_secs(5), Duration::from_secs(600)];
 
-/// Remembers failed reports until their files are gone, or until the next attempt is due.
+/// Remembers failed reports until their files are deleted, or the next attempt is due.
 #[derive(Default)]
 pub(super) struct FailedReports {
     unreadable: BTreeSet<String>,
