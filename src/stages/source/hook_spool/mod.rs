@@ -13,7 +13,7 @@ mod failed_reports;
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -124,6 +124,8 @@ struct HookSpool {
     in_store: Vec<String>,
     /// Reports that are skipped.
     failed: FailedReports,
+    /// Reads a report; a test replaces it.
+    read_report: fn(&Spool, &str) -> io::Result<Option<SpooledReport>>,
     /// Time of the next read of the spool.
     next_poll: Duration,
     /// Time of the next read of the settings of the client.
@@ -145,6 +147,7 @@ impl SourceOptions for Options {
             in_group: Vec::new(),
             in_store: Vec::new(),
             failed: FailedReports::default(),
+            read_report: Spool::read,
             next_poll: Duration::ZERO,
             settings_due: Duration::ZERO,
             environment: context.environment.clone(),
@@ -244,7 +247,7 @@ impl HookSpool {
         let mut events = Vec::new();
         // Each report is then either taken or failed, so the next call has fewer.
         for name in new.iter().take(MAX_REPORTS) {
-            match spool.read(name) {
+            match (self.read_report)(spool, name) {
                 Ok(Some(report)) => self.add_report(&report, &mut events),
                 Ok(None) => warn!(
                     code = "hook_report_invalid",

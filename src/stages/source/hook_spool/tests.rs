@@ -315,37 +315,27 @@ fn dropped_reports_are_counted() {
 }
 
 /// Unreadable reports were read again at once and without end, and no later report was ever read.
-#[cfg(target_os = "linux")]
 #[test]
 fn unreadable_reports_are_skipped_and_counted() {
-    use rustix::fs::{CWD, Mode, OFlags, openat};
-
-    /// Longest path that the system accepts.
-    const PATH_MAX: usize = 4095;
     let mut world = World::new();
-    let short = world.folder.path().join("s");
-    fs::create_dir(&short).unwrap();
-    for number in 0..MAX_REPORTS as u128 + 50 {
-        let report = SpooledReport { decision: "blocked".into(), ..SpooledReport::default() };
-        Spool::of(&short).add(&report, number).unwrap();
+    for _ in 0..MAX_REPORTS + 50 {
+        world.call("UserPromptSubmit", "warned", Path::new("/nowhere/x.jsonl"));
     }
-    // The directory can be listed by its path, but the paths of the files are too long to open them.
-    let mut long = world.folder.path().to_owned();
-    while long.as_os_str().len() + 300 < PATH_MAX {
-        long.push("x".repeat(200));
-    }
-    long.push("x".repeat(PATH_MAX - 20 - long.as_os_str().len()));
-    fs::create_dir_all(&long).unwrap();
-    let folder = openat(CWD, &long, OFlags::DIRECTORY, Mode::empty()).unwrap();
-    rustix::fs::renameat(CWD, short.join("spool"), &folder, "spool").unwrap();
-    world.source.state_dir = Some(long);
-
-    assert_eq!(world.until_idle(), ["hook_reports_unreadable"]);
-    world.clock.0.fetch_add(600_000, std::sync::atomic::Ordering::Relaxed);
+    world.clock.0.fetch_add(1000, std::sync::atomic::Ordering::Relaxed);
+    world.call("UserPromptSubmit", "blocked", Path::new("/nowhere/x.jsonl"));
+    world.source.read_report = |spool, name| match spool.read(name) {
+        Ok(Some(report)) if report.decision == "warned" => {
+            Err(io::ErrorKind::PermissionDenied.into())
+        }
+        read => read,
+    };
+    assert_eq!(world.until_idle(), ["hook_answered", "hook_reports_unreadable"]);
+    world.source.sealed();
+    world.source.committed();
+    world.clock.0.fetch_add(60_000, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(world.until_idle(), [""; 0], "it is reported once");
-    rustix::fs::renameat(&folder, "spool", CWD, short.join("spool")).unwrap();
-    world.source.state_dir = Some(short);
-    world.clock.0.fetch_add(600_000, std::sync::atomic::Ordering::Relaxed);
+    world.source.read_report = Spool::read;
+    world.clock.0.fetch_add(60_000, std::sync::atomic::Ordering::Relaxed);
     assert_eq!(world.until_idle(), vec![ANSWERED.0; MAX_REPORTS + 50], "they are tried again");
 }
 
