@@ -65,7 +65,7 @@ pub struct Enrollment {
     entry: TrustEntry,
     /// `None` before the first batch.
     pins: Option<Pins>,
-    /// Pins as they are in the file; `None` if they are not.
+    /// Pins as they are in the file, or new ones if they are not in it.
     stored: Option<Pins>,
     /// `None` before the first request.
     asked: Option<Asked>,
@@ -312,8 +312,8 @@ impl Enrollment {
             None => Ok(None),
         };
         let stored = stored.map_err(|error| NotReady::hold(error.to_string()))?;
-        self.stored.clone_from(&stored);
         let pins = stored.unwrap_or_else(|| Pins::new(sink, endpoint));
+        self.stored = Some(pins.clone());
         let pins = pins.with_configured(&self.settings.receiver_keys);
         // Known before the receiver answers, and also when it never does.
         if !pins.keys.is_empty() {
@@ -584,7 +584,7 @@ impl Enrollment {
 
     /// Returns true if nothing may rely on the pins before they are stored.
     fn must_store(&self) -> bool {
-        self.pins().binds_more_than(self.stored.as_ref())
+        self.stored.as_ref().is_some_and(|stored| self.pins().binds_more_than(stored))
     }
 
     /// Stores what is known.

@@ -179,8 +179,7 @@ impl Pins {
 
     /// Returns true if a power cut must not lose what these pins know and `stored` does not.
     #[must_use]
-    pub fn binds_more_than(&self, stored: Option<&Self>) -> bool {
-        let Some(stored) = stored else { return !self.keys.is_empty() };
+    pub fn binds_more_than(&self, stored: &Self) -> bool {
         (&self.keys, &self.retired, &self.configured, self.is_stopped)
             != (&stored.keys, &stored.retired, &stored.configured, stored.is_stopped)
     }
@@ -337,15 +336,14 @@ mod tests {
     #[test]
     fn keys_and_stops_must_be_stored_but_states_need_not() {
         let mut pins = Pins::new("siem", "https://a/");
-        assert!(!pins.binds_more_than(None));
         let stored = pins.clone();
         pins.trust.state = TrustState::Confirmed;
-        assert!(!pins.binds_more_than(Some(&stored)));
+        assert!(!pins.binds_more_than(&stored));
         pins.is_stopped = true;
-        assert!(pins.binds_more_than(Some(&stored)));
+        assert!(pins.binds_more_than(&stored));
         pins.is_stopped = false;
         pins.replace_keys("siem.test", vec![key(1)], false);
-        assert!(pins.binds_more_than(Some(&stored)) && pins.binds_more_than(None));
+        assert!(pins.binds_more_than(&stored));
     }
 
     #[cfg(unix)]

@@ -426,7 +426,11 @@ fn revoked_device_stops_and_keeps_its_entries() {
     line(&home, 2);
     eventually("the agent stops", || (state(&home, &receiver.url()) == "revoked").then_some(()));
     assert!(running.runs());
+    // The receiver would refuse the successor of the key, too.
+    let refused = agent(&home, &receiver.url(), &["device", "rotate"]).fail(2);
+    assert!(refused.contains("delete `device.key`"), "{refused}");
     running.stop();
+    agent(&home, &receiver.url(), &["device", "rotate"]).fail(2);
     assert_eq!(receiver.stats()["machines"][0]["entries"], before);
     let kept = agent(&home, &receiver.url(), &["outbox", "export"]).succeed();
     assert!(kept.text().contains(r#"{"n":2}"#), "{}", kept.text());

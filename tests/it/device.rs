@@ -212,8 +212,11 @@ fn stopped_agent_rotates_within_the_epoch() {
 fn no_output_or_other_file_contains_the_private_key() {
     let (home, receiver) = (Home::new(), Receiver::start());
     let running = running(&home, &receiver);
-    let contents: Value = serde_json::from_slice(&fs::read(key_file(&home)).unwrap()).unwrap();
-    let secret = contents["key"].as_str().unwrap().splitn(5, '+').last().unwrap().to_owned();
+    let secret = || {
+        let contents: Value = serde_json::from_slice(&fs::read(key_file(&home)).unwrap()).unwrap();
+        contents["key"].as_str().unwrap().splitn(5, '+').last().unwrap().to_owned()
+    };
+    let before = secret();
     let mut texts = vec![];
     for arguments in [
         &["device", "show"] as &[&str],
@@ -227,11 +230,17 @@ fn no_output_or_other_file_contains_the_private_key() {
     }
     texts.push(running.log());
     running.stop();
-    assert!(texts.iter().all(|text| !text.contains(&secret)), "{texts:?}");
-    for path in crate::support::files_below(home.path()) {
-        let bytes = fs::read(&path).unwrap();
-        let is_there = bytes.windows(secret.len()).any(|part| part == secret.as_bytes());
-        assert_eq!(is_there, path == key_file(&home), "{}", path.display());
+    // The key before the rotation is removed once every receiver has the new one.
+    let after = secret();
+    assert_ne!(before, after);
+    for secret in [&before, &after] {
+        assert!(texts.iter().all(|text| !text.contains(secret)), "{texts:?}");
+        for path in crate::support::files_below(home.path()) {
+            let bytes = fs::read(&path).unwrap();
+            let is_there = bytes.windows(secret.len()).any(|part| part == secret.as_bytes());
+            let is_expected = path == key_file(&home) && (secret == &after || is_there);
+            assert_eq!(is_there, is_expected, "{}", path.display());
+        }
     }
 }
 
