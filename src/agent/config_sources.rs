@@ -132,7 +132,7 @@ impl ConfigSources {
         }
         let instance = uuid::Uuid::new_v4().simple().to_string();
         let device = match state_dir {
-            Some(dir) => Device::new(KeyFile::new(dir, &identified.identity.machine_id), instance),
+            Some(dir) => Device::new(KeyFile::of(dir, &identified.identity), instance),
             None => Device::without_key(instance),
         };
         AgentContext {

@@ -160,6 +160,7 @@ fn warn_about(reason: DeviceKeyReason) {
         DeviceKeyReason::Missing => "the device key was deleted",
         DeviceKeyReason::Damaged => "the file of the device key was damaged",
         DeviceKeyReason::OtherMachine => "the device key was made on another machine",
+        DeviceKeyReason::OtherUser => "the device key was made for another user",
         DeviceKeyReason::Cloned => "the receiver found two agents with the device key",
     };
     warn!(

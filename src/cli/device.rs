@@ -97,6 +97,7 @@ fn cause(reason: DeviceKeyReason) -> &'static str {
         DeviceKeyReason::Missing => "since the key before was deleted",
         DeviceKeyReason::Damaged => "since the file of the key before was damaged",
         DeviceKeyReason::OtherMachine => "since the key before was made on another machine",
+        DeviceKeyReason::OtherUser => "since the key before was made for another user",
         DeviceKeyReason::Cloned => "since two agents used the key before",
         DeviceKeyReason::Rotated => "by rotation",
     }

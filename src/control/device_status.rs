@@ -65,16 +65,18 @@ impl DeviceStatus {
     /// Status that a stopped agent has left in its state directory.
     pub(crate) fn stored(state_dir: &Path) -> Self {
         // Where nothing is stored, to determine the machine's id might store one.
-        let machine_id = match state_dir.is_dir() {
-            true => identify(Some(state_dir)).identity.machine_id,
-            false => String::new(),
-        };
-        let keys = KeyFile::new(state_dir, &machine_id).load();
+        let identity = state_dir.is_dir().then(|| identify(Some(state_dir)).identity);
+        let file = identity.as_ref().map_or_else(
+            || KeyFile::new(state_dir, ""),
+            |identity| KeyFile::of(state_dir, identity),
+        );
+        let keys = file.load();
         let keys = keys.map_err(|error| match error {
             KeyFileError::Unusable(_) => format!("{error}: the agent makes one when it starts"),
             error => causes(&error),
         });
         let receivers = stored_trust(state_dir);
+        let machine_id = file.machine_id().to_owned();
         let mut status = Self { machine_id, receivers, ..Self::default() };
         status.set(keys);
         status

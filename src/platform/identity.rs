@@ -19,6 +19,9 @@ pub struct DetectedIdentity {
     pub warnings: Vec<String>,
 }
 
+/// Name of a host or user whose name cannot be determined.
+pub const UNKNOWN_NAME: &str = "unknown";
+
 /// Determines machine and user.
 ///
 /// A machine without an id gets a random one, stored in `state_dir`. Without a state directory, as
@@ -30,8 +33,8 @@ pub fn identify(state_dir: Option<&Path>) -> DetectedIdentity {
     let mut or_unknown = |what: &str, found: whoami::Result<String>| match found {
         Ok(name) if !name.is_empty() => name,
         _ => {
-            warnings.push(format!("the {what} is unknown, using `unknown`"));
-            "unknown".to_owned()
+            warnings.push(format!("the {what} is unknown, using `{UNKNOWN_NAME}`"));
+            UNKNOWN_NAME.to_owned()
         }
     };
     let identity = Identity {

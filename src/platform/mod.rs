@@ -41,7 +41,7 @@ pub use environment::{
     CERTIFICATE_VARIABLES, Environment, PROXY_VARIABLES, parse_service_variables,
 };
 pub use groups::user_groups;
-pub use identity::{identify, is_root, user_id};
+pub use identity::{UNKNOWN_NAME, identify, is_root, user_id};
 pub use lock::{LockHolder, LockRole, StateLock};
 pub use log_file::LogFile;
 pub use os::Os;

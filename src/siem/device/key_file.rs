@@ -8,12 +8,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 use siem_protocol::{
+    Identity,
     agent_event::DeviceKeyReason,
     note::{NoteSigner as _, SigningKey},
 };
 
 use crate::platform::{
-    Timestamp, random_bytes,
+    Timestamp, UNKNOWN_NAME, random_bytes,
     secure_file::{self, SecretFileError},
 };
 
@@ -100,6 +101,8 @@ type Random = dyn Fn() -> io::Result<[u8; 32]> + Send + Sync;
 pub struct KeyFile {
     path: PathBuf,
     machine_id: String,
+    /// `None` if the name is unknown, which proves no other user.
+    user: Option<String>,
     replace: Arc<Replace>,
     random: Arc<Random>,
 }
@@ -120,6 +123,8 @@ struct Versioned {
 struct Contents {
     version: u32,
     machine_id: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    user: Option<String>,
     key: String,
     created_at: String,
     reason: serde_json::Value,
@@ -134,9 +139,18 @@ impl KeyFile {
         Self {
             path: state_dir.join(FILE),
             machine_id: machine_id.to_owned(),
+            user: None,
             replace: Arc::new(secure_file::replace),
             random: Arc::new(random_bytes::<32>),
         }
+    }
+
+    /// Returns the file in a state directory, for this machine and user. A receiver enrolls a key for
+    /// one machine and user only.
+    #[must_use]
+    pub fn of(state_dir: &Path, identity: &Identity) -> Self {
+        let user = Some(identity.user.clone()).filter(|user| user != UNKNOWN_NAME);
+        Self { user, ..Self::new(state_dir, &identity.machine_id) }
     }
 
     /// Returns the same file with another way to write it.
@@ -218,6 +232,7 @@ impl KeyFile {
         let contents = Contents {
             version: VERSION,
             machine_id: self.machine_id.clone(),
+            user: self.user.clone(),
             key: keys.current.to_text().to_string(),
             created_at: keys.created_at.to_string(),
             reason: serde_json::json!(keys.reason),
@@ -256,6 +271,11 @@ impl KeyFile {
         if contents.machine_id != self.machine_id {
             return Err(KeyFileError::Unusable(DeviceKeyReason::OtherMachine));
         }
+        if let (Some(made_for), Some(user)) = (&contents.user, &self.user)
+            && made_for != user
+        {
+            return Err(KeyFileError::Unusable(DeviceKeyReason::OtherUser));
+        }
         let created_at = humantime::parse_rfc3339(&contents.created_at);
         let reason = serde_json::from_value(contents.reason);
         Ok(StoredKeys {
@@ -271,6 +291,7 @@ fn explain(reason: DeviceKeyReason) -> &'static str {
     match reason {
         DeviceKeyReason::Damaged => "the file of the device key is damaged",
         DeviceKeyReason::OtherMachine => "the device key was made on another machine",
+        DeviceKeyReason::OtherUser => "the device key was made for another user",
         _ => "there is no device key",
     }
 }
@@ -332,6 +353,23 @@ mod tests {
         KeyFile::new(dir.path(), "m").create(DeviceKeyReason::First, NOW).unwrap();
         let other = KeyFile::new(dir.path(), "n");
         assert_eq!(unusable(&other), Some(DeviceKeyReason::OtherMachine));
+    }
+
+    #[test]
+    fn file_of_another_user_is_unusable() {
+        let dir = tempfile::tempdir().unwrap();
+        let of = |user: &str| {
+            let context = crate::test_context::context();
+            let identity = Identity { user: user.to_owned(), ..context.identity };
+            KeyFile::of(dir.path(), &identity)
+        };
+        let made = of("ann").create(DeviceKeyReason::First, NOW).unwrap();
+        assert_eq!(of("ann").load().unwrap().public(), made.public());
+        assert_eq!(unusable(&of("bob")), Some(DeviceKeyReason::OtherUser));
+        // A name that cannot be determined now is no other name.
+        assert_eq!(of(UNKNOWN_NAME).load().unwrap().public(), made.public());
+        of(UNKNOWN_NAME).create(DeviceKeyReason::First, NOW).unwrap();
+        assert_eq!(unusable(&of("bob")), None);
     }
 
     #[test]

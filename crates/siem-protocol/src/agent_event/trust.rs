@@ -15,6 +15,8 @@ pub enum DeviceKeyReason {
     Damaged,
     /// The key names another machine: the state directory was copied.
     OtherMachine,
+    /// The key names another user: the user was renamed, or the state directory was copied.
+    OtherUser,
     /// The receiver reported that two installations use the key.
     Cloned,
     /// The command `ai-agent device rotate` replaced it.
