@@ -22,6 +22,19 @@ pub enum BackfillHold {
 /// Returns the current hold; may take some milliseconds.
 pub type HoldQuery = Arc<dyn Fn() -> BackfillHold + Send + Sync>;
 
+/// Returns the age from which a file that does not grow may soon be deleted by its writer; may take
+/// some milliseconds.
+pub type ExpiryQuery = Arc<dyn Fn() -> Duration + Send + Sync>;
+
+/// The last result of the query for the age of files that may soon be deleted.
+#[derive(Default)]
+pub(super) struct ExpiryState {
+    query: Option<ExpiryQuery>,
+    age: Duration,
+    /// Uptime of the next query.
+    due: Duration,
+}
+
 /// The last result of the query.
 #[derive(Default)]
 pub(super) struct HoldState {
@@ -65,6 +78,34 @@ impl HoldState {
     /// Time until the next query.
     pub(super) fn until_query(&self, uptime: Duration) -> Duration {
         self.due.saturating_sub(uptime).max(Duration::from_millis(1))
+    }
+}
+
+impl ExpiryState {
+    pub(super) fn new(query: ExpiryQuery) -> Self {
+        Self { query: Some(query), ..Self::default() }
+    }
+
+    /// Returns a predicate on modification times, in nanoseconds since 1970, of files that may soon
+    /// be deleted.
+    pub(super) fn expiring_times(
+        &mut self,
+        uptime: Duration,
+        now: Timestamp,
+    ) -> impl Fn(i64) -> bool + use<> {
+        if let Some(query) = self.query.as_ref().filter(|_| uptime >= self.due) {
+            (self.age, self.due) = (query(), uptime + QUERY_INTERVAL);
+        }
+        let nanos = u128::from(now.0) * 1_000_000;
+        let before = i64::try_from(nanos.saturating_sub(self.age.as_nanos())).unwrap_or(i64::MAX);
+        let is_known = self.query.is_some();
+        move |modified| is_known && modified <= before
+    }
+}
+
+impl fmt::Debug for ExpiryState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExpiryState").field("age", &self.age).finish_non_exhaustive()
     }
 }
 

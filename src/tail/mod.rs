@@ -49,8 +49,8 @@ mod tests;
 mod unreadable;
 mod watcher;
 
-use backfill_hold::HoldState;
-pub use backfill_hold::{BackfillHold, HoldQuery};
+pub use backfill_hold::{BackfillHold, ExpiryQuery, HoldQuery};
+use backfill_hold::{ExpiryState, HoldState};
 use check_schedule::CheckSchedule;
 use checkpoint::{CheckpointRow, CheckpointSummary};
 pub use checkpoint::{has_starting_row, row_path, starting_row};
@@ -151,6 +151,7 @@ pub struct Tail {
     unreadable: UnreadablePaths,
     /// Hold on files that do not grow.
     hold: HoldState,
+    expiry: ExpiryState,
     reader: LineReader,
     edges: EdgeSamples,
 }
@@ -190,6 +191,7 @@ impl Tail {
             sweep: None,
             unreadable: UnreadablePaths::default(),
             hold: HoldState::default(),
+            expiry: ExpiryState::default(),
             reader: LineReader::new(sizes),
             edges: EdgeSamples::default(),
             options,
@@ -200,6 +202,14 @@ impl Tail {
     #[must_use]
     pub fn with_hold_query(mut self, query: HoldQuery) -> Self {
         self.hold = HoldState::new(query);
+        self
+    }
+
+    /// Calls `query` periodically to learn which files may soon be deleted: these are read even while
+    /// a backlog waits in its files.
+    #[must_use]
+    pub fn with_expiry_query(mut self, query: ExpiryQuery) -> Self {
+        self.expiry = ExpiryState::new(query);
         self
     }
 
@@ -335,7 +345,8 @@ impl Tail {
                     && self.options.names.is_recursive()
                     && !intake.has_room_for_backfill() =>
                 {
-                    None
+                    let (uptime, now) = (self.schedule.now(), self.clock.now());
+                    self.files.next(self.expiry.expiring_times(uptime, now))
                 }
                 true if self.files.is_backfill() => {
                     let (uptime, now) = (self.schedule.now(), self.clock.now());

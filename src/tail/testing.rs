@@ -54,6 +54,8 @@ pub(crate) struct MemoryStore {
     pub(crate) skipped_bytes: u64,
     /// Number of chunks per group.
     pub(crate) room: usize,
+    /// True if a backlog waits in its files.
+    pub(crate) is_paced: bool,
     /// True if reading a row fails. Nothing is stored then.
     pub(crate) fails_reads: bool,
     /// Largest number of files that a sweep has reported.
@@ -70,6 +72,7 @@ impl Default for MemoryStore {
             forgotten: Vec::new(),
             skipped_bytes: 0,
             room: 8,
+            is_paced: false,
             fails_reads: false,
             swept_files: std::cell::Cell::new(0),
             group: PendingGroup::default(),
@@ -165,6 +168,10 @@ impl Intake for MemoryStore {
 
     fn has_room(&self) -> bool {
         self.group.chunks < self.room
+    }
+
+    fn has_room_for_backfill(&self) -> bool {
+        self.has_room() && !self.is_paced
     }
 
     fn saw(&self, files: u64) {

@@ -27,7 +27,7 @@ use crate::{
     compliance::client_files::ClientSettingsFiles,
     platform::{Clock, Timestamp, file},
     stages::{AgentContext, Sessions, SharedRoots},
-    tail::{BackfillHold, HoldQuery, Tail, TailOptions, fresh_generation},
+    tail::{BackfillHold, ExpiryQuery, HoldQuery, Tail, TailOptions, fresh_generation},
     units::Size,
 };
 
@@ -121,7 +121,7 @@ impl SourceOptions for Options {
         let mut tail = Tail::new(options, Arc::clone(&clock), new_id, waker);
         // A run with `--once` reads everything, on battery too.
         if !context.once {
-            tail = tail.with_hold_query(battery_hold(context));
+            tail = tail.with_hold_query(battery_hold(context)).with_expiry_query(expiry(context));
         }
         let sessions = context.sessions.clone();
         Ok(ClaudeSessions {
@@ -134,6 +134,19 @@ impl SourceOptions for Options {
             growth_checked: None,
         })
     }
+}
+
+/// Time before Claude Code deletes a file in which the file is read even if much waits for delivery.
+const BEFORE_EXPIRY: Duration = Duration::from_secs(2 * 86_400);
+
+/// Returns the age from which Claude Code may delete a file soon. Half of a short clean-up period is
+/// the time to read it.
+fn expiry(context: &AgentContext) -> ExpiryQuery {
+    let settings = ClientSettingsFiles::new(&context.environment, &context.paths);
+    Arc::new(move || {
+        let period = settings.cleanup_period();
+        period - BEFORE_EXPIRY.min(period / 2)
+    })
 }
 
 /// Delays old files on battery, except those that Claude Code would delete soon.
@@ -369,6 +382,21 @@ mod tests {
         fn is_on_battery(&self) -> bool {
             self.0.load(Ordering::Relaxed)
         }
+    }
+
+    #[test]
+    fn files_expire_two_days_or_half_the_period_before_they_are_deleted() {
+        let home = tempfile::tempdir().unwrap();
+        let mut context = crate::test_context::context();
+        context.paths.home = home.path().to_owned();
+        context.paths.client_settings = home.path().join("etc");
+        let expiry = expiry(&context);
+        let days = |days: u64| Duration::from_secs(days * 86_400);
+        assert_eq!(expiry(), days(28));
+        std::fs::create_dir_all(home.path().join(".claude")).unwrap();
+        let settings = home.path().join(".claude/settings.json");
+        std::fs::write(settings, "{\"cleanupPeriodDays\": 2}").unwrap();
+        assert_eq!(expiry(), days(1));
     }
 
     /// Files that Claude Code deletes while the machine is on battery would be lost.

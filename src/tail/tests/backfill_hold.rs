@@ -64,3 +64,21 @@ fn hold_query_is_repeated() {
     world.read_on();
     assert_eq!(world.take(), lines(["b.jsonl"]));
 }
+
+/// While much waits for delivery, a backlog waits in its files, except those that the client would
+/// delete meanwhile.
+#[test]
+fn paced_backlog_waits_but_expiring_and_live_files_do_not() {
+    let mut world = TailFixture::new();
+    let new_id = Box::new(fresh_generation);
+    let tail = Tail::new(world.options.clone(), world.clock.clone(), new_id, Arc::new(|| {}));
+    world.tail = tail.with_expiry_query(Arc::new(|| 28 * DAY));
+    world.store.is_paced = true;
+    write_old(&world, "a.jsonl", 29 * DAY);
+    write_old(&world, "b.jsonl", 27 * DAY);
+    assert_eq!(world.next(), lines(["a.jsonl"]));
+    world.append("a.jsonl", "live\n");
+    assert_eq!(world.next(), lines(["live"]));
+    world.store.is_paced = false;
+    assert_eq!(world.next(), lines(["b.jsonl"]));
+}
