@@ -2,8 +2,8 @@
 
 pub mod device;
 mod enrollment;
-#[cfg(test)]
 #[path = "../crates/siem-protocol/tests/support/minisign.rs"]
+#[cfg(test)]
 pub(crate) mod minisign;
 pub mod pins;
 pub mod receipts;

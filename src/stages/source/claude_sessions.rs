@@ -385,7 +385,7 @@ mod tests {
     }
 
     #[test]
-    fn files_expire_two_days_or_half_the_period_before_they_are_deleted() {
+    fn files_expire_up_to_two_days_before_their_deletion() {
         let home = tempfile::tempdir().unwrap();
         let mut context = crate::test_context::context();
         context.paths.home = home.path().to_owned();

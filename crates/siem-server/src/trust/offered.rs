@@ -43,7 +43,7 @@ impl OfferedConfigs {
 }
 
 /// Reports whether a device may have a configuration. The groups of a user are not known here, so
-/// that they exclude nobody.
+/// that they exclude no device.
 pub(crate) fn is_meant_for(audience: Option<&Audience>, identity: &Identity) -> bool {
     audience.is_none_or(|audience| {
         let audience = Audience { groups: None, ..audience.clone() };
