@@ -161,7 +161,7 @@ impl ReceiverKeys {
     }
 }
 
-/// Result of [`KeyStore::rotate`].
+/// Result of a rotation of the receiver key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Rotation {
     /// A next key was made. Agents learn it with the list of keys.
