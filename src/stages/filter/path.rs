@@ -167,17 +167,29 @@ impl Options {
     }
 }
 
-/// Returns how deeply braces are nested at most.
+/// Returns how deeply braces are nested at most. Braces in a class such as `[{}]` are ordinary characters.
 fn nested_braces(glob: &str) -> usize {
-    let depths = glob.bytes().scan(0_usize, |depth, byte| {
+    let (mut depth, mut deepest) = (0_usize, 0);
+    let mut bytes = glob.bytes();
+    while let Some(byte) = bytes.next() {
         match byte {
-            b'{' => *depth += 1,
-            b'}' => *depth = depth.saturating_sub(1),
+            b'[' => skip_class(&mut bytes),
+            b'{' => depth += 1,
+            b'}' => depth = depth.saturating_sub(1),
             _ => {}
         }
-        Some(*depth)
-    });
-    depths.max().unwrap_or(0)
+        deepest = deepest.max(depth);
+    }
+    deepest
+}
+
+/// Skips the rest of a class as the parser of globs does: after an optional `!` or `^`, the first
+/// character does not end it.
+fn skip_class(bytes: &mut std::str::Bytes<'_>) {
+    if matches!(bytes.next(), Some(b'!' | b'^')) {
+        bytes.next();
+    }
+    bytes.find(|byte| *byte == b']');
 }
 
 impl Filter for PathFilter {
@@ -401,5 +413,19 @@ mod tests {
             let error = refused(&nested(depth));
             assert!(error.contains("at most 16"), "{error}");
         }
+    }
+
+    /// A `}` in a class ended a brace for this filter, but not for the parser of globs.
+    #[test]
+    fn braces_in_a_class_do_not_count() {
+        for class in ["[}]", "[!}]", "[^}]", "[]}]", "[!]}]", "[^]}]", "[}!]", "[é}]"] {
+            let glob =
+                |depth| format!("/{}a{}", format!("{{{class}").repeat(depth), "}".repeat(depth));
+            assert_eq!(nested_braces(&glob(16)), 16, "{class}");
+            let error = refused(&format!("drop_cwd = ['{}']", glob(9000)));
+            assert!(error.contains("at most 16"), "{class}: {error}");
+        }
+        let classes = format!("drop_cwd = ['/{}']", "[{]".repeat(17));
+        assert_eq!(check(&classes, &at(&format!("/{}", "{".repeat(17)))), CWD);
     }
 }
