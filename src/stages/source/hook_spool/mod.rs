@@ -232,10 +232,14 @@ impl Source for HookSpool {
 impl HookSpool {
     /// Reads reports from the spool. Returns their events, and true if there are more.
     fn read_reports(&mut self, spool: &Spool) -> (Vec<Event>, bool) {
-        let names = spool.names().unwrap_or_else(|error| {
-            warn!(code = "hook_reports_list_failed", %error, "cannot list the reports of hooks");
-            Vec::new()
-        });
+        let names = match spool.names() {
+            Ok(names) => names,
+            // The reports still exist: if they were forgotten here, they would count twice.
+            Err(error) => {
+                warn!(code = "hook_reports_list_failed", %error, "cannot list the reports of hooks");
+                return (Vec::new(), false);
+            }
+        };
         let present: BTreeSet<&str> = names.iter().map(String::as_str).collect();
         let now = self.clock.uptime();
         self.failed.update(&present, now);

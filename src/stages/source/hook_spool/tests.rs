@@ -354,3 +354,23 @@ fn report_that_cannot_be_deleted_is_taken_once() {
     assert_eq!(world.store(), [ANSWERED]);
     assert!(world.source.row.taken.contains(name), "it is not read again");
 }
+
+/// The spool counted as empty, and its reports as new ones afterwards.
+#[test]
+fn spool_that_cannot_be_listed_forgets_no_report() {
+    let mut world = World::new();
+    world.call("UserPromptSubmit", "blocked", Path::new("/nowhere/x.jsonl"));
+    assert_eq!(world.read().0.len(), 1);
+    let name = Spool::of(world.folder.path()).names().unwrap().remove(0);
+    world.source.failed.add_undeletable(&name);
+    let [spool, aside] = ["spool", "aside"].map(|name| world.folder.path().join(name));
+    fs::rename(&spool, &aside).unwrap();
+    fs::write(&spool, "no directory").unwrap();
+    assert_eq!(world.read().0.len(), 0);
+    assert!(world.source.row.taken.contains(&name));
+    assert!(world.source.failed.is_undeletable(&name));
+    fs::remove_file(&spool).unwrap();
+    fs::rename(&aside, &spool).unwrap();
+    assert_eq!(world.store(), [], "it counts once");
+    assert_eq!(world.waiting(), 0);
+}
