@@ -9,7 +9,7 @@
 mod rotation;
 
 use std::{
-    fs::File,
+    fs::{File, Metadata},
     io::{self, Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
     sync::Arc,
@@ -77,7 +77,15 @@ impl SinkOptions for Options {
             return Err(BuildError::Invalid { option: "path", problem });
         }
         let (rotation, clock) = (self.rotation()?, Arc::clone(context.clock()));
-        Ok(FileSink { path: self.path, rotation, clock, tidying: None, must_tidy: true })
+        Ok(FileSink {
+            path: self.path,
+            rotation,
+            clock,
+            first_write: None,
+            tidying: None,
+            must_tidy: true,
+            next_tidy: Duration::ZERO,
+        })
     }
 }
 
@@ -107,19 +115,36 @@ impl Options {
         }
         let (max_bytes, max_age): (_, Option<Duration>) =
             (max_bytes.map(|it| it.0), max_age.map(|it| it.0));
-        Ok(Some(Rotation { max_bytes, max_age, keep, compression }))
+        let created = Metadata::created;
+        Ok(Some(Rotation { max_bytes, max_age, keep, compression, created }))
     }
 }
+
+/// Time until old files that could not be compressed or deleted are tried again.
+const TIDY_RETRY: Duration = Duration::from_secs(60);
 
 /// Appends the lines of each batch and syncs the file.
 struct FileSink {
     path: PathBuf,
     rotation: Option<Rotation>,
     clock: Arc<dyn Clock>,
-    /// Compression and deletion of old files, which may take longer than a delivery.
-    tidying: Option<JoinHandle<()>>,
+    /// Time of the first write of this process to the file.
+    first_write: Option<Timestamp>,
+    /// Compression and deletion of old files, which may take longer than a delivery. Returns true if
+    /// all are done.
+    tidying: Option<JoinHandle<bool>>,
     /// True if old files may have to be compressed or deleted, also those that a crash left.
     must_tidy: bool,
+    /// Uptime before which `tidying` does not start.
+    next_tidy: Duration,
+}
+
+/// Result of a write.
+struct Written {
+    /// True if the file before was renamed.
+    is_rotated: bool,
+    /// True if the file has only the lines of this write.
+    is_new: bool,
 }
 
 impl Sink for FileSink {
@@ -130,20 +155,21 @@ impl Sink for FileSink {
                 Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
             };
             let (path, rotation) = (self.path.clone(), self.rotation.clone());
-            let now = self.clock.now();
-            let written =
-                spawn_blocking(move || write(&path, &lines, rotation.as_ref(), now)).await;
+            let (first_write, now) = (self.first_write, self.clock.now());
+            let writing = move || write(&path, &lines, rotation.as_ref(), first_write, now);
+            let written = spawn_blocking(writing).await.unwrap_or_else(|error| Err(error.into()));
+            // A write fails after the rename if the disk is full: deleting old files makes room.
+            self.must_tidy |= written.as_ref().map_or(true, |written| written.is_rotated);
+            self.tidy().await;
             match written {
-                Ok(Ok(is_rotated)) => {
-                    self.must_tidy |= is_rotated;
-                    self.tidy();
+                Ok(Written { is_new, .. }) => {
+                    self.first_write = self.first_write.filter(|_| !is_new).or(Some(now));
                     Delivery::Acknowledged
                 }
-                Ok(Err(error)) => Delivery::Retry {
+                Err(error) => Delivery::Retry {
                     after: None,
                     reason: format!("cannot append to `{}`: {error}", self.path.display()),
                 },
-                Err(error) => Delivery::Retry { after: None, reason: error.to_string() },
             }
         })
     }
@@ -154,16 +180,23 @@ impl Sink for FileSink {
 }
 
 impl FileSink {
-    /// Starts to compress and delete old files, unless that is still running.
-    fn tidy(&mut self) {
+    /// Starts to compress and delete old files, unless that is still running or failed within
+    /// [`TIDY_RETRY`].
+    async fn tidy(&mut self) {
         let Some(rotation) = &self.rotation else { return };
-        let is_running = self.tidying.as_ref().is_some_and(|tidying| !tidying.is_finished());
-        if is_running || !std::mem::take(&mut self.must_tidy) {
+        let now = self.clock.uptime();
+        if let Some(tidied) = self.tidying.take_if(|tidying| tidying.is_finished())
+            && !tidied.await.unwrap_or(false)
+        {
+            (self.must_tidy, self.next_tidy) = (true, now + TIDY_RETRY);
+        }
+        if self.tidying.is_some() || now < self.next_tidy || !std::mem::take(&mut self.must_tidy) {
             return;
         }
         let (path, rotation) = (self.path.clone(), rotation.clone());
         self.tidying = Some(spawn_blocking(move || {
-            if let Err(error) = rotation.tidy(&path) {
+            let tidied = rotation.tidy(&path);
+            if let Err(error) = &tidied {
                 warn!(
                     code = "old_file_failed",
                     %error,
@@ -171,41 +204,51 @@ impl FileSink {
                     "cannot compress or delete an old file of a sink"
                 );
             }
+            tidied.is_ok()
         }));
     }
 }
 
-/// Appends lines, to a new file if that is due. Returns whether the file was renamed.
+/// Appends lines, to a new file if that is due.
 fn write(
     path: &Path,
     lines: &[u8],
     rotation: Option<&Rotation>,
+    first_write: Option<Timestamp>,
     now: Timestamp,
-) -> io::Result<bool> {
-    let rotated = rotation.map(|rotation| rotation.rotate(path, lines.len() as u64, now));
+) -> io::Result<Written> {
+    let more = lines.len() as u64;
+    let rotated = rotation.map(|rotation| rotation.rotate(path, more, first_write, now));
     // A file that cannot be renamed grows: that loses nothing.
     let is_rotated = rotated.transpose().unwrap_or_else(|error| {
         let path = path.display();
         warn!(code = "file_rotation_failed", %error, %path, "cannot rename the file of a sink");
         None
     });
-    append(path, lines)?;
-    Ok(is_rotated.unwrap_or(false))
+    let is_new = append(path, lines)?;
+    Ok(Written { is_rotated: is_rotated.unwrap_or(false), is_new })
 }
 
-/// Appends whole lines, after removing an incomplete line that a crash left.
-fn append(path: &Path, lines: &[u8]) -> io::Result<()> {
+/// Appends whole lines, after removing an incomplete line that a crash left. Returns true if no other
+/// lines were there.
+fn append(path: &Path, lines: &[u8]) -> io::Result<bool> {
     let mut file = secure_file::options().read(true).open(path)?;
-    let end = whole_lines(&mut file)?;
-    file.set_len(end)?;
+    let end = cut_incomplete_line(&mut file)?;
     file.seek(SeekFrom::Start(end))?;
     file.write_all(lines)?;
     file.sync_data()?;
-    match path.parent() {
+    if let Some(folder) = path.parent().filter(|_| end == 0) {
         // The file may be new: without this, a power cut could remove its name.
-        Some(folder) if end == 0 => secure_file::sync_dir(folder),
-        _ => Ok(()),
+        secure_file::sync_dir(folder)?;
     }
+    Ok(end == 0)
+}
+
+/// Removes an incomplete last line. Returns the new length of the file.
+fn cut_incomplete_line(file: &mut File) -> io::Result<u64> {
+    let end = whole_lines(file)?;
+    file.set_len(end)?;
+    Ok(end)
 }
 
 /// Returns the length of the file up to and including its last newline.
@@ -228,6 +271,12 @@ fn whole_lines(file: &mut File) -> io::Result<u64> {
 
 #[cfg(test)]
 mod tests {
+    use ai_agent_stage::{
+        BatchBody, ContextParts,
+        testing::{TestClock, context},
+    };
+    use siem_protocol::{BatchHeader, Digest};
+
     use super::*;
 
     #[test]
@@ -269,10 +318,140 @@ mod tests {
         let path = folder.path().join("out.ndjson");
         let rotation = options("max_bytes = '64 KiB'").rotation().unwrap();
         let batch = [&[b'x'; 40_000][..], b"\n"].concat();
-        let write = |n| write(&path, &batch, rotation.as_ref(), Timestamp(n)).unwrap();
-        assert_eq!([1, 2, 3].map(write), [false, true, true]);
+        let write = |n| write(&path, &batch, rotation.as_ref(), None, Timestamp(n)).unwrap();
+        assert_eq!([1, 2, 3].map(|n| write(n).is_rotated), [false, true, true]);
         let files = std::fs::read_dir(folder.path()).unwrap();
         let sizes: Vec<_> = files.map(|it| it.unwrap().metadata().unwrap().len()).collect();
         assert_eq!(sizes, [40_001; 3]);
+    }
+
+    /// The incomplete line stayed at the end of the old file.
+    #[test]
+    fn rotated_file_has_no_incomplete_line() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.ndjson");
+        let rotation = options("max_bytes = '64 KiB'").rotation().unwrap();
+        let write = |lines: &[u8]| {
+            write(&path, lines, rotation.as_ref(), None, Timestamp(0)).unwrap().is_rotated
+        };
+        std::fs::write(&path, [b'x'; 70_000]).unwrap();
+        assert!(!write(b"one\n"), "no line is left");
+        let mut file = File::options().append(true).open(&path).unwrap();
+        file.write_all(&[b'x'; 70_000]).unwrap();
+        assert!(write(b"two\n"));
+        assert_eq!(std::fs::read(&path).unwrap(), b"two\n");
+        let old = folder.path().join("out.ndjson.19700101T000000.000Z");
+        assert_eq!(std::fs::read(old).unwrap(), b"one\n");
+    }
+
+    /// Lines of a batch.
+    #[derive(Debug)]
+    struct Lines(&'static [u8]);
+
+    impl BatchBody for Lines {
+        fn raw_bytes(&self) -> usize {
+            self.0.len()
+        }
+
+        fn lines(&self) -> Result<Vec<u8>, Box<dyn std::error::Error + Send + Sync>> {
+            Ok(self.0.to_vec())
+        }
+    }
+
+    /// A sink in a directory of its own, and its clock.
+    struct World {
+        folder: tempfile::TempDir,
+        clock: TestClock,
+        sink: FileSink,
+    }
+
+    impl World {
+        fn new(text: &str) -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let clock = TestClock::default();
+            let context = ContextParts { clock: Arc::new(clock.clone()), ..context() };
+            let mut options = options(text);
+            options.path = folder.path().join("out");
+            let sink = options.build(&context.into()).unwrap();
+            Self { folder, clock, sink }
+        }
+
+        fn old_file(&self, second: u32) -> PathBuf {
+            self.folder.path().join(format!("out.20261121T20000{second}.000Z"))
+        }
+
+        /// Delivers a batch, and waits until old files are compressed and deleted.
+        async fn deliver(&mut self) -> bool {
+            let identity = context().identity;
+            let header = BatchHeader::new(&identity, "e".into(), Digest::ZERO, String::new());
+            let delivery = self.sink.deliver(&Batch::new(header, Lines(b"entry\n"))).await;
+            let is_done = || self.sink.tidying.as_ref().is_none_or(JoinHandle::is_finished);
+            let wait = async {
+                while !is_done() {
+                    tokio::task::yield_now().await
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(30), wait).await.unwrap();
+            delivery == Delivery::Acknowledged
+        }
+    }
+
+    /// After the rename, the full disk stayed full.
+    #[tokio::test]
+    async fn surplus_is_deleted_after_a_failed_append() {
+        let mut world = World::new("max_bytes = '64 KiB'\nkeep = 1");
+        assert!(world.deliver().await);
+        for second in [1, 2] {
+            std::fs::write(world.old_file(second), "old\n").unwrap();
+        }
+        std::fs::remove_file(&world.sink.path).unwrap();
+        std::fs::create_dir(&world.sink.path).unwrap();
+        assert!(!world.deliver().await);
+        assert_eq!(
+            [1, 2].map(|second| world.old_file(second).try_exists().unwrap()),
+            [false, true]
+        );
+    }
+
+    #[tokio::test]
+    async fn old_file_that_failed_is_deleted_later() {
+        let mut world = World::new("max_bytes = '64 KiB'\nkeep = 1");
+        std::fs::create_dir(world.old_file(1)).unwrap();
+        std::fs::write(world.old_file(2), "old\n").unwrap();
+        assert!(world.deliver().await);
+        std::fs::remove_dir(world.old_file(1)).unwrap();
+        std::fs::write(world.old_file(1), "old\n").unwrap();
+        assert!(world.deliver().await);
+        assert!(world.old_file(1).try_exists().unwrap(), "not at once");
+        world.clock.advance(TIDY_RETRY);
+        assert!(world.deliver().await);
+        assert_eq!(
+            [1, 2].map(|second| world.old_file(second).try_exists().unwrap()),
+            [false, true]
+        );
+    }
+
+    /// The file never became old.
+    #[tokio::test]
+    async fn file_without_creation_time_ages_from_the_first_write() {
+        let mut world = World::new("max_age = '60s'");
+        let rotation = world.sink.rotation.as_mut().unwrap();
+        rotation.created = |_| Err(io::ErrorKind::Unsupported.into());
+        let count = |world: &World| std::fs::read_dir(world.folder.path()).unwrap().count();
+        for (seconds, files) in [(0, 1), (59, 1), (1, 2), (59, 2), (1, 3)] {
+            world.clock.advance(Duration::from_secs(seconds));
+            assert!(world.deliver().await);
+            assert_eq!(count(&world), files);
+        }
+        // Without the old files, the new one counts from its own first write.
+        for entry in std::fs::read_dir(world.folder.path()).unwrap() {
+            let path = entry.unwrap().path();
+            if path != world.sink.path {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+        world.clock.advance(Duration::from_secs(59));
+        assert!(world.deliver().await);
+        assert_eq!(count(&world), 1);
     }
 }

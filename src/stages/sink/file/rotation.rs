@@ -5,7 +5,7 @@
 //! name that rotation gives are touched.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Metadata},
     io,
     path::{Path, PathBuf},
     time::{Duration, SystemTime, UNIX_EPOCH},
@@ -37,6 +37,8 @@ pub(super) struct Rotation {
     /// Number of old files that are kept; `None` for all.
     pub(super) keep: Option<usize>,
     pub(super) compression: OldFiles,
+    /// Returns the creation time of a file; a test replaces it.
+    pub(super) created: fn(&Metadata) -> io::Result<SystemTime>,
 }
 
 /// An old file.
@@ -49,12 +51,21 @@ struct OldFile {
 }
 
 impl Rotation {
-    /// Renames the file at `path` if it is too old, or would be too large with `more` bytes. Returns
-    /// whether it was renamed.
+    /// Renames the file at `path` if it is too old, or would be too large with `more` bytes, without an
+    /// incomplete last line. Returns whether it was renamed.
+    ///
+    /// `first_write` is the time of the first write of this process to the file. It stands for the
+    /// creation time where the system reports none.
     ///
     /// # Errors
     /// The error of the system; the file keeps its name.
-    pub(super) fn rotate(&self, path: &Path, more: u64, now: Timestamp) -> io::Result<bool> {
+    pub(super) fn rotate(
+        &self,
+        path: &Path,
+        more: u64,
+        first_write: Option<Timestamp>,
+        now: Timestamp,
+    ) -> io::Result<bool> {
         let found = match fs::symlink_metadata(path) {
             Ok(found) => found,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -69,9 +80,12 @@ impl Rotation {
         }
         let last = old_files(path)?.pop().map(|file| file.rotated_at);
         // Windows gives a new file the creation time of a file that had its name shortly before.
-        let created = found.created().ok().map(Timestamp::from).max(last);
+        let created = (self.created)(&found).ok().map(Timestamp::from).or(first_write).max(last);
         let is_old = self.max_age.zip(created).is_some_and(|(max, created)| now - created >= max);
         if !is_large && !is_old {
+            return Ok(false);
+        }
+        if !cut_incomplete_line(path)? {
             return Ok(false);
         }
         // The order of the names stays the order of the files when the clock goes back.
@@ -103,14 +117,24 @@ impl Rotation {
 
     /// Replaces a file by its compressed copy once that is complete and synced.
     fn compress(&self, path: &Path) -> io::Result<()> {
-        let Some((mut from, _)) = file::open_regular(path)? else { return Ok(()) };
         let unfinished = with_ending(path, "new");
-        if let Err(error) = fs::remove_file(&unfinished)
+        let result = self.compress_by(path, &unfinished);
+        if result.is_err() {
+            // An incomplete copy may fill the disk, and the next entries would have no room.
+            drop(fs::remove_file(&unfinished));
+        }
+        result
+    }
+
+    /// Replaces a file by its compressed copy, which is written to `unfinished` first.
+    fn compress_by(&self, path: &Path, unfinished: &Path) -> io::Result<()> {
+        let Some((mut from, _)) = file::open_regular(path)? else { return Ok(()) };
+        if let Err(error) = fs::remove_file(unfinished)
             && error.kind() != io::ErrorKind::NotFound
         {
             return Err(error);
         }
-        let to = secure_file::create_new(&unfinished)?;
+        let to = secure_file::create_new(unfinished)?;
         let (to, ending) = match self.compression {
             OldFiles::None => return Ok(()),
             OldFiles::Gzip => {
@@ -125,10 +149,19 @@ impl Rotation {
         };
         to.sync_all()?;
         drop::<(File, File)>((to, from));
-        fs::rename(&unfinished, with_ending(path, ending))?;
+        fs::rename(unfinished, with_ending(path, ending))?;
         secure_file::sync_dir(parent(path))?;
         fs::remove_file(path)
     }
+}
+
+/// Removes an incomplete last line: the line is written again, to the next file. Returns false if no
+/// line remains.
+fn cut_incomplete_line(path: &Path) -> io::Result<bool> {
+    let mut file = File::options().read(true).write(true).open(path)?;
+    let end = super::cut_incomplete_line(&mut file)?;
+    file.sync_data()?;
+    Ok(end > 0)
 }
 
 /// Returns the old files of the file at `path`, the oldest first.
@@ -185,7 +218,13 @@ mod tests {
     const NOW: Timestamp = Timestamp(4_102_444_800_000);
 
     fn rotation() -> Rotation {
-        Rotation { max_bytes: None, max_age: None, keep: None, compression: OldFiles::None }
+        Rotation {
+            max_bytes: None,
+            max_age: None,
+            keep: None,
+            compression: OldFiles::None,
+            created: Metadata::created,
+        }
     }
 
     fn names(path: &Path) -> Vec<String> {
@@ -214,17 +253,17 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out.ndjson");
         let by_size = Rotation { max_bytes: Some(10), ..rotation() };
-        assert!(!by_size.rotate(&path, 100, NOW).unwrap(), "there is no file yet");
+        assert!(!by_size.rotate(&path, 100, None, NOW).unwrap(), "there is no file yet");
         fs::write(&path, "one\n").unwrap();
-        assert!(!by_size.rotate(&path, 6, NOW).unwrap());
-        assert!(by_size.rotate(&path, 7, NOW).unwrap());
+        assert!(!by_size.rotate(&path, 6, None, NOW).unwrap());
+        assert!(by_size.rotate(&path, 7, None, NOW).unwrap());
         assert_eq!(names(&path), ["out.ndjson.21000101T000000.000Z"]);
 
         fs::write(&path, "two\n").unwrap();
         let by_age = Rotation { max_age: Some(Duration::from_secs(60)), ..rotation() };
         let later = |seconds: u64| Timestamp(NOW.0 + seconds * 1000);
-        assert!(!by_age.rotate(&path, 1, later(59)).unwrap(), "the last rotation was before");
-        assert!(by_age.rotate(&path, 1, later(60)).unwrap());
+        assert!(!by_age.rotate(&path, 1, None, later(59)).unwrap(), "the last rotation was before");
+        assert!(by_age.rotate(&path, 1, None, later(60)).unwrap());
         assert_eq!(names(&path).len(), 2);
     }
 
@@ -234,14 +273,27 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out");
         let rotation = Rotation { max_bytes: Some(1), keep: Some(1), ..rotation() };
-        for (text, now) in [("old", NOW), ("new", Timestamp(NOW.0 - 1_000_000))] {
+        for (text, now) in [("old\n", NOW), ("new\n", Timestamp(NOW.0 - 1_000_000))] {
             fs::write(&path, text).unwrap();
-            assert!(rotation.rotate(&path, 1, now).unwrap());
+            assert!(rotation.rotate(&path, 1, None, now).unwrap());
         }
         rotation.tidy(&path).unwrap();
         let kept = old_files(&path).unwrap();
         assert_eq!(kept.len(), 1);
-        assert_eq!(fs::read_to_string(&kept[0].path).unwrap(), "new");
+        assert_eq!(fs::read_to_string(&kept[0].path).unwrap(), "new\n");
+    }
+
+    /// A disk that is full stayed full.
+    #[test]
+    fn failed_compression_leaves_no_copy() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out.20261121T200000.120Z");
+        fs::write(&path, "entry\n").unwrap();
+        fs::create_dir(with_ending(&path, "gz")).unwrap();
+        let rotation = Rotation { compression: OldFiles::Gzip, ..rotation() };
+        rotation.compress(&path).unwrap_err();
+        assert!(!with_ending(&path, "new").try_exists().unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), "entry\n");
     }
 
     #[test]
@@ -254,7 +306,7 @@ mod tests {
                 Rotation { max_bytes: Some(1), keep: Some(3), compression, ..rotation() };
             for n in 0..5 {
                 fs::write(&path, format!("entry {n}\n")).unwrap();
-                assert!(rotation.rotate(&path, 1, NOW).unwrap());
+                assert!(rotation.rotate(&path, 1, None, NOW).unwrap());
             }
             // What a crash between the last two steps leaves, and one within the first.
             let newest = old_files(&path).unwrap().pop().unwrap().path;
