@@ -79,10 +79,18 @@ pub(super) struct Walk {
     linked: Vec<PathBuf>,
     links: BTreeSet<PathBuf>,
     /// Directories that were found through links.
-    visited: HashSet<FileId>,
+    visited: HashSet<VisitedDirectory>,
     followed: Vec<RootDirectory>,
     rules: LinkRules,
     names: Names,
+}
+
+/// A directory, however many paths lead to it.
+#[derive(Debug, PartialEq, Eq, Hash)]
+enum VisitedDirectory {
+    Id(FileId),
+    /// Path without symlinks, in a file system without file ids.
+    Canonical(PathBuf),
 }
 
 /// A file that a walk found.
@@ -175,7 +183,7 @@ impl Walk {
             FileKind::Directory if self.names.is_recursive() => {
                 if !is_linked {
                     self.directories.push(entry.path());
-                } else if self.is_first_visit(entry.inspect()?.stamp) {
+                } else if self.is_first_visit(entry.inspect()?.stamp.id, &entry.path())? {
                     self.linked.push(entry.path());
                 }
             }
@@ -196,8 +204,12 @@ impl Walk {
     }
 
     /// Returns true if a directory was not found through another link.
-    fn is_first_visit(&mut self, stamp: Stamp) -> bool {
-        stamp.id.is_none_or(|id| self.visited.insert(id))
+    fn is_first_visit(&mut self, id: Option<FileId>, path: &Path) -> io::Result<bool> {
+        let directory = match id {
+            Some(id) => VisitedDirectory::Id(id),
+            None => VisitedDirectory::Canonical(links::canonical(path)?),
+        };
+        Ok(self.visited.insert(directory))
     }
 
     fn follow_link(
@@ -222,10 +234,17 @@ impl Walk {
         let is_in_root = self.rules.is_in_root(&target.path);
         match target.info.kind {
             FileKind::Directory => {
-                let is_new = self.names.is_recursive() && !is_in_root;
-                if is_new && self.is_first_visit(target.info.stamp) {
-                    self.linked.push(link.clone());
-                    self.followed.push(RootDirectory { configured: link, canonical: target.path });
+                if !self.names.is_recursive() || is_in_root {
+                    return;
+                }
+                match self.is_first_visit(target.info.stamp.id, &target.path) {
+                    Ok(true) => {
+                        let canonical = target.path;
+                        self.linked.push(link.clone());
+                        self.followed.push(RootDirectory { configured: link, canonical });
+                    }
+                    Ok(false) => {}
+                    Err(error) => fail(&link, error),
                 }
             }
             // Within the root it is found under its own name.
@@ -327,6 +346,21 @@ mod tests {
         assert_eq!(found(root.path()), ["a/b/c/directory.jsonl/d/deep.jsonl", "top.jsonl"]);
         assert!(!is_reached_without_symlinks(root.path(), &root.path().join("link/outside.jsonl")));
         assert!(is_reached_without_symlinks(root.path(), &deep.join("deep.jsonl")));
+    }
+
+    #[test]
+    fn directory_without_file_id_is_visited_once() {
+        let outside = tempfile::tempdir().unwrap();
+        fs::create_dir(outside.path().join("p")).unwrap();
+        symlink(".", outside.path().join("again")).unwrap();
+        let names = Names::EndingIn(".jsonl".to_owned());
+        let mut walk = Walk::new(Vec::new(), &names, LinkRules::default());
+        let mut is_first =
+            |path: &str| walk.is_first_visit(None, &outside.path().join(path)).unwrap();
+        assert_eq!(
+            [is_first("p"), is_first("again/again/p"), is_first("again")],
+            [true, false, true]
+        );
     }
 
     #[test]
