@@ -27,10 +27,14 @@ impl Tail {
     /// Hands over the next chunk of a file; returns whether there may be more.
     pub(super) fn inspect(&mut self, key: FileKey, lane: Lane, intake: &mut dyn Intake) -> bool {
         let Some(known) = self.files.get(key) else { return false };
-        let path = known.path.clone();
+        let (path, is_deleted) = (known.path.clone(), known.is_deleted);
         match self.try_inspect(key, intake) {
             Ok(progress) => {
-                self.unreadable.remove(&path);
+                if is_deleted {
+                    self.unreadable.remove_unless_link(&path);
+                } else {
+                    self.unreadable.remove(&path);
+                }
                 if progress == ChunkProgress::Drained && lane == Lane::Live {
                     let changed = self.files.get(key).map(|known| known.changed);
                     let age = self.schedule.now().saturating_sub(changed.unwrap_or_default());

@@ -12,7 +12,7 @@ use std::{
 
 use siem_protocol::agent_event::UnreadableReason;
 
-use super::directory_walk::RootDirectory;
+use super::directory_walk::{self, RootDirectory};
 use crate::platform::{
     file::{self, FileInfo, FileKind, Stamp},
     links::{self, LinkTarget},
@@ -70,12 +70,23 @@ impl LinkRules {
             }
             FileKind::Link | FileKind::Other => return Err(LinkProblem::Kind(path()).into()),
         }
-        let root = self.roots.iter().find(|root| link.starts_with(&root.configured));
-        let is_own = match root {
+        let is_own = match self.root_of(link) {
             Some(root) => links::belongs_to_user(&target.path, &root.canonical)?,
             None => false,
         };
         if is_own { Ok(target) } else { Err(LinkProblem::Owner(path()).into()) }
+    }
+
+    fn root_of(&self, path: &Path) -> Option<&RootDirectory> {
+        self.roots.iter().find(|root| path.starts_with(&root.configured))
+    }
+
+    /// Returns true if the file at `path` is reached through a link below a root.
+    pub(super) fn is_linked(&self, path: &Path) -> bool {
+        let is_link = || file::inspect(path).is_ok_and(|info| info.kind == FileKind::Link);
+        self.root_of(path).is_some_and(|root| {
+            is_link() || !directory_walk::is_reached_without_symlinks(&root.configured, path)
+        })
     }
 
     /// Returns true if `path`, which has no symlinks, is below a root.
@@ -95,11 +106,15 @@ impl LinkRules {
     /// Opens the regular file at `path`, or at the end of a link there; `None` if there is something
     /// else.
     ///
+    /// A file that is reached through a link must belong to the user. The open file is checked,
+    /// because links and their targets can be replaced between a check of a path and its opening.
+    ///
     /// # Errors
     /// As [`LinkRules::resolve`].
     pub(super) fn open(&self, path: &Path) -> io::Result<Option<(File, Stamp)>> {
-        if let Some(opened) = file::open_regular(path)? {
-            return Ok(Some(opened));
+        if let Some((file, stamp)) = file::open_regular(path)? {
+            self.check_unless_without_links(path, &file)?;
+            return Ok(Some((file, stamp)));
         }
         if file::inspect(path)?.kind != FileKind::Link {
             return Ok(None);
@@ -107,7 +122,26 @@ impl LinkRules {
         let target = self.resolve(path)?;
         // The target may have been replaced by a file that the rules forbid.
         let is_target = |stamp: &Stamp| stamp.id == target.info.stamp.id;
-        Ok(file::open_regular(&target.path)?.filter(|(_, stamp)| is_target(stamp)))
+        let opened = file::open_regular(&target.path)?.filter(|(_, stamp)| is_target(stamp));
+        let Some((file, stamp)) = opened else { return Ok(None) };
+        let is_own = |root: &RootDirectory| links::file_belongs_to_user(&file, &root.canonical);
+        match self.root_of(path).map(is_own).transpose()? {
+            Some(true) => Ok(Some((file, stamp))),
+            Some(false) | None => Err(LinkProblem::Owner(target.path).into()),
+        }
+    }
+
+    /// Checks that the open file of `path` belongs to the user, or that no link leads to it. Most
+    /// files belong to the user, for which the owner is sufficient.
+    fn check_unless_without_links(&self, path: &Path, file: &File) -> io::Result<()> {
+        let Some(root) = self.root_of(path) else { return Ok(()) };
+        let Ok(below) = path.strip_prefix(&root.configured) else { return Ok(()) };
+        if links::file_belongs_to_user(file, &root.canonical)?
+            || links::is_reached_without_links(file, &root.canonical, below)?
+        {
+            return Ok(());
+        }
+        Err(LinkProblem::Owner(path.to_owned()).into())
     }
 }
 

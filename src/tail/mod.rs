@@ -60,7 +60,7 @@ use file_table::{FileTable, KnownFile, Lane, age};
 use fingerprint::EdgeSamples;
 pub use generation_id::{NewGeneration, fresh_generation};
 use line_reader::{LineReader, ReadSizes};
-use links::LinkRules;
+use links::{LinkProblem, LinkRules};
 use open_files::{DetachedFiles, OpenFile};
 use sweep::Sweep;
 use unreadable::UnreadablePaths;
@@ -460,7 +460,8 @@ impl Tail {
     }
 }
 
-/// Returns true if an error means that nothing is at a path.
+/// Returns true if an error means that nothing is at a path, or a link that leads to nothing.
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        || LinkProblem::of(error) == Some(&LinkProblem::Broken)
 }

@@ -125,6 +125,12 @@ impl Tail {
             self.schedule.request_sweep_soon();
             return Ok(false);
         };
+        let is_other = known.id.is_some() && stamp.id != known.id && stamp.id != known.replaced_by;
+        if is_other && stamp.id.is_some() && self.links.is_linked(&known.path) {
+            // A link leads elsewhere by now: a sweep finds out where.
+            self.schedule.request_sweep_soon();
+            return Ok(false);
+        }
         let row = self.row(key, known, intake)?;
         let open = OpenFile::new(file, stamp.id, row, known.origin(key), self.schedule.now());
         self.open.insert(key, OpenFile { opened: Some(stamp), ..open });

@@ -19,7 +19,7 @@ use super::{
     directory_walk::{self, FoundFile, RootDirectory, Walk},
     file_table::{KnownFile, Lane, age},
     is_absent,
-    links::LinkRules,
+    links::{LinkProblem, LinkRules},
     watcher::{Hinted, Watcher, may_be_directory},
 };
 use crate::platform::{
@@ -270,10 +270,15 @@ impl Tail {
         };
         let count = walk.list(visit, |path, error| unlisted.push((path.to_owned(), error)));
         for (path, error) in unlisted {
-            if !is_absent(&error) {
+            let problem = LinkProblem::of(&error);
+            if problem.is_some() || !is_absent(&error) {
                 self.unreadable.add(&path, &error, *number);
             }
-            failed.push(path);
+            // The file to which the link led is no longer here, nor anything below a broken link.
+            let is_known_link = problem.is_some() && self.files.at(&path).is_some();
+            if problem != Some(&LinkProblem::Broken) && !is_known_link {
+                failed.push(path);
+            }
         }
         count
     }
@@ -487,7 +492,9 @@ impl Tail {
                 (if is_same { OldPath::SameFile } else { OldPath::OtherFile }, Some(stamp))
             }
             Ok(_) => (OldPath::Missing, None),
-            Err(error) if is_absent(&error) => (OldPath::Missing, None),
+            Err(error) if is_absent(&error) || LinkProblem::of(&error).is_some() => {
+                (OldPath::Missing, None)
+            }
             Err(error) => return Err(error),
         };
         self.move_to(key, path, old_path, old_stamp, vacated, intake)

@@ -37,6 +37,8 @@ struct ReadFailure {
     /// Number of the last sweep that met it.
     sweep: u32,
     report: Report,
+    /// True if it is about a link that is not followed.
+    is_link: bool,
 }
 
 /// State of the event about a path.
@@ -68,7 +70,8 @@ impl UnreadablePaths {
         let text = shortened(path);
         warn!(code = "file_unreadable", path = text, %error, "cannot read, will retry");
         let report = if is_about_a_path(error) { Report::Due } else { Report::Stored };
-        let failure = ReadFailure { reason, error: error.to_string(), sweep, report };
+        let is_link = LinkProblem::of(error).is_some();
+        let failure = ReadFailure { reason, error: error.to_string(), sweep, report, is_link };
         self.by_path.insert(path.to_owned(), failure);
         self.has_due = true;
     }
@@ -122,6 +125,14 @@ impl UnreadablePaths {
         if !self.by_path.is_empty() && self.by_path.remove(path).is_some() {
             info!(code = "file_readable", path = shortened(path), "readable again");
             self.is_full = false;
+        }
+    }
+
+    /// Records that the deleted file of `path` was read through its handle: a link that is at the
+    /// path now is still not followed.
+    pub(super) fn remove_unless_link(&mut self, path: &Path) {
+        if self.by_path.get(path).is_some_and(|failure| !failure.is_link) {
+            self.remove(path);
         }
     }
 

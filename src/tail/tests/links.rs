@@ -194,3 +194,100 @@ fn link_to_a_file_of_another_user_is_not_followed() {
     let expected = ["a.jsonl", "p"].map(|name| (name.to_owned(), "link_target_owner".to_owned()));
     assert_eq!(reported(&world), expected);
 }
+
+/// Nothing of the file was read until the link was deleted.
+#[test]
+fn target_that_moves_below_the_root_continues() {
+    let mut world = TailFixture::new();
+    let session = outside(&world, "other").join("session");
+    fs::write(&session, "a1\n").unwrap();
+    link(&world, &session, "s.jsonl");
+    assert_eq!(world.next(), lines(["a1"]));
+    fs::rename(&session, world.path("t.jsonl")).unwrap();
+    world.append("t.jsonl", "a2\n");
+    assert_eq!(world.next(), lines_and(["a2"], [event::PATH_UNREADABLE]));
+    world.append("t.jsonl", "a3\n");
+    assert_eq!(world.next(), lines(["a3"]));
+    assert_eq!(world.tail.survey().files, 1);
+}
+
+/// The link stays, so the file was never ended.
+#[test]
+fn file_whose_link_leads_nowhere_is_ended() {
+    for is_open in [true, false] {
+        let mut world = TailFixture::new();
+        let session = outside(&world, "other").join("session");
+        fs::write(&session, "a1\n").unwrap();
+        link(&world, &session, "s.jsonl");
+        assert_eq!(world.next(), lines(["a1"]));
+        // Files that grow stay open.
+        fs::write(&session, "a1\na2\nincomplete").unwrap();
+        assert_eq!(world.next(), lines(["a2"]));
+        if !is_open {
+            world.tail.close_reopenable();
+        }
+        fs::remove_file(&session).unwrap();
+        let expected = match is_open {
+            true => lines_and(["incomplete"], [event::PATH_UNREADABLE]),
+            false => lines_and([], [event::FILE_DELETED_UNREAD, event::PATH_UNREADABLE]),
+        };
+        let (lines, mut events) = world.next();
+        events.sort_unstable();
+        assert_eq!((lines, events), expected, "{is_open}");
+        let survey = world.tail.survey();
+        assert_eq!((survey.files, survey.unreadable.len()), (0, 1), "{is_open}");
+        assert_eq!(world.next(), super::lines([]), "{is_open}");
+    }
+}
+
+#[test]
+fn file_whose_link_leads_to_another_kind_is_ended() {
+    let mut world = TailFixture::new();
+    let session = outside(&world, "other").join("session");
+    fs::write(&session, "a1\nincomplete").unwrap();
+    link(&world, &session, "s.jsonl");
+    assert_eq!(world.next(), lines(["a1"]));
+    fs::remove_file(&session).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&session).status().unwrap().success());
+    let (lines, mut events) = world.next();
+    events.sort_unstable();
+    let expected = lines_and([], [event::FILE_DELETED_UNREAD, event::PATH_UNREADABLE]);
+    assert_eq!((lines, events), expected);
+    let survey = world.tail.survey();
+    assert_eq!((survey.files, survey.unreadable.len()), (0, 1));
+}
+
+/// The owner of the linked directory was checked, and not that of the files in it.
+#[test_requires::requires(root)]
+#[test]
+fn file_of_another_user_in_a_linked_directory_is_not_read() {
+    let mut world = TailFixture::new();
+    let target = outside(&world, "other");
+    fs::write(target.join("a.jsonl"), "secret\n").unwrap();
+    world.write("own/b.jsonl", "b1\n");
+    for path in [target.join("a.jsonl"), world.path("own/b.jsonl")] {
+        std::os::unix::fs::chown(path, Some(65_534), None).unwrap();
+    }
+    link(&world, &target, "p");
+    for _ in 0..3 {
+        world.read();
+        assert_eq!(world.store.lines(), ["b1"]);
+        let expected = [("a.jsonl".to_owned(), "link_target_owner".to_owned())];
+        assert_eq!(reported(&world), expected);
+    }
+}
+
+#[test]
+fn linked_file_that_was_exchanged_after_the_sweep_is_not_opened() {
+    let mut world = TailFixture::new();
+    let target = outside(&world, "other");
+    fs::write(target.join("a.jsonl"), "a1\n").unwrap();
+    link(&world, &target, "p");
+    assert_eq!(world.next(), lines(["a1"]));
+    fs::write(target.join("new"), "a1\na2\n").unwrap();
+    fs::rename(target.join("new"), target.join("a.jsonl")).unwrap();
+    world.tail.close_reopenable();
+    let key = world.tail.files.at(&world.path("p/a.jsonl")).unwrap();
+    assert!(!world.tail.open_file(key, &world.store).unwrap());
+    assert_eq!(world.next(), lines(["a2"]));
+}
