@@ -330,7 +330,7 @@ impl Tail {
 
     /// Hands over chunks until `intake` has no room or nothing is unread.
     pub fn read(&mut self, intake: &mut dyn Intake) -> Progress {
-        let mut has_read = false;
+        let (mut has_read, mut is_held) = (false, false);
         loop {
             if !intake.has_room() {
                 return Progress::More;
@@ -345,11 +345,13 @@ impl Tail {
                     && self.options.names.is_recursive()
                     && !intake.has_room_for_backfill() =>
                 {
+                    is_held = false;
                     let (uptime, now) = (self.schedule.now(), self.clock.now());
                     self.files.next(self.expiry.expiring_times(uptime, now))
                 }
                 true if self.files.is_backfill() => {
                     let (uptime, now) = (self.schedule.now(), self.clock.now());
+                    is_held = true;
                     let hold = &mut self.hold;
                     self.files.next(hold.readable_times(uptime, now))
                 }
@@ -381,7 +383,8 @@ impl Tail {
         self.report_unreadable(intake);
         self.close_quiet();
         let next = self.schedule.until_next();
-        match self.files.is_backfill() {
+        // While a backlog waits for delivery, the query is not repeated, and stays due.
+        match self.files.is_backfill() && is_held {
             true => Progress::Idle { next: next.min(self.hold.until_query(self.schedule.now())) },
             false => Progress::Idle { next },
         }

@@ -68,8 +68,11 @@ impl BackfillState {
     /// Records that the group before is stored, and that one of `raw` bytes is being stored.
     pub(super) fn seal(&mut self, raw: usize, outbox: &Outbox) {
         let appended = outbox.appended_bytes();
-        self.encoded = self.encoded / 2 + appended.saturating_sub(self.appended);
-        self.raw = self.raw / 2 + self.storing;
+        // A step without entries says nothing about the compression.
+        if self.storing > 0 {
+            self.encoded = self.encoded / 2 + appended.saturating_sub(self.appended);
+            self.raw = self.raw / 2 + self.storing;
+        }
         (self.appended, self.storing) = (appended, raw as u64);
     }
 

@@ -79,6 +79,10 @@ fn paced_backlog_waits_but_expiring_and_live_files_do_not() {
     assert_eq!(world.next(), lines(["a.jsonl"]));
     world.append("a.jsonl", "live\n");
     assert_eq!(world.next(), lines(["live"]));
+    world.pass(Duration::from_secs(400));
+    world.read_on();
+    let Progress::Idle { next } = world.tail.read(&mut world.store) else { panic!("not idle") };
+    assert!(next >= Duration::from_millis(500), "a paced backlog takes no time: {next:?}");
     world.store.is_paced = false;
     assert_eq!(world.next(), lines(["b.jsonl"]));
 }
