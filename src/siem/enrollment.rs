@@ -73,7 +73,13 @@ pub struct Enrollment {
     is_requested: bool,
     /// True if the receiver has refused a batch of this device while the device waits for approval.
     is_refused: bool,
+    /// Requests in a row that failed.
+    failures: u32,
 }
+
+/// Failed requests for the keys of a receiver, of which none is known, after which batches are sent all
+/// the same: a receiver that knows `/ingest` only may answer other paths in any way.
+const UNANSWERED: u32 = 3;
 
 /// Last requests to the receiver.
 #[derive(Clone, Debug)]
@@ -139,7 +145,16 @@ impl Enrollment {
     pub fn new(settings: EnrollmentSettings) -> Self {
         let entry = settings.states.entry(settings.connection.base());
         let (pins, stored, asked) = (None, None, None);
-        Self { settings, entry, pins, stored, asked, is_requested: false, is_refused: false }
+        Self {
+            settings,
+            entry,
+            pins,
+            stored,
+            asked,
+            is_requested: false,
+            is_refused: false,
+            failures: 0,
+        }
     }
 
     /// Asks the receiver for its keys and enrolls the device, if that is due.
@@ -151,7 +166,12 @@ impl Enrollment {
         if self.settings.device.file().is_none() {
             return Ok(());
         }
-        let keys = self.device_keys()?;
+        let keys = match self.settings.device.keys() {
+            Ok(keys) => keys,
+            // A receiver without keys takes batches without a seal.
+            Err(_) if self.is_without_keys() => return Ok(()),
+            Err(unavailable) => return Err(NotReady::hold(unavailable.to_string())),
+        };
         match self.due(keys.current.key()) {
             Due::Nothing => {}
             due => self.ask(&keys, due).await?,
@@ -202,7 +222,12 @@ impl Enrollment {
         if self.settings.device.file().is_none() {
             return Ok(None);
         }
-        let signer = self.signer(&self.device_keys()?);
+        let keys = match self.settings.device.keys() {
+            Ok(keys) => keys,
+            Err(_) if self.is_without_keys() => return Ok(None),
+            Err(unavailable) => return Err(NotReady::hold(unavailable.to_string())),
+        };
+        let signer = self.signer(&keys);
         let seal = Seal {
             receiver: self.pins.as_ref().and_then(|pins| pins.receiver.clone()),
             machine: header.machine_id.clone(),
@@ -323,8 +348,10 @@ impl Enrollment {
         Ok(())
     }
 
-    fn device_keys(&self) -> Result<DeviceKeys, NotReady> {
-        self.settings.device.keys().map_err(|unavailable| NotReady::hold(unavailable.to_string()))
+    /// Returns true if no key of the receiver is known, and the receiver knows none of this device.
+    fn is_without_keys(&self) -> bool {
+        let is_unknown = |pins: &Pins| pins.keys.is_empty() && pins.trust.device_key.is_none();
+        self.pins.as_ref().is_none_or(is_unknown)
     }
 
     fn pins(&self) -> &Pins {
@@ -350,11 +377,13 @@ impl Enrollment {
     /// also while the receiver cannot answer them.
     async fn ask(&mut self, keys: &DeviceKeys, due: Due) -> Result<(), NotReady> {
         let was_enrolled = self.asked.take().is_some_and(|asked| asked.is_enrolled);
-        let is_answered = match self.request_due(keys, due).await {
+        let answered = self.request_due(keys, due).await;
+        self.failures = if answered.is_ok() { 0 } else { self.failures.saturating_add(1) };
+        let is_optional =
+            self.is_known(keys) || (self.failures >= UNANSWERED && self.is_without_keys());
+        let is_answered = match answered {
             Ok(()) => true,
-            Err(NotReady { delivery: Delivery::Retry { reason, .. }, .. })
-                if self.is_known(keys) =>
-            {
+            Err(NotReady { delivery: Delivery::Retry { reason, .. }, .. }) if is_optional => {
                 let sink = &self.pins().sink;
                 warn!(code = "enrollment_postponed", sink, reason, "cannot enroll the device now");
                 false

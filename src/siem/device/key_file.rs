@@ -101,7 +101,7 @@ type Random = dyn Fn() -> io::Result<[u8; 32]> + Send + Sync;
 pub struct KeyFile {
     path: PathBuf,
     machine_id: String,
-    /// `None` if the name is unknown, which proves no other user.
+    /// `None` if the user is not compared.
     user: Option<String>,
     replace: Arc<Replace>,
     random: Arc<Random>,
@@ -149,8 +149,7 @@ impl KeyFile {
     /// one machine and user only.
     #[must_use]
     pub fn of(state_dir: &Path, identity: &Identity) -> Self {
-        let user = Some(identity.user.clone()).filter(|user| user != UNKNOWN_NAME);
-        Self { user, ..Self::new(state_dir, &identity.machine_id) }
+        Self { user: Some(identity.user.clone()), ..Self::new(state_dir, &identity.machine_id) }
     }
 
     /// Returns the same file with another way to write it.
@@ -272,7 +271,10 @@ impl KeyFile {
             return Err(KeyFileError::Unusable(DeviceKeyReason::OtherMachine));
         }
         if let (Some(made_for), Some(user)) = (&contents.user, &self.user)
+            // A name that cannot be determined now is no other name. A key that was made for such a
+            // name is enrolled under it, so that it cannot be confirmed for the real one.
             && made_for != user
+            && user != UNKNOWN_NAME
         {
             return Err(KeyFileError::Unusable(DeviceKeyReason::OtherUser));
         }
@@ -369,7 +371,8 @@ mod tests {
         // A name that cannot be determined now is no other name.
         assert_eq!(of(UNKNOWN_NAME).load().unwrap().public(), made.public());
         of(UNKNOWN_NAME).create(DeviceKeyReason::First, NOW).unwrap();
-        assert_eq!(unusable(&of("bob")), None);
+        assert_eq!(unusable(&of(UNKNOWN_NAME)), None);
+        assert_eq!(unusable(&of("bob")), Some(DeviceKeyReason::OtherUser));
     }
 
     #[test]

@@ -270,7 +270,7 @@ impl HttpSiem {
                     enrollment.trusted();
                     return Ok(Delivery::Acknowledged);
                 }
-                (_, None) if !accepts_each => return Ok(unsigned),
+                _ if !accepts_each => return Ok(unsigned),
                 (Err(problem), _) if accepts_each && matches!(belief, Belief::Stored { .. }) => {
                     belief = Belief::Untrusted(problem);
                 }

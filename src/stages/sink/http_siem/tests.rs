@@ -799,12 +799,40 @@ async fn rotated_device_key_enrolls_with_both_keys() {
 #[tokio::test]
 async fn device_without_its_key_sends_nothing() {
     let (server, agent) = (Server::with_keys(), Agent::new());
+    let mut sink = agent.sink(&server, "");
+    assert_eq!(sink.deliver(&agent.batch(0, 1, None)).await, Delivery::Acknowledged);
+    server.paths();
     let unavailable = crate::siem::device::DeviceUnavailable::permanent("the key is lost", NOW);
     agent.context.device.set(Err(unavailable));
-    let mut sink = agent.sink(&server, "");
     let delivery = sink.deliver(&agent.batch(0, 1, None)).await;
     assert_eq!(delivery, Delivery::Hold { after: None, reason: "the key is lost".into() });
     assert_eq!(server.paths(), [""; 0]);
+}
+
+/// As with the file system of a state directory that has no permissions.
+#[tokio::test]
+async fn receiver_without_keys_needs_no_device_key() {
+    let (server, agent) = (Server::start(State::default()), Agent::new());
+    let unavailable = crate::siem::device::DeviceUnavailable::permanent("mode 0777", NOW);
+    agent.context.device.set(Err(unavailable));
+    let mut sink = agent.sink(&server, "");
+    assert_eq!(sink.deliver(&agent.batch(0, 1, None)).await, Delivery::Acknowledged);
+    assert_eq!(server.paths(), ["/ingest"]);
+    assert!(server.state().headers.iter().all(|header| header.seal.is_none()));
+}
+
+#[tokio::test]
+async fn receiver_that_fails_other_paths_gets_entries() {
+    let (server, agent) = (Server::start(State::default()), Agent::new());
+    server.state().refuses_keys = Some(502);
+    let (mut sink, batch) = (agent.sink(&server, ""), agent.batch(0, 1, None));
+    for _ in 0..2 {
+        assert!(matches!(sink.deliver(&batch).await, Delivery::Retry { .. }));
+    }
+    for _ in 0..2 {
+        assert_eq!(sink.deliver(&batch).await, Delivery::Acknowledged);
+    }
+    assert_eq!(server.paths(), ["/keys", "/keys", "/keys", "/ingest", "/ingest"]);
 }
 
 #[tokio::test]
