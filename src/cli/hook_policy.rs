@@ -4,10 +4,13 @@
 
 use std::path::{Path, PathBuf};
 
-use siem_protocol::{Digest, ManagedConfig, agent_event::PolicySource, managed::Compliance};
+use siem_protocol::{
+    Digest, ManagedConfig,
+    agent_event::PolicySource,
+    managed::{Audience, Compliance},
+};
 
 use crate::{
-    agent::managed_config::is_meant,
     compliance::policy_file::{self, LocatedPolicy, PolicyFileError, StoredPolicy},
     config::MachinePolicy,
     platform::{Paths, Timestamp, identify},
@@ -91,7 +94,10 @@ fn managed(
     let unused = |reason: String| format!("the managed configuration is not used: {reason}");
     let Some(signed) = SignedConfig::load(state_dir).map_err(|error| unused(error.to_string()))?
     else {
-        return Ok(None);
+        return match policy.is_some_and(|policy| policy.managed.is_some()) {
+            true => Err(unused("its file is missing".to_owned())),
+            false => Ok(None),
+        };
     };
     let verified = signed.verify_organisation(machine.keys());
     verified.map_err(|error| unused(causes(&error)))?;
@@ -100,7 +106,14 @@ fn managed(
     // The daemon has determined machine, user and groups, which may take long.
     let is_checked =
         policy.is_some_and(|policy| policy.managed == Some(Digest::of(signed.body.as_bytes())));
-    if !is_checked && !is_meant(&config, &identify(Some(state_dir)).identity) {
+    let is_meant = || {
+        config.audience.as_ref().is_none_or(|audience| {
+            // A hook asks no directory service, so that groups exclude no user here.
+            let audience = Audience { groups: None, ..audience.clone() };
+            audience.includes(&identify(Some(state_dir)).identity, &[])
+        })
+    };
+    if !is_checked && !is_meant() {
         return Err(unused("it is not meant for this device and user".to_owned()));
     }
     Ok(Some(machine.with_managed(&config.compliance.unwrap_or_default())))
@@ -192,6 +205,8 @@ mod tests {
         let edited = body.replace("block", "warn");
         assert_eq!(world().managed(&edited, Some(minisig)).find(), Some((PolicyFile, warn, true)));
         assert_eq!(world().find(), Some((PolicyFile, warn, false)), "there is none");
+        let deleted = World::new().machine(KEYS).stored(Action::Warn, Some(Digest::ZERO));
+        assert_eq!(deleted.find(), Some((PolicyFile, warn, true)), "the daemon stored one");
         // Without keys a signature counts for nothing.
         let unkeyed = World::new().stored(Action::Warn, None).managed(body, Some(minisig));
         assert_eq!(unkeyed.find(), Some((PolicyFile, warn, false)));
