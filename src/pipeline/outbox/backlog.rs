@@ -26,8 +26,9 @@ pub(super) struct Backlog {
     epoch: String,
     /// Value of `OutboxState::appended` at the last update.
     appended: u64,
-    /// Last number before the first step.
+    /// Last number before the first step, once `has_start`.
     start_seq: u64,
+    has_start: bool,
     /// Bytes before the first step.
     start: u64,
     steps: VecDeque<Step>,
@@ -104,9 +105,10 @@ impl Backlog {
     /// Forgets steps that all `sinks` have acknowledged, and returns the state of each.
     pub(super) fn of_sinks(&mut self, sinks: Vec<(String, u64)>) -> Vec<SinkBacklog> {
         let slowest = sinks.iter().map(|(_, seq)| *seq).min().unwrap_or_default();
-        if self.start_seq == 0 && self.start == 0 {
-            // What the store contained when it was opened starts behind the slowest sink.
-            self.start_seq = slowest;
+        if !self.has_start {
+            // What the store contained when it was opened starts behind the slowest sink. Later the
+            // first step may be acknowledged without others behind it.
+            (self.start_seq, self.has_start) = (slowest, true);
         }
         while self.steps.len() > 1 && self.steps.front().is_some_and(|it| it.last_seq <= slowest) {
             let Some(Step { last_seq, end }) = self.steps.pop_front() else { break };
@@ -128,6 +130,17 @@ mod tests {
     fn waiting(backlog: &mut Backlog, seqs: &[u64]) -> Vec<u64> {
         let sinks = seqs.iter().map(|seq| (format!("s{seq}"), *seq)).collect();
         backlog.of_sinks(sinks).into_iter().map(|sink| sink.waiting).collect()
+    }
+
+    #[test]
+    fn first_step_can_be_acknowledged_alone() {
+        let mut backlog = Backlog::default();
+        backlog.update("e", 0, 0, 0);
+        assert_eq!(waiting(&mut backlog, &[0]), [0]);
+        backlog.update("e", 4, 2_000_000, 2_000_000);
+        assert_eq!(waiting(&mut backlog, &[0]), [2_000_000]);
+        assert_eq!(waiting(&mut backlog, &[2]), [1_000_000]);
+        assert_eq!(waiting(&mut backlog, &[4]), [0]);
     }
 
     #[test]

@@ -49,6 +49,7 @@ use crate::{
 ///     chain: Digest::of(b"chain"),
 ///     config: Digest::of(b"config"),
 ///     receipt: None,
+///     instance: None,
 /// };
 /// let note = seal.sign(&[&key])?;
 /// let opened = Seal::open(&note, &[key.key().clone()])?;
