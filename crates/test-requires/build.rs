@@ -10,8 +10,8 @@ use std::{
 };
 
 /// Programs that CI must have: there a test that needs one fails without it.
-const EXPECTED_IN_CI: [&str; 7] =
-    ["jq", "npm", "python3", "tmux", "strace", "systemctl", "rsyslogd"];
+const EXPECTED_IN_CI: [&str; 8] =
+    ["jq", "minisign", "npm", "python3", "tmux", "strace", "systemctl", "rsyslogd"];
 const VARIABLES: [&str; 9] = [
     "AI_AGENT_RELEASE_0_1",
     "AI_AGENT_SERVERS",
@@ -59,7 +59,7 @@ fn main() {
         ("tmux", "tmux", program("tmux")),
         ("jq", "jq, which `cargo xtask test` installs", program("jq")),
         ("strace", "strace", program("strace")),
-        ("minisign", "minisign", program("minisign")),
+        ("minisign", "minisign, which `cargo xtask test` installs", program("minisign")),
         ("python3", "python3", program("python3")),
         ("pyyaml", "Python's yaml", succeeds("python3", &["-c", "import yaml"])),
         ("pwsh", "pwsh", program("pwsh")),
@@ -75,7 +75,6 @@ fn main() {
             root && tool("tools/with-auditd") && succeeds("auditctl", &["-s"]),
         ),
         ("openssl", "openssl", program("openssl")),
-        ("minisign", "minisign", program("minisign")),
         (
             "release_0_1",
             "the programs of release 0.1, which `cargo xtask test --full` builds",

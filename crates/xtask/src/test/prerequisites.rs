@@ -132,8 +132,12 @@ pub(super) fn real_auditd() -> Outcome {
 const PYTHON_PACKAGES: [&str; 5] =
     ["osmem-server", "rotel", "pysigma", "pysigma-backend-splunk", "pysigma-backend-elasticsearch"];
 
-/// Installs the servers that the tests of the sinks deliver to: Python packages in an environment of
-/// their own, rsyslog, and jq for the commands in `docs/siem`.
+/// Programs of the system's packages, each named as its package: jq for the commands in `docs/siem`, and
+/// minisign for those in `docs/trust.md`.
+const PROGRAMS: [&str; 2] = ["jq", "minisign"];
+
+/// Installs the servers that the tests of the sinks deliver to, Python packages in an environment of
+/// their own and rsyslog, and the programs that commands in the documentation need.
 pub(super) fn servers() -> Outcome {
     if !cfg!(target_os = "linux") {
         return Outcome::Skipped("the servers run on Linux only".to_owned());
@@ -143,14 +147,18 @@ pub(super) fn servers() -> Outcome {
     if !has_rsyslog() {
         sh::apt_install(&["rsyslog", "rsyslog-gnutls"]);
     }
-    if !sh::has_program("jq") {
-        sh::apt_install(&["jq"]);
+    for program in PROGRAMS {
+        if !sh::has_program(program) {
+            sh::apt_install(&[program]);
+        }
     }
     let folder = servers_folder();
-    let mut lacking = Vec::new();
-    if !sh::has_program("jq") {
-        lacking.push("jq is not installed".to_owned());
-    }
+    let is_lacking = |program: &&str| !sh::has_program(program);
+    let mut lacking: Vec<_> = PROGRAMS
+        .into_iter()
+        .filter(is_lacking)
+        .map(|program| format!("{program} is not installed"))
+        .collect();
     if !has_rsyslog() {
         lacking.push("rsyslog is not installed".to_owned());
     }
