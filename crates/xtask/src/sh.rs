@@ -75,9 +75,12 @@ pub(crate) fn has_subcommand(name: &str) -> bool {
     works(&mut cargo([name, "--version"]))
 }
 
-/// Reports whether a program is installed.
+/// Reports whether a program is on the `PATH`. It is not started: programs do not agree on an option
+/// that does nothing, and minisign knows only `-v`.
 pub(crate) fn has_program(name: &str) -> bool {
-    ["--version", "-V"].into_iter().any(|version| works(Command::new(name).arg(version)))
+    let file = format!("{name}{}", env::consts::EXE_SUFFIX);
+    let path = env::var_os("PATH").unwrap_or_default();
+    env::split_paths(&path).any(|directory| directory.join(&file).is_file())
 }
 
 /// Installs packages of the system, if that is possible without a prompt.
@@ -196,6 +199,12 @@ mod tests {
 "#;
         let found = executables(messages);
         assert_eq!(found, [("ai-agent".to_owned(), PathBuf::from("/t/debug/ai-agent"))]);
+    }
+
+    #[test]
+    fn program_is_found_without_being_started() {
+        assert!(has_program("cargo"));
+        assert!(!has_program("a-program-that-is-not-there"));
     }
 
     #[test]

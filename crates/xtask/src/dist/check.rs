@@ -28,7 +28,7 @@ pub(super) fn names_and_tls(dist: &mut Dist, program: &Path) -> Result<(), Failu
     let part = "the static program with a name server and TLS";
     let mut isolated = Command::new("unshare");
     isolated.args(["--net", "--mount", "--map-root-user"]);
-    let tools = ["python3", "openssl"].into_iter().find(|tool| !has(tool));
+    let tools = ["python3", "openssl"].into_iter().find(|tool| !sh::has_program(tool));
     if let Some(tool) = tools {
         dist.skip(part, &format!("{tool} is not there"));
         return Ok(());
@@ -41,10 +41,6 @@ pub(super) fn names_and_tls(dist: &mut Dist, program: &Path) -> Result<(), Failu
     let script = dist.parts.join("names_and_tls.py");
     fs::write(&script, include_str!("names_and_tls.py"))?;
     sh::succeed(isolated.args(["python3", "-B"]).arg(script).arg(program))
-}
-
-fn has(tool: &str) -> bool {
-    sh::has_program(tool) || sh::works(Command::new(tool).arg("version"))
 }
 
 /// Installs a package below a folder, uses it, and removes it: no file may be left.
