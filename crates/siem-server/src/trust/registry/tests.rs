@@ -4,12 +4,18 @@ use std::{
 };
 
 use siem_protocol::{
-    note::NoteSigner as _,
-    statement::{DeviceState, KeyList},
+    note::{NoteSigner as _, SigningKey, VerifierKey},
+    statement::{
+        Confirmation, Device as DeviceStatement, DeviceState, Enroll, KeyList, Statement as _,
+    },
 };
 
 use super::*;
-use crate::trust::tokens::Scope;
+use crate::trust::{
+    devices::{DEVICE_KEY_NAME, EnrollRefusal},
+    events::{Event, EventKind},
+    tokens::{Grant, NewToken, Scope, TokenError, TokenText},
+};
 
 const NAME: &str = "siem.example.com";
 

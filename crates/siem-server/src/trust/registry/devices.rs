@@ -1,0 +1,129 @@
+//! Devices: what the receiver knows of each key, and changes by operators and by batches.
+
+use siem_protocol::statement::Confirmation;
+use tracing::error;
+
+use super::{
+    super::{
+        devices::{DeviceKey, DeviceLine, DeviceView, Devices},
+        instances::CloneFinding,
+        journal::{Durability, JournalError},
+    },
+    Registry, RegistryError, lock,
+};
+
+/// Devices.
+impl Registry {
+    /// Returns a device.
+    #[must_use]
+    pub fn device(&self, key: &DeviceKey) -> Option<DeviceView> {
+        self.devices.read(|devices| devices.view(key, self.level))
+    }
+
+    /// Returns all devices, ordered by key.
+    #[must_use]
+    pub fn devices(&self) -> Vec<DeviceView> {
+        self.devices.read(|devices| devices.views(self.level))
+    }
+
+    /// Returns the devices whose key may have made a signature line with this id
+    /// ([`VerifierKey::id`](siem_protocol::note::VerifierKey::id)).
+    #[must_use]
+    pub fn devices_by_key_id(&self, id: [u8; 4]) -> Vec<DeviceView> {
+        self.devices.read(|devices| devices.by_key_id(id, self.level))
+    }
+
+    /// Reports whether two keys are of one device: equal, or connected by rotations.
+    #[must_use]
+    pub fn same_lineage(&self, a: &DeviceKey, b: &DeviceKey) -> bool {
+        self.devices.read(|devices| devices.same_lineage(a, b))
+    }
+
+    /// Reports whether the machine and user ever had a confirmed key.
+    #[must_use]
+    pub fn confirmed_for(&self, machine: &str, user: &str) -> bool {
+        self.devices.read(|devices| devices.confirmed_for(machine, user))
+    }
+
+    /// Reports whether any key was enrolled for the machine and user.
+    #[must_use]
+    pub fn known_machine_user(&self, machine: &str, user: &str) -> bool {
+        self.devices.read(|devices| devices.knows(machine, user))
+    }
+
+    /// Reports whether any key was enrolled for the machine.
+    #[must_use]
+    pub fn known_machine(&self, machine: &str) -> bool {
+        self.devices.read(|devices| devices.knows_machine(machine))
+    }
+
+    /// Reports whether an operator allows batches without a key from the machine, although it has
+    /// a confirmed key.
+    #[must_use]
+    pub fn is_shared_allowed(&self, machine: &str) -> bool {
+        self.devices.read(|devices| devices.is_shared_allowed(machine))
+    }
+
+    /// Confirms a key for its machine and user. Confirming it again changes nothing, and returns
+    /// false.
+    ///
+    /// # Errors
+    /// [`DeviceError`](crate::trust::DeviceError) if the key is unknown or revoked.
+    pub fn confirm(&self, key: &DeviceKey, by: Confirmation) -> Result<bool, RegistryError> {
+        let at = self.now();
+        self.devices.transact(Durability::Synced, |devices| {
+            let line = devices.decide_confirm(key, by, at)?;
+            let changed = line.is_some();
+            Ok((line, changed))
+        })
+    }
+
+    /// Revokes a key and all keys of its lineage, for good. Returns false if it was revoked.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unknown`](crate::trust::DeviceError::Unknown) if there is no such key.
+    pub fn revoke(&self, key: &DeviceKey) -> Result<bool, RegistryError> {
+        let at = self.now();
+        self.devices.transact(Durability::Synced, |devices| {
+            let line = devices.decide_revoke(key, at)?;
+            let changed = line.is_some();
+            Ok((line, changed))
+        })
+    }
+
+    /// Allows batches without a key from a machine that has one, so that its agent can be rolled
+    /// back; or forbids them again. Returns false if nothing changed.
+    ///
+    /// # Errors
+    /// [`RegistryError::Journal`].
+    pub fn allow_shared(&self, machine: &str, allowed: bool) -> Result<bool, RegistryError> {
+        let at = self.now();
+        self.devices.transact(Durability::Synced, |devices| {
+            let changed = devices.is_shared_allowed(machine) != allowed;
+            let machine = machine.to_owned();
+            Ok((changed.then_some(DeviceLine::AllowShared { at, machine, allowed }), changed))
+        })
+    }
+
+    /// Takes the instance of a batch that was sealed by `key` and stores new entries. Returns a
+    /// finding once, when two instances alternate; the key is marked as cloned then.
+    #[must_use]
+    pub fn observe_instance(&self, key: &DeviceKey, instance: &str) -> Option<CloneFinding> {
+        if self.devices.read(|devices| devices.is_cloned(key)) {
+            return None;
+        }
+        let found = lock(&self.instances).observe(*key, instance)?;
+        let line =
+            DeviceLine::Clone { at: self.now(), key: *key, instances: found.instances.clone() };
+        let append = |_: &Devices| Ok::<_, JournalError>((Some(line), ()));
+        if let Err(error) = self.devices.transact(Durability::Synced, append) {
+            error!(code = "trust_journal_failed", %error, "cannot note that a device was cloned");
+        }
+        Some(found)
+    }
+
+    /// Notes that a key owns an epoch, so that keys without one are evicted before it.
+    pub(crate) fn note_owner(&self, key: DeviceKey) {
+        lock(&self.owners).insert(key);
+    }
+}
