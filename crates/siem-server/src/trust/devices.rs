@@ -220,6 +220,8 @@ pub(super) struct Devices {
     /// Machines that ever had a confirmed key.
     confirmed_machines: BTreeSet<String>,
     shared_allowed: BTreeSet<String>,
+    /// Number of keys that were forgotten. Each has at least one line.
+    forgotten: u64,
 }
 
 impl Fold for Devices {
@@ -241,6 +243,27 @@ impl Fold for Devices {
             DeviceLine::AllowShared { machine, allowed: false, .. } => {
                 self.shared_allowed.remove(&machine);
             }
+        }
+    }
+
+    fn superfluous(&self) -> u64 {
+        self.forgotten
+    }
+
+    /// Removes the lines of keys that were forgotten. All others stay: their times show what was done
+    /// when.
+    fn remainder(&self, line: DeviceLine) -> Option<DeviceLine> {
+        match line {
+            DeviceLine::Enroll(line) => {
+                let known = &self.devices.get(&line.key)?.enrolled;
+                // A key that was forgotten may have been enrolled again.
+                let is_latest = line.at == known.at && line.evicts == known.evicts;
+                is_latest.then(|| DeviceLine::Enroll(Enrolled { evicts: None, ..known.clone() }))
+            }
+            DeviceLine::Confirm { key, .. }
+            | DeviceLine::Revoke { key, .. }
+            | DeviceLine::Clone { key, .. } => self.devices.contains_key(&key).then_some(line),
+            DeviceLine::AllowShared { .. } => Some(line),
         }
     }
 }
@@ -316,10 +339,15 @@ impl Devices {
         for key in lineage {
             let Some(device) = self.devices.remove(&key) else { continue };
             self.unconfirmed -= 1;
+            self.forgotten += 1;
             self.lineages.remove(&device.root);
-            if let Some(keys) = key.verifier().ok().and_then(|it| self.by_key_id.get_mut(&it.id()))
+            if let Ok(verifier) = key.verifier()
+                && let Some(keys) = self.by_key_id.get_mut(&verifier.id())
             {
                 keys.retain(|other| *other != key);
+                if keys.is_empty() {
+                    self.by_key_id.remove(&verifier.id());
+                }
             }
             let pair = (device.enrolled.machine, device.enrolled.user);
             let Some(keys) = self.pairs.get_mut(&pair) else { continue };

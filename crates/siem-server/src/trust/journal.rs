@@ -3,7 +3,8 @@
 //! A line is written under the lock of the directory, so that lines of the server and of commands
 //! do not mix, and each process folds the lines that others appended before it reads its state. A
 //! crash can leave a torn last line, which the next writer cuts off: it was never confirmed. A file
-//! that replaces the one before, such as a copy that an operator restores, replaces the state.
+//! that replaces the one before, such as a copy that an operator restores, replaces the state. So does
+//! a compacted file, without the lines that the state no longer needs.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -24,7 +25,21 @@ pub(super) trait Fold: Default + Send {
 
     /// Applies a line. Must accept every sequence of lines: the order of two processes is theirs.
     fn apply(&mut self, line: Self::Line);
+
+    /// Returns the number of lines that the state no longer needs, at least.
+    fn superfluous(&self) -> u64 {
+        0
+    }
+
+    /// Returns what remains of a line of the file that was folded into this state. The remaining
+    /// lines must give the same state.
+    fn remainder(&self, line: Self::Line) -> Option<Self::Line> {
+        Some(line)
+    }
 }
+
+/// Number of superfluous lines from which the file is compacted, if they are half of its lines.
+const COMPACT_FROM: u64 = 1000;
 
 /// Error of a journal.
 #[derive(Debug, thiserror::Error)]
@@ -174,6 +189,8 @@ struct Folded<S> {
     state: S,
     /// Set after an error was logged, so that it is logged once.
     failed: bool,
+    /// Number of lines from which the file may be compacted, after an attempt that failed.
+    compact_from: u64,
 }
 
 impl<S: Fold> Journal<S> {
@@ -191,6 +208,7 @@ impl<S: Fold> Journal<S> {
             lines: 0,
             state: S::default(),
             failed: false,
+            compact_from: 0,
         };
         let held = lock.lock()?;
         folded.catch_up(&path)?;
@@ -226,6 +244,7 @@ impl<S: Fold> Journal<S> {
         let (line, result) = decide(&folded.state)?;
         if let Some(line) = line {
             folded.append(&self.path, line)?;
+            folded.compact_if_due(&self.path);
         }
         let end = folded.length;
         drop(folded);
@@ -305,6 +324,7 @@ impl<S: Fold> Folded<S> {
             lines: 0,
             state: S::default(),
             failed: self.failed,
+            compact_from: 0,
         };
         other.fold(path)?;
         *self = other;
@@ -376,6 +396,42 @@ impl<S: Fold> Folded<S> {
         self.length += text.len() as u64;
         self.lines += 1;
         Ok(())
+    }
+
+    /// Replaces the file by one without superfluous lines, if these are many. The lock must be held.
+    /// A failure is logged, and the file stays as it is.
+    fn compact_if_due(&mut self, path: &Path) {
+        let superfluous = self.state.superfluous();
+        let is_due = superfluous >= COMPACT_FROM && superfluous >= self.lines / 2;
+        if !is_due || self.lines < self.compact_from {
+            return;
+        }
+        if let Err(error) = self.compact(path) {
+            self.compact_from = self.lines + COMPACT_FROM;
+            let cause = std::error::Error::source(&error).map(ToString::to_string);
+            error!(code = "trust_journal_failed", %error, cause, "cannot compact a journal of the registry, it grows");
+        }
+    }
+
+    fn compact(&mut self, path: &Path) -> Result<(), JournalError> {
+        let file = File::open(path).map_err(JournalError::io("read", path))?;
+        let mut content = Vec::new();
+        let lines = BufReader::new(file.take(self.length)).split(b'\n');
+        for (number, text) in (1..).zip(lines) {
+            let text = text.map_err(JournalError::io("read", path))?;
+            let line = serde_json::from_slice(&text).map_err(|source| JournalError::Line {
+                path: path.to_owned(),
+                line: number,
+                source,
+            })?;
+            if let Some(line) = self.state.remainder(line) {
+                serde_json::to_writer(&mut content, &line)
+                    .expect("names and numbers can be written as JSON");
+                content.push(b'\n');
+            }
+        }
+        replace_file(path, &content)?;
+        self.catch_up(path)
     }
 
     fn log_once(&mut self, error: &JournalError) {

@@ -320,6 +320,30 @@ fn any_line() -> impl Strategy<Value = DeviceLine> {
     ]
 }
 
+/// A line of a file with many unconfirmed keys, which can replace each other, at time `n`.
+fn line_with_evictions(n: usize, line: DeviceLine, evicts: Option<u8>) -> DeviceLine {
+    match line {
+        DeviceLine::Enroll(enrolled) => DeviceLine::Enroll(Enrolled {
+            at: format!("t{n}"),
+            evicts: evicts.map(key),
+            ..enrolled
+        }),
+        line => line,
+    }
+}
+
+/// What the state says about all keys, and the order in which they are forgotten.
+fn essence(devices: &Devices) -> (Vec<DeviceView>, Vec<DeviceKey>, Devices) {
+    let mut order: Vec<_> = devices.devices.keys().copied().collect();
+    order.sort_by_key(|key| devices.devices[key].order);
+    let mut rest = devices.clone();
+    (rest.enrolled, rest.forgotten) = (0, 0);
+    for device in rest.devices.values_mut() {
+        (device.order, device.enrolled.evicts) = (0, None);
+    }
+    (devices.views(TrustLevel::Enrolled), order, rest)
+}
+
 /// Checks what must hold after any lines.
 fn check(devices: &Devices) {
     let views = devices.views(TrustLevel::FirstUse);
@@ -359,6 +383,28 @@ proptest! {
             let once = devices.clone();
             devices.apply(line);
             prop_assert_eq!(&devices, &once, "a line that is there twice counts once");
+        }
+    }
+
+    #[test]
+    fn compacted_lines_give_the_same_state(
+        lines in proptest::collection::vec((any_line(), proptest::option::of(1_u8..12)), 0..60),
+    ) {
+        let (mut devices, mut file) = (Devices::default(), Vec::new());
+        for (n, (line, evicts)) in lines.into_iter().enumerate() {
+            let line = line_with_evictions(n, line, evicts);
+            devices.apply(line.clone());
+            file.push(line);
+            let rest: Vec<_> = file.iter().filter_map(|it| devices.remainder(it.clone())).collect();
+            prop_assert!(rest.len() as u64 + devices.superfluous() <= file.len() as u64);
+            let mut again = Devices::default();
+            rest.iter().for_each(|line| again.apply(line.clone()));
+            prop_assert_eq!(essence(&again), essence(&devices));
+            prop_assert_eq!(again.superfluous(), 0);
+            // Compacted now and then.
+            if n % 7 == 6 {
+                (devices, file) = (again, rest);
+            }
         }
     }
 

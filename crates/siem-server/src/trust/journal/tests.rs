@@ -239,6 +239,77 @@ fn files_are_private() {
     assert_eq!((mode(&path), fs::read_to_string(&path).unwrap().as_str()), (0o600, "x"));
 }
 
+/// The last number; the lines before it are superfluous.
+#[derive(Debug, Default)]
+struct Last {
+    number: u64,
+    lines: u64,
+}
+
+impl Fold for Last {
+    type Line = Number;
+
+    fn apply(&mut self, line: Number) {
+        (self.number, self.lines) = (line.n, self.lines + 1);
+    }
+
+    fn superfluous(&self) -> u64 {
+        self.lines - 1
+    }
+
+    fn remainder(&self, line: Number) -> Option<Number> {
+        (line.n == self.number).then_some(line)
+    }
+}
+
+fn open_last(directory: &Path) -> Journal<Last> {
+    Journal::open(directory, NAME, DirectoryLock::open(directory).unwrap()).unwrap()
+}
+
+fn set(journal: &Journal<Last>, n: u64) {
+    let line = |_: &Last| Ok::<_, JournalError>((Some(Number { n }), ()));
+    journal.transact(Durability::Written, line).unwrap();
+}
+
+fn lines_in(directory: &Path) -> u64 {
+    fs::read_to_string(directory.join(NAME)).unwrap().lines().count() as u64
+}
+
+#[test]
+fn superfluous_lines_are_removed_and_others_notice() {
+    let directory = tempfile::tempdir().unwrap();
+    let (server, command) = (open_last(directory.path()), open_last(directory.path()));
+    for n in 0..3 * COMPACT_FROM {
+        set(if n % 500 == 0 { &command } else { &server }, n);
+        assert!(lines_in(directory.path()) <= COMPACT_FROM + 1);
+        if n % 100 == 0 {
+            assert_eq!(server.read(|last| last.number), n);
+            assert_eq!(command.read(|last| last.number), n);
+        }
+    }
+    let last = 3 * COMPACT_FROM - 1;
+    assert_eq!(open_last(directory.path()).read(|state| state.number), last);
+}
+
+#[test]
+fn failed_compaction_loses_no_line() {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = open_last(directory.path());
+    // The new file cannot be written.
+    let obstacle = directory.path().join(NAME).with_extension("new");
+    fs::create_dir(&obstacle).unwrap();
+    for n in 0..COMPACT_FROM + 10 {
+        set(&journal, n);
+    }
+    assert_eq!(lines_in(directory.path()), COMPACT_FROM + 10);
+    fs::remove_dir(obstacle).unwrap();
+    for n in 0..COMPACT_FROM {
+        set(&journal, n);
+    }
+    assert!(lines_in(directory.path()) < COMPACT_FROM);
+    assert_eq!(journal.read(|last| last.number), COMPACT_FROM - 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(32))]
 
