@@ -71,22 +71,31 @@ impl DataFormat {
     /// # Errors
     /// [`FormatError`]; nothing is changed then.
     pub fn ensure(directory: &Path) -> Result<Self, FormatError> {
+        if let Some(format) = Self::read(directory)? {
+            return Ok(format);
+        }
         let path = directory.join(NAME);
         let failed = |source| FormatError::Io { path: path.clone(), source };
+        let is_old = directory.join("machines").try_exists().map_err(failed)?;
+        let format = Self { format: VERSION, migrated_from: is_old.then_some(1), level: None };
+        format.write(directory, &path).map_err(failed)?;
+        if is_old {
+            tracing::warn!(code = "data_migrated", directory = %directory.display(),
+                "took over the data directory of release 0.1; without another setting its level of trust is `shared`");
+        }
+        Ok(format)
+    }
+
+    /// Reads the version of `directory`; `None` if no server of this release has used it.
+    ///
+    /// # Errors
+    /// [`FormatError`].
+    pub fn read(directory: &Path) -> Result<Option<Self>, FormatError> {
+        let path = directory.join(NAME);
         match fs::read(&path) {
-            Ok(text) => Self::parse(&text, &path),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let is_old = directory.join("machines").try_exists().map_err(failed)?;
-                let format =
-                    Self { format: VERSION, migrated_from: is_old.then_some(1), level: None };
-                format.write(directory, &path).map_err(failed)?;
-                if is_old {
-                    tracing::warn!(code = "data_migrated", directory = %directory.display(),
-                        "took over the data directory of release 0.1; without another setting its level of trust is `shared`");
-                }
-                Ok(format)
-            }
-            Err(error) => Err(failed(error)),
+            Ok(text) => Self::parse(&text, &path).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(FormatError::Io { path, source }),
         }
     }
 
@@ -162,10 +171,12 @@ mod tests {
     fn new_directory_gets_the_version_of_this_release() {
         let root = tempfile::tempdir().unwrap();
         let data = root.path().join("new");
+        assert_eq!(DataFormat::read(&data).unwrap(), None);
         let format = DataFormat::ensure(&data).unwrap();
         assert!(!format.is_migrated());
         assert_eq!(content(&data), r#"{"format":2}"#);
         assert_eq!(DataFormat::ensure(&data).unwrap(), format);
+        assert_eq!(DataFormat::read(&data).unwrap(), Some(format));
     }
 
     #[test]

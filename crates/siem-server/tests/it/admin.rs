@@ -7,6 +7,7 @@ use std::{
 
 use serde_json::Value;
 use siem_protocol::statement::{DeviceState, TrustLevel};
+use siem_server::DataFormat;
 
 use crate::common::trust::{TrustServer, device_key, enrollment};
 
@@ -130,8 +131,11 @@ async fn commands_act_on_a_running_receiver() {
     let device = server.enroll_with_fleet_token(&enrollment(1)).await;
     assert_eq!(device.state, DeviceState::Pending);
     let key = device_key(1);
+    // As `demo-server --trust enrolled` does.
+    DataFormat::ensure(data).unwrap().remember_level(data, TrustLevel::Enrolled).unwrap();
     let listed = succeed_json(data, &["devices", "list", "--json"]);
     assert_eq!(listed[0]["key"], key.to_string());
+    assert_eq!(listed[0]["state"], "pending", "as the agent and `/stats` call it");
     assert!(succeed(data, &["devices", "list"]).contains(&key.to_string()[..16]));
     succeed(data, &["devices", "approve", &key.to_string()[..16]]);
     let device = server.enroll_with_fleet_token(&enrollment(1)).await;

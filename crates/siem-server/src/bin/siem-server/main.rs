@@ -14,7 +14,11 @@ use std::{
 
 use clap::{Args, Parser, Subcommand};
 use failure::Failure;
-use siem_server::trust::{Registry, RegistryOptions};
+use siem_protocol::statement::TrustLevel;
+use siem_server::{
+    DataFormat,
+    trust::{Registry, RegistryOptions},
+};
 
 /// Administer a receiver of session records: its keys, devices and tokens
 ///
@@ -60,9 +64,10 @@ impl Data {
 
     /// Opens the registry, in a new data directory if there is none.
     fn open_or_create(&self) -> Result<Registry, Failure> {
-        // The level of trust belongs to the running server: here it only changes how an
-        // unconfirmed key is called.
-        let options = RegistryOptions::default();
+        // An unconfirmed key is called as the server and the agents call it.
+        let format = DataFormat::read(&self.directory).map_err(Failure::failed)?;
+        let level = format.and_then(|format| format.level()).unwrap_or(TrustLevel::Shared);
+        let options = RegistryOptions::new(level);
         Registry::open(&trust_directory(&self.directory), options).map_err(Failure::failed)
     }
 }
