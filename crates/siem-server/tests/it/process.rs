@@ -283,7 +283,8 @@ mod with_signals {
         assert!(log.contains("enrolled a device"), "{log}");
         let keys = std::fs::read_to_string(data.path().join("trust/keys/receiver.json")).unwrap();
         let private = keys.split("PRIVATE+KEY+").nth(1).unwrap();
-        let private = private.split('"').next().unwrap().rsplit('+').next().unwrap();
+        // After the name of the key and its id; the key itself may contain `+`.
+        let private = private.split('"').next().unwrap().splitn(3, '+').nth(2).unwrap();
         for secret in [&token[5..], TOKEN, "siem_wrong", "PRIVATE", private] {
             assert!(!log.contains(secret), "{secret}: {log}");
         }
