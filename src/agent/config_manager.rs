@@ -426,6 +426,7 @@ impl ConfigManager {
     ) -> Option<Reload> {
         let mut context = self.context.clone();
         context.poll_interval = candidate.loaded.settings.agent.poll_interval;
+        context.organisation_keys.clone_from(&candidate.loaded.settings.managed_keys);
         let Candidate { loaded, stages, answer, revision, managed, files } = candidate;
         // Before they are read, so that a change in between is detected.
         self.named.extend(named_files(&loaded.settings, &context));

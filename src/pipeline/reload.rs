@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
     path::PathBuf,
 };
 
@@ -10,8 +9,9 @@ use siem_protocol::Digest;
 
 use super::{assembly, ingest::Reconfiguration, record_stages::RecordStages};
 use crate::{
-    config::{ConfigError, LoadedConfig, Settings, StageTable},
+    config::{ConfigError, HTTP_SIEM, LoadedConfig, Settings, StageTable},
     event::Event,
+    platform::file,
     stages::{
         AgentContext,
         sink::Sink,
@@ -44,7 +44,8 @@ impl Plan {
     #[must_use]
     pub fn of(loaded: &LoadedConfig, context: &AgentContext) -> Self {
         let content = |path: PathBuf| {
-            let digest = fs::read(&path).ok().map(|bytes| Digest::of(&bytes));
+            let bytes = file::read_bounded(&path, file::MAX_WRITTEN_BY_HAND).ok();
+            let digest = bytes.map(|bytes| Digest::of(&bytes));
             (path, digest)
         };
         let files = named_files(&loaded.settings, context).into_iter().map(content).collect();
@@ -114,10 +115,14 @@ impl Plan {
         loaded: &LoadedConfig,
         context: &AgentContext,
     ) -> Result<Vec<Replacement<dyn Sink>>, ConfigError> {
+        // Sinks to a receiver are built with the keys of the organisation.
+        let has_same_keys = self.settings.managed_keys == next.settings.managed_keys;
         let replacement = |table: &StageTable| {
             let mut files = files_of(table, context).into_iter();
             let has_same_files = files.all(|file| self.files.get(&file) == next.files.get(&file));
-            let is_same = has_same_files && self.settings.pipeline.sinks.contains(table);
+            let is_same = has_same_files
+                && (has_same_keys || table.stage != HTTP_SIEM)
+                && self.settings.pipeline.sinks.contains(table);
             let sink = match is_same {
                 true => None,
                 false => Some(assembly::sink(loaded, table, context)?),

@@ -591,6 +591,31 @@ mod receiver_keys {
         run(&["run", "--once"]).succeed();
         machine_is_undisturbed(&receiver, 2);
     }
+
+    /// The sink kept the keys of the organisation with which the agent had started.
+    #[test]
+    fn organisation_key_added_while_running_recovers_a_lost_key() {
+        let (home, mut receiver, _) = confirmed("first-use");
+        let organisation = Minisign::new(3);
+        let mut running = agent(&home, &receiver.url(), &["run"]).start_and_wait();
+        line(&home, 2);
+        wait_for_lines(&receiver, 2);
+        fs::remove_dir_all(receiver.data().join("trust/keys")).unwrap();
+        receiver.kill();
+        receiver.administer(&["keys", "new", "--name", NAME]);
+        let list = receiver.data().join("trust/keys/keys.txt");
+        let signature = organisation.sign(&fs::read(&list).unwrap(), "");
+        fs::write(list.with_extension("txt.minisig"), signature).unwrap();
+        receiver.restart();
+        line(&home, 3);
+        running.wait_for_code("delivery_held");
+        let config = format!("{CONFIG}\n[managed]\nkeys = [\"{}\"]\n", organisation.public());
+        crate::support::replace_file(&home.path().join("agent.toml"), &config);
+        wait_for_lines(&receiver, 3);
+        assert!(running.runs());
+        running.stop();
+        machine_is_undisturbed(&receiver, 3);
+    }
 }
 
 mod release_0_1 {
