@@ -182,9 +182,15 @@ impl Spool {
     }
 
     /// Returns the number of reports dropped so far.
-    #[must_use]
-    pub fn dropped(&self) -> u64 {
-        fs::metadata(self.folder.join(DROPPED)).map_or(0, |file| file.len())
+    ///
+    /// # Errors
+    /// The error of the system. It does not mean that none were dropped.
+    pub fn dropped(&self) -> io::Result<u64> {
+        match fs::metadata(self.folder.join(DROPPED)) {
+            Ok(file) => Ok(file.len()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(error),
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -227,10 +233,23 @@ mod tests {
         let put = (0..all).map(|at| spool.add(&report(at), u128::from(at)).unwrap());
         let dropped = put.filter(|put| *put == SpoolOutcome::Dropped).count() as u64;
         assert!((20..=22).contains(&dropped), "{dropped}");
-        assert_eq!(spool.dropped(), dropped);
+        assert_eq!(spool.dropped().unwrap(), dropped);
         let names = spool.names().unwrap();
         assert_eq!(names.len() as u64 + dropped, all);
         assert_eq!(spool.read(&names[0]).unwrap().unwrap().at.0, 0);
+    }
+
+    /// A count of 0 after a failure made the agent report all dropped reports once more.
+    #[cfg(unix)]
+    #[test]
+    fn count_of_dropped_reports_that_fails_is_not_zero() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::of(folder.path());
+        assert_eq!(spool.dropped().unwrap(), 0, "there is no spool yet");
+        let dropped = folder.path().join(FOLDER).join(DROPPED);
+        fs::create_dir(dropped.parent().unwrap()).unwrap();
+        std::os::unix::fs::symlink(&dropped, &dropped).unwrap();
+        spool.dropped().unwrap_err();
     }
 
     #[test]

@@ -353,7 +353,8 @@ impl HookSpool {
     }
 
     fn count_dropped(&mut self, spool: &Spool, events: &mut Vec<Event>) {
-        let total = spool.dropped();
+        // A count that cannot be read is not zero: everything would be reported again.
+        let Ok(total) = spool.dropped() else { return };
         // The count restarts if its file was deleted.
         let before = if total < self.row.dropped { 0 } else { self.row.dropped };
         if total > before {
