@@ -98,21 +98,27 @@ impl Rotation {
     /// Deletes the oldest files beyond those to keep, and compresses the others.
     ///
     /// # Errors
-    /// The error of the system about the first file; the next call continues there.
+    /// The error of the system about the first file that failed. The others are done, and the next call
+    /// tries again.
     pub(super) fn tidy(&self, path: &Path) -> io::Result<()> {
         let files = old_files(path)?;
         let mut times: Vec<_> = files.iter().map(|file| file.rotated_at).collect();
         times.dedup();
         let surplus = self.keep.map_or(0, |keep| times.len().saturating_sub(keep));
         let first_kept = times.get(surplus);
+        // One file that cannot be deleted must not keep all others on the disk.
+        let mut result = Ok(());
         for file in files {
-            if first_kept.is_none_or(|first| file.rotated_at < *first) {
-                fs::remove_file(&file.path)?;
+            let done = if first_kept.is_none_or(|first| file.rotated_at < *first) {
+                fs::remove_file(&file.path)
             } else if !file.is_compressed && self.compression != OldFiles::None {
-                self.compress(&file.path)?;
-            }
+                self.compress(&file.path)
+            } else {
+                Ok(())
+            };
+            result = result.and(done);
         }
-        Ok(())
+        result
     }
 
     /// Replaces a file by its compressed copy once that is complete and synced.
@@ -294,6 +300,25 @@ mod tests {
         rotation.compress(&path).unwrap_err();
         assert!(!with_ending(&path, "new").try_exists().unwrap());
         assert_eq!(fs::read_to_string(&path).unwrap(), "entry\n");
+    }
+
+    /// All later files stayed, uncompressed, until the disk was full.
+    #[test]
+    fn file_that_cannot_be_deleted_does_not_keep_the_others() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        for n in 0..4 {
+            fs::write(with_ending(&path, &stamp(Timestamp(NOW.0 + n))), "entry\n").unwrap();
+        }
+        let oldest = with_ending(&path, &stamp(Timestamp(NOW.0 - 1)));
+        fs::create_dir(&oldest).unwrap();
+        let rotation = Rotation { keep: Some(2), compression: OldFiles::Gzip, ..rotation() };
+        rotation.tidy(&path).unwrap_err();
+        let kept = old_files(&path).unwrap();
+        let compressed: Vec<_> = kept.iter().map(|file| file.is_compressed).collect();
+        assert_eq!(compressed, [false, true, true], "{kept:?}");
+        fs::remove_dir(oldest).unwrap();
+        rotation.tidy(&path).unwrap();
     }
 
     #[test]
