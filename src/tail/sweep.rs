@@ -274,9 +274,10 @@ impl Tail {
             if problem.is_some() || !is_absent(&error) {
                 self.unreadable.add(&path, &error, *number);
             }
-            // The file to which the link led is no longer here, nor anything below a broken link.
+            // The file to which a link led is no longer here. Files below a link to a directory that
+            // is missing may come back with it, for example with its file system.
             let is_known_link = problem.is_some() && self.files.at(&path).is_some();
-            if problem != Some(&LinkProblem::Broken) && !is_known_link {
+            if !is_known_link {
                 failed.push(path);
             }
         }

@@ -240,6 +240,31 @@ fn file_whose_link_leads_nowhere_is_ended() {
     }
 }
 
+/// The directory may be on a file system that is not mounted: its files counted as deleted, and were
+/// read again when it was there.
+#[test]
+fn files_below_a_broken_link_continue_when_it_is_repaired() {
+    let mut world = TailFixture::new();
+    let target = outside(&world, "other");
+    fs::write(target.join("a.jsonl"), "a1\n").unwrap();
+    link(&world, &target, "p");
+    assert_eq!(world.next(), lines(["a1"]));
+    let elsewhere = target.with_extension("away");
+    fs::rename(&target, &elsewhere).unwrap();
+    assert_eq!(world.next(), lines_and([], [event::PATH_UNREADABLE]));
+    assert_eq!(world.next(), lines([]));
+    let survey = world.tail.survey();
+    assert_eq!((survey.files, survey.unreadable.len()), (1, 1));
+    fs::rename(&elsewhere, &target).unwrap();
+    fs::write(target.join("a.jsonl"), "a1\na2\n").unwrap();
+    assert_eq!(world.next(), lines(["a2"]));
+    assert_eq!(world.tail.survey().unreadable.len(), 0);
+    // Without the link, the files are not here.
+    fs::remove_file(world.path("p")).unwrap();
+    assert_eq!(world.next(), lines([]));
+    assert_eq!(world.tail.survey().files, 0);
+}
+
 #[test]
 fn file_whose_link_leads_to_another_kind_is_ended() {
     let mut world = TailFixture::new();
