@@ -24,6 +24,8 @@ use crate::{
 
 /// File in the state directory with the reported violations.
 const FILE: &str = "compliance.json";
+/// Maximum size of that file.
+const MAX_BYTES: u64 = 64 << 20;
 
 /// Reports changes of the signed-in accounts, and writes the policy file that hooks read.
 pub(super) struct ComplianceMonitor {
@@ -43,7 +45,7 @@ pub(super) struct ComplianceMonitor {
 impl ComplianceMonitor {
     /// Continues from the reports of the previous agent.
     pub(super) fn new(state_dir: &Path, context: &AgentContext) -> Self {
-        let reported = std::fs::read(state_dir.join(FILE)).ok();
+        let reported = file::read_bounded(&state_dir.join(FILE), MAX_BYTES).ok();
         let reported = reported.and_then(|bytes| serde_json::from_slice(&bytes).ok());
         Self {
             state_dir: state_dir.to_owned(),

@@ -1,9 +1,6 @@
 //! Context of a command: the process's environment, and the configuration that it reads.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use tracing::warn;
 
@@ -11,7 +8,7 @@ use super::failure::Failure;
 use crate::{
     agent::{ConfigSources, config_sources::log_warnings, managed_config},
     config::{self, LoadedConfig, ManagedSettings},
-    platform::{Environment, Paths, is_root},
+    platform::{Environment, Paths, file, is_root},
     stages::AgentContext,
     text::causes,
 };
@@ -113,6 +110,7 @@ pub(super) fn read_managed(path: &Path) -> Result<ManagedSettings, Failure> {
     let wrong = |error: &dyn std::error::Error| {
         Failure::failed(format!("`{}`: {}", path.display(), causes(error)))
     };
-    let body = fs::read(path).map_err(|error| wrong(&error))?;
+    let body =
+        file::read_bounded(path, file::MAX_WRITTEN_BY_HAND).map_err(|error| wrong(&error))?;
     ManagedSettings::read(&body, None).map_err(|error| wrong(&error))
 }

@@ -1,7 +1,10 @@
 //! Policy in the machine's file, as a hook reads it: in a process of its own for each prompt, without
 //! the other layers and their validation.
 
-use std::{fs, io::ErrorKind, path::Path};
+use std::{
+    io::{self, ErrorKind},
+    path::Path,
+};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -11,7 +14,7 @@ use super::{
     error::ConfigError, locks::KeyPattern, origin::LayerOrigin, read_layers::files_of,
     toml_text::SyntaxError,
 };
-use crate::platform::Paths;
+use crate::platform::{Paths, file};
 
 /// Table of the policy.
 const COMPLIANCE: &str = "compliance";
@@ -56,7 +59,11 @@ impl MachinePolicy {
 
     fn add(&mut self, path: &Path) -> Result<(), ConfigError> {
         let origin = || LayerOrigin::Machine(path.to_owned());
-        let text = match fs::read_to_string(path) {
+        let read = file::read_bounded(path, file::MAX_WRITTEN_BY_HAND);
+        let read = read.and_then(|bytes| {
+            String::from_utf8(bytes).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
+        });
+        let text = match read {
             Ok(text) => text,
             Err(error)
                 if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) =>
@@ -152,6 +159,8 @@ fn from_members(members: Map<String, Value>) -> Compliance {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use siem_protocol::managed::Action;
 
     use super::*;

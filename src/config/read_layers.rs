@@ -23,7 +23,7 @@ use super::{
     sink::{HTTP_SIEM, has_option},
     toml_text::{self, ParsedToml},
 };
-use crate::platform::Environment;
+use crate::platform::{Environment, file};
 
 /// Built-in configuration.
 pub(super) const DEFAULTS: &str = include_str!("../../config/default.toml");
@@ -207,7 +207,7 @@ impl LayerReader {
     }
 
     fn text(&mut self, path: &Path) -> io::Result<String> {
-        let bytes = fs::read(path);
+        let bytes = file::read_bounded(path, file::MAX_WRITTEN_BY_HAND);
         let digest = bytes.as_deref().map(Digest::of).unwrap_or_default();
         self.contents.extend_from_slice(path.as_os_str().as_encoded_bytes());
         self.contents.extend_from_slice(digest.as_bytes());

@@ -2,8 +2,8 @@
 
 use std::{
     ffi::OsString,
-    fs::{DirEntry, File, FileType, OpenOptions},
-    io,
+    fs::{self, DirEntry, File, FileType, OpenOptions},
+    io::{self, Read as _},
     path::Path,
 };
 
@@ -175,6 +175,37 @@ pub fn open_regular(path: &Path) -> io::Result<Option<(File, Stamp)>> {
     super::faults::check_open(super::faults::Call::Stat, &file)?;
     let FileInfo { kind, stamp } = system::inspect_open(&file)?;
     Ok((kind == FileKind::File).then_some((file, stamp)))
+}
+
+/// Maximum size of a file that an administrator or a user writes: a configuration, certificates.
+pub const MAX_WRITTEN_BY_HAND: u64 = 16 << 20;
+
+/// Reads a regular file of at most `most` bytes, or the one to which a symlink leads.
+///
+/// Never blocks on a FIFO, and reads neither an endless device nor a huge file of holes.
+///
+/// # Errors
+/// The error of the system, or that the path is something else or too large.
+pub fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let no_file = || io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
+    let mut path = path.to_owned();
+    let mut kind = inspect(&path)?.kind;
+    if kind == FileKind::Link {
+        path = fs::canonicalize(&path)?;
+        kind = inspect(&path)?.kind;
+    }
+    // Opening a device may have an effect.
+    if kind != FileKind::File {
+        return Err(no_file());
+    }
+    let (file, _) = open_regular(&path)?.ok_or_else(no_file)?;
+    let mut bytes = Vec::new();
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        let problem = format!("larger than {} MiB", most >> 20);
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, problem));
+    }
+    Ok(bytes)
 }
 
 /// Returns whether an error means that a file system cannot be reached at present, as those of a
@@ -470,7 +501,7 @@ mod tests {
         assert!(open_regular(&fifo).unwrap().is_none());
 
         let file = directory.path().join("file.jsonl");
-        std::fs::write(&file, "x").unwrap();
+        fs::write(&file, "x").unwrap();
         let link = directory.path().join("link.jsonl");
         std::os::unix::fs::symlink(&file, &link).unwrap();
         assert!(open_regular(&link).unwrap().is_none());
@@ -478,15 +509,44 @@ mod tests {
         assert!(open_regular(&file).unwrap().is_some());
     }
 
+    /// A configuration file that was a FIFO blocked the agent, and one that was `/dev/zero` took all of
+    /// the memory.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn read_bounded_refuses_what_blocks_or_never_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name);
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        rustix::fs::mkfifoat(rustix::fs::CWD, path("fifo"), mode).unwrap();
+        File::create(path("holes")).unwrap().set_len(1 << 40).unwrap();
+        fs::write(path("file"), "four").unwrap();
+        for (link, to) in [("zero", "/dev/zero"), ("to-fifo", "fifo"), ("to-file", "file")] {
+            std::os::unix::fs::symlink(to, path(link)).unwrap();
+        }
+        for (name, kind) in [
+            ("", io::ErrorKind::InvalidInput),
+            ("fifo", io::ErrorKind::InvalidInput),
+            ("to-fifo", io::ErrorKind::InvalidInput),
+            ("zero", io::ErrorKind::InvalidInput),
+            ("holes", io::ErrorKind::FileTooLarge),
+            ("none", io::ErrorKind::NotFound),
+        ] {
+            assert_eq!(read_bounded(&path(name), 1 << 20).unwrap_err().kind(), kind, "{name}");
+        }
+        assert_eq!(read_bounded(&path("to-file"), 4).unwrap(), b"four");
+        let too_large = read_bounded(&path("file"), 3).unwrap_err();
+        assert_eq!(too_large.kind(), io::ErrorKind::FileTooLarge);
+    }
+
     #[test]
     fn file_id_survives_a_rename() {
         let directory = tempfile::tempdir().unwrap();
         let (from, to) = (directory.path().join("a"), directory.path().join("b"));
-        std::fs::write(&from, "x").unwrap();
+        fs::write(&from, "x").unwrap();
         let (file, stamp) = open_regular(&from).unwrap().unwrap();
         assert_eq!(inspect(&from).unwrap(), FileInfo { kind: FileKind::File, stamp });
-        std::fs::rename(&from, &to).unwrap();
-        std::fs::write(&from, "y").unwrap();
+        fs::rename(&from, &to).unwrap();
+        fs::write(&from, "y").unwrap();
         let ids = [&to, &from].map(|path| inspect(path).unwrap().stamp.id);
         assert_eq!(ids[0], stamp.id);
         assert_ne!(ids[1], stamp.id);
@@ -504,7 +564,7 @@ mod tests {
         let path = directory.path().join("a");
         let mut writer = File::create(&path).unwrap();
         writer.write_all(b"one").unwrap();
-        let entry = std::fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap();
+        let entry = fs::read_dir(directory.path()).unwrap().next().unwrap().unwrap();
         assert_eq!(inspect_entry(&entry).unwrap(), inspect(&path).unwrap());
         assert_eq!(inspect(&path).unwrap().stamp.size, 3);
     }

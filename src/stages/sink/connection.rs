@@ -9,7 +9,7 @@
 //! `proxy`. Where the machine's file locks these options, the environment does not count:
 //! [`Environment::hides`](crate::platform::Environment::hides).
 
-use std::{fs, path::Path, time::Duration};
+use std::{path::Path, time::Duration};
 
 use ai_agent_stage::BuildError;
 use reqwest::{Certificate, Proxy, Url};
@@ -20,7 +20,7 @@ use siem_sinks::{
 
 use crate::{
     config::Secret,
-    platform::{CERTIFICATE_VARIABLES, PROXY_VARIABLES, system_certificates},
+    platform::{CERTIFICATE_VARIABLES, PROXY_VARIABLES, file, system_certificates},
     stages::AgentContext,
     text::causes,
     units::Time,
@@ -209,7 +209,9 @@ impl ConnectionOptions<'_> {
     fn authorities(&self, context: &AgentContext) -> Result<Vec<u8>, BuildError> {
         let Some(path) = self.ca_file else { return Ok(Vec::new()) };
         let invalid = |error: &dyn std::fmt::Display| invalid_file("ca_file", path, error);
-        let pem = fs::read(context.paths.expand(path)).map_err(|error| invalid(&error))?;
+        let path = &context.paths.expand(path);
+        let pem =
+            file::read_bounded(path, file::MAX_WRITTEN_BY_HAND).map_err(|error| invalid(&error))?;
         if certificates(&pem).map_err(|error| invalid(&error))?.is_empty() {
             return Err(invalid(&"it contains no PEM certificate"));
         }
@@ -233,7 +235,8 @@ impl ConnectionOptions<'_> {
                 return Err(BuildError::invalid("client_certificate_file", problem));
             }
         };
-        let read = fs::read(context.paths.expand(certificate));
+        let path = &context.paths.expand(certificate);
+        let read = file::read_bounded(path, file::MAX_WRITTEN_BY_HAND);
         let pem =
             read.map_err(|error| invalid_file("client_certificate_file", certificate, &error))?;
         let secret = Secret::from_file(&context.paths.expand(key))
