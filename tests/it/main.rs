@@ -35,6 +35,7 @@ mod filter_cases;
 mod fuzz_corpora;
 mod growing_files;
 mod hooks;
+mod hostile;
 mod large_lines;
 mod layering;
 mod log_codes;

@@ -44,6 +44,9 @@ pub(crate) struct Exchange {
 /// Reaction to a request: a response in the receiver's place, or `None` to forward it.
 type Rule = Box<dyn FnMut(&Exchange) -> Option<Reply> + Send>;
 
+/// Writes anything to a connection, which is closed when it returns.
+pub(crate) type Takeover = Arc<dyn Fn(TcpStream) + Send + Sync>;
+
 /// The attacker.
 pub(crate) struct Middle {
     address: String,
@@ -55,8 +58,24 @@ struct State {
     to: String,
     rule: Option<Rule>,
     seen: Vec<Exchange>,
+    /// Function that takes over connections: at a request whose target starts with this text, or
+    /// before any request if there is none.
+    takeover: Option<(Option<&'static str>, Takeover)>,
     /// Number of responses in the receiver's place.
     forged: usize,
+}
+
+impl State {
+    /// Returns the function that takes over a connection with this request, or with none yet.
+    fn takeover(&mut self, target: Option<&str>) -> Option<Takeover> {
+        let (wanted, takeover) = self.takeover.as_ref()?;
+        let is_meant = match (wanted, target) {
+            (Some(wanted), Some(target)) => target.starts_with(wanted),
+            (wanted, target) => wanted.is_none() && target.is_none(),
+        };
+        self.forged += usize::from(is_meant);
+        is_meant.then(|| Arc::clone(takeover))
+    }
 }
 
 impl Middle {
@@ -100,12 +119,22 @@ impl Middle {
         state.forged = 0;
     }
 
-    /// Forwards everything again.
-    pub(crate) fn release(&self) {
-        self.state().rule = None;
+    /// Takes over connections from now on: at a request whose target starts with `target`, or
+    /// before any request.
+    pub(crate) fn take_over(&self, target: Option<&'static str>, takeover: Takeover) {
+        let mut state = self.state();
+        state.takeover = Some((target, takeover));
+        state.forged = 0;
     }
 
-    /// Number of responses in the receiver's place since the last rule was set.
+    /// Forwards everything again.
+    pub(crate) fn release(&self) {
+        let mut state = self.state();
+        (state.rule, state.takeover) = (None, None);
+    }
+
+    /// Number of responses in the receiver's place since the last rule or takeover
+    /// was set.
     pub(crate) fn forged(&self) -> usize {
         self.state().forged
     }
@@ -126,10 +155,20 @@ impl Middle {
 fn carry(agent: TcpStream, state: &Mutex<State>) -> Option<()> {
     let mut from_agent = BufReader::new(agent.try_clone().ok()?);
     let mut agent = agent;
+    let takeover = state.lock().unwrap().takeover(None);
+    if let Some(takeover) = takeover {
+        takeover(agent);
+        return None;
+    }
     loop {
         let request = Message::read(&mut from_agent)?;
         let head = String::from_utf8_lossy(&request.head).into_owned();
         let target = head.split(" HTTP/").next()?.to_owned();
+        let takeover = state.lock().unwrap().takeover(Some(&target));
+        if let Some(takeover) = takeover {
+            takeover(agent);
+            return None;
+        }
         let mut exchange = Exchange {
             target,
             request: [&*request.head, &*request.body].concat(),

@@ -1,6 +1,9 @@
 //! Fixtures of the integration tests: a home directory, the agent as a process, receivers, and an
 //! independent reader of session files.
-#![cfg_attr(not(unix), allow(dead_code, reason = "most tests need Unix"))]
+#![cfg_attr(
+    not(target_os = "linux"),
+    allow(dead_code, reason = "most tests need Unix, and some need Linux")
+)]
 
 pub(crate) mod agent;
 #[cfg(unix)]
@@ -15,6 +18,12 @@ pub(crate) mod forger;
 #[path = "../../crates/siem-sinks/tests/it/support/hec_server.rs"]
 pub(crate) mod hec_server;
 pub(crate) mod home;
+#[cfg(target_os = "linux")]
+pub(crate) mod hostile_answers;
+#[cfg(target_os = "linux")]
+pub(crate) mod hostile_configs;
+#[cfg(target_os = "linux")]
+pub(crate) mod hostile_files;
 #[cfg(unix)]
 #[allow(dead_code, reason = "tests of siem-sinks use the rest")]
 #[path = "../../crates/siem-sinks/tests/it/support/http_server.rs"]

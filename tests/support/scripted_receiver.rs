@@ -70,6 +70,8 @@ pub(crate) enum ConfigResponse {
     Signed(String, &'static str),
     /// This configuration, signed with this secret, and the text of the organisation's signature.
     Organisation(String, String, &'static str),
+    /// These bytes, signed with [`SECRET`].
+    SignedBytes(Vec<u8>),
     /// This configuration without a signature.
     Unsigned(String),
     /// The first response again, including its signature.
@@ -361,6 +363,7 @@ fn config(request: &Request, state: &mut State) -> (u16, String, Vec<u8>) {
             return (200, format!("X-Siem-Signature: {signature}\r\n"), body);
         }
         ConfigResponse::Signed(body, secret) => (body.into_bytes(), secret),
+        ConfigResponse::SignedBytes(body) => (body, SECRET),
         ConfigResponse::Organisation(body, text, secret) => {
             let base64 = data_encoding::BASE64.encode(text.as_bytes());
             minisig = format!("X-Siem-Policy-Signature: {base64}\r\n");

@@ -22,17 +22,19 @@ use crate::{
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// Also lint and test for the other systems, and run the randomised tests longer (2000 power
-    /// cuts, 1000 simulations, 100 kills, a line and an outbox of 1 GiB)
+    /// cuts, 1000 simulations, 100 kills, 480 hostile files, responses and managed configurations
+    /// each, a line and an outbox of 1 GiB)
     #[arg(long)]
     full: bool,
 }
 
-/// Longer settings of the tests for a full run: power cuts, simulations, kills, size of a line and
-/// of an outbox.
-const FULL: [(&str, &str); 5] = [
+/// Longer settings of the tests for a full run: power cuts, simulations, kills, hostile cases, size of a
+/// line and of an outbox.
+const FULL: [(&str, &str); 6] = [
     ("AI_AGENT_POWER_CUTS", "2000"),
     ("AI_AGENT_WORLDS", "1000"),
     ("AI_AGENT_KILLS", "100"),
+    ("AI_AGENT_HOSTILE_CASES", "480"),
     ("AI_AGENT_LINE_MIB", "1024"),
     ("AI_AGENT_STORE_MIB", "1024"),
 ];
