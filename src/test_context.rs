@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
-    platform::{Environment, Os, Paths, SystemClock, SystemPower},
+    platform::{Environment, Os, Paths, SystemClock, SystemPower, bounded::BoundedCalls},
     stages::{AgentContext, Sessions},
 };
 
@@ -16,6 +16,7 @@ pub(crate) fn context() -> AgentContext {
         paths: Paths::on(Os::CURRENT, &environment).expect("a home is given"),
         environment,
         clock: Arc::new(SystemClock),
+        calls: BoundedCalls::new(Arc::new(SystemClock)),
         power: Arc::new(SystemPower),
         revision: crate::siem::Revision::default(),
         device: crate::siem::Device::without_key("instance".to_owned()),

@@ -100,6 +100,9 @@ fn context() -> AgentContext {
         paths: Paths::from_environment(&environment).expect("there is a home"),
         environment,
         clock: Arc::new(SystemClock),
+        calls: ai_agent::internals::platform::bounded::BoundedCalls::new(Arc::new(
+            ai_agent::internals::platform::SystemClock,
+        )),
         power: Arc::new(SystemPower),
         revision: ai_agent::internals::siem::Revision::default(),
         device: ai_agent::internals::siem::Device::without_key("instance".to_owned()),

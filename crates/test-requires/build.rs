@@ -58,6 +58,11 @@ fn main() {
         ),
         ("tmux", "tmux", program("tmux")),
         ("jq", "jq, which `cargo xtask test` installs", program("jq")),
+        (
+            "preload",
+            "Linux, and a C compiler for a library that is loaded before others",
+            cfg!(all(target_os = "linux", target_env = "gnu")) && program("cc"),
+        ),
         ("strace", "strace", program("strace")),
         ("minisign", "minisign, which `cargo xtask test` installs", program("minisign")),
         ("python3", "python3", program("python3")),

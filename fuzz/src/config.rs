@@ -107,6 +107,7 @@ pub(super) fn build(loaded: &LoadedConfig, paths: &Paths) -> Result<(), ConfigEr
         environment: Environment::default(),
         paths: paths.clone(),
         clock: Arc::new(SystemClock),
+        calls: ai_agent::internals::platform::bounded::BoundedCalls::new(Arc::new(SystemClock)),
         power: Arc::new(SystemPower),
         revision: ai_agent::internals::siem::Revision::default(),
         device: ai_agent::internals::siem::Device::without_key(String::new()),

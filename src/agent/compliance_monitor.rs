@@ -1,21 +1,13 @@
 //! Reports changes of the signed-in accounts, and writes the policy file that hooks read.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
 use siem_protocol::agent_event::PolicyFile;
 use tracing::warn;
 
-use super::{
-    file_watch::{self, Stamps},
-    policy_files::PolicyFiles,
-};
+use super::{account_watch::AccountWatch, policy_files::PolicyFiles};
 use crate::{
-    compliance::{
-        Account, account, desktop, policy_file::StoredPolicy, violation_tracker::ViolationTracker,
-    },
+    compliance::{Account, policy_file::StoredPolicy, violation_tracker::ViolationTracker},
     config::Settings,
     event::Event,
     platform::{file, secure_file},
@@ -32,12 +24,7 @@ pub(super) struct ComplianceMonitor {
     state_dir: PathBuf,
     context: AgentContext,
     reported: ViolationTracker,
-    /// Accounts found at the last check.
-    accounts: Vec<Account>,
-    /// Stamps of their files then.
-    stamps: Stamps,
-    /// Uptime at which the files are read again though their stamps are the same.
-    due: Duration,
+    accounts: AccountWatch,
     /// The policy file as written last.
     kept: Option<StoredPolicy>,
 }
@@ -51,34 +38,27 @@ impl ComplianceMonitor {
             state_dir: state_dir.to_owned(),
             context: context.clone(),
             reported: reported.unwrap_or_default(),
-            accounts: Vec::new(),
-            stamps: Stamps::new(),
-            due: Duration::ZERO,
+            accounts: AccountWatch::default(),
             kept: None,
         }
     }
 
     /// Makes the next check read the accounts, even if their files look the same.
     pub(super) fn read_again(&mut self) {
-        self.due = Duration::ZERO;
+        self.accounts.read_again();
     }
 
     /// Writes the policy file if it has changed, and returns the events about accounts.
     pub(super) fn check(&mut self, settings: &Settings, files: &mut PolicyFiles) -> Vec<Event> {
         self.write_policy(settings, files);
-        let stamps = file_watch::stamps(self.account_files());
-        let (now, uptime) = (self.context.clock.now(), self.context.clock.uptime());
-        if stamps != self.stamps || uptime >= self.due {
-            self.due = uptime + settings.agent.poll_interval;
-            self.stamps = stamps;
-            self.accounts = self.read_accounts();
-        }
+        let now = self.context.clock.now();
+        self.accounts.refresh(&self.context, settings.agent.poll_interval);
         let before = self.reported.clone();
-        let mut events = self.reported.observe(&self.accounts, &settings.compliance, now);
+        let accounts = self.accounts.accounts();
+        let mut events = self.reported.observe(accounts, &settings.compliance, now);
         // A program that was never used has no file, and no account that could be unknown.
-        let is_there =
-            |account: &&Account| self.stamps.get(&account.path).is_some_and(Option::is_some);
-        let accounts: Vec<_> = self.accounts.iter().filter(is_there).collect();
+        let is_there = |account: &&Account| self.accounts.has_file(&account.path);
+        let accounts: Vec<_> = accounts.iter().filter(is_there).collect();
         events.extend(self.reported.unknown.observe(&accounts, &settings.compliance, now));
         if self.reported != before {
             let bytes = serde_json::to_vec(&self.reported).expect("serialises to JSON");
@@ -123,31 +103,5 @@ impl ComplianceMonitor {
                 )
             }
         }
-    }
-
-    /// Reads the account that is signed in to each program.
-    fn read_accounts(&self) -> Vec<Account> {
-        let (home, environment) = (&self.context.paths.home, &self.context.environment);
-        let code = Account::of_claude_code_with(home, environment, account::read_sign_in_state);
-        let others = self.others();
-        let others = others.iter().map(|file| Account::of_claude_code_in(file));
-        let desktop = desktop::folders(&self.context.paths);
-        let desktop = desktop.iter().filter_map(|folder| Account::of_claude_desktop(folder));
-        [code].into_iter().chain(others).chain(desktop).collect()
-    }
-
-    /// Files that hold accounts.
-    fn account_files(&self) -> Vec<PathBuf> {
-        let (home, environment) = (&self.context.paths.home, &self.context.environment);
-        let desktop = desktop::folders(&self.context.paths).into_iter();
-        let desktop = desktop.map(|folder| folder.join(desktop::FILE));
-        let code = [account::claude_code_file(home, environment)];
-        code.into_iter().chain(self.others()).chain(desktop).collect()
-    }
-
-    /// Account files of sessions that run with a directory of their own.
-    fn others(&self) -> Vec<PathBuf> {
-        let AgentContext { paths, environment, sessions, .. } = &self.context;
-        account::other_claude_code_files(&paths.home, environment, &sessions.client_dirs())
     }
 }

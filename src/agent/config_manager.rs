@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    mem,
+    io, mem,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use super::{
     config_sequence::{ConfigCopy, HighestSerial},
     config_sources::ConfigSources,
-    file_watch::{self, ConfigFileWatch, ConfigStamps, Stamps},
+    file_watch::{self, ConfigFileWatch, ConfigStamps, StampReader, Stamps},
     handle::{AgentHandle, Orders, ReloadOutcome},
     managed_config::{self, Admission, Candidate, Refusal, StoredError},
     policy_files::PolicyFiles,
@@ -34,6 +34,7 @@ use crate::{
         reload::{Plan, Reload, named_files},
         validate::TestScope,
     },
+    platform::bounded::DoesNotAnswer,
     siem::{Connection, FetchError, FetchedConfig, SignedConfig},
     stages::{AgentContext, source::Waker},
     text::causes,
@@ -69,8 +70,10 @@ pub(super) struct ConfigManager {
     manager: Option<Connection>,
     /// Files that it was read from.
     pub(super) watch: ConfigFileWatch,
+    layer_stamps: StampReader,
     /// Files that it, and any configuration tried since, names; a change of one causes another try.
     named: BTreeSet<PathBuf>,
+    named_stamps: StampReader,
     /// Contents that were refused; each is logged once.
     refused: BTreeSet<(ConfigOrigin, Digest)>,
     /// True if a person requested the last attempt: its refusal is logged again, even if it repeats.
@@ -125,7 +128,9 @@ impl ConfigManager {
             files,
             manager,
             watch,
+            layer_stamps: StampReader::default(),
             named,
+            named_stamps: StampReader::default(),
             refused: BTreeSet::new(),
             is_ordered: false,
             is_server_away: false,
@@ -152,13 +157,13 @@ impl ConfigManager {
     }
 
     /// Stamps of the files that determine the configuration.
-    pub(super) fn stamps(&self) -> ConfigStamps {
-        let layers = file_watch::stamps(self.sources.layer_files());
+    pub(super) fn stamps(&mut self) -> ConfigStamps {
+        let layers = self.layer_stamps.read(&self.context.calls, self.sources.layer_files());
         ConfigStamps { layers, named: self.named_stamps() }
     }
 
-    fn named_stamps(&self) -> Stamps {
-        file_watch::stamps(self.named.iter().cloned())
+    fn named_stamps(&mut self) -> Stamps {
+        self.named_stamps.read(&self.context.calls, self.named.iter().cloned().collect())
     }
 
     /// Starts to watch the files that the configuration names by now.
@@ -381,7 +386,8 @@ impl ConfigManager {
     pub(super) fn read_files_by_order(&mut self) -> Option<Candidate> {
         self.outcome = ReloadOutcome::Unchanged;
         self.is_ordered = true;
-        self.watch.mark_read(self.stamps());
+        let stamps = self.stamps();
+        self.watch.mark_read(stamps);
         let accepted = self.accept_in_force();
         self.evaluate_files(accepted)
     }
@@ -471,7 +477,28 @@ impl ConfigManager {
 
     /// Builds the local layers, as they are now, with an answer on top.
     fn accept(&self, answer: Option<SignedConfig>, tests: TestScope) -> Result<Candidate, Refusal> {
+        self.check_files_answer().map_err(|error| Refusal::new(&error, Digest::ZERO))?;
         managed_config::accept(&self.sources, answer, &self.context, tests)
+    }
+
+    /// Checks that the files can be read without waiting for a file system for ever: this thread reads
+    /// them next.
+    fn check_files_answer(&self) -> Result<(), SilentFile> {
+        let files = self.sources.layer_files().into_iter().chain(self.named.iter().cloned());
+        let files: Vec<_> = files.collect();
+        let Some(first) = files.first().cloned() else { return Ok(()) };
+        let read = self.context.calls.run_with(&first, move |current| {
+            for file in files {
+                current.set(&file);
+                // Errors are reported by the thread that reads the files.
+                drop(file_watch::probe(&file));
+            }
+            Ok(())
+        });
+        read.map_err(|error| {
+            let place = DoesNotAnswer::of(&error).map_or(first, |silent| silent.place.clone());
+            SilentFile { place, error }
+        })
     }
 
     /// Builds the local layers, as they are now, with the managed configuration in force on top. If
@@ -620,6 +647,14 @@ impl ConfigManager {
             status.refused = status.refused.take().filter(|refused| refused.from != from);
         });
     }
+}
+
+/// A file of the configuration cannot be read in time.
+#[derive(Debug, thiserror::Error)]
+#[error("`{}` {error}", place.display())]
+struct SilentFile {
+    place: PathBuf,
+    error: io::Error,
 }
 
 /// Event about keys that a layer may not set.

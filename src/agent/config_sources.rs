@@ -14,7 +14,9 @@ use crate::{
     compliance::policy_file,
     config::{self, ConfigError, ConfigInputs, LoadedConfig, ManagedSettings},
     pipeline::assembly,
-    platform::{Environment, Paths, SystemClock, SystemPower, identify, secure_file},
+    platform::{
+        Environment, Paths, SystemClock, SystemPower, bounded::BoundedCalls, identify, secure_file,
+    },
     siem::{Device, Revision, TrustStates, device::KeyFile},
     stages::{AgentContext, Sessions},
 };
@@ -140,6 +142,7 @@ impl ConfigSources {
             environment: self.environment.clone(),
             paths: self.paths.clone(),
             clock: Arc::new(SystemClock),
+            calls: BoundedCalls::new(Arc::new(SystemClock)),
             power: Arc::new(SystemPower),
             revision: Revision::default(),
             device,

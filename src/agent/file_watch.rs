@@ -3,14 +3,25 @@
 //! A `stat` every two seconds is cheap and works on every file system; notifications are neither on
 //! network homes nor behind symlinks.
 
-use std::{collections::BTreeMap, fs, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use crate::platform::file::{self, Stamp};
+use crate::platform::{
+    bounded::{BoundedCalls, Latest},
+    file::{self, ReadAt as _, Stamp},
+};
 
 /// Interval between two inspections.
 pub(super) const INTERVAL: Duration = Duration::from_secs(2);
 /// Interval while a file is changing: one that is still being written is left alone.
 pub(super) const INTERVAL_WHILE_CHANGING: Duration = Duration::from_millis(500);
+
+/// Longest wait for the stamps.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Stamp of each file; `None` where there is no file.
 pub(super) type Stamps = BTreeMap<PathBuf, Option<Stamp>>;
@@ -27,17 +38,57 @@ pub(super) struct ConfigStamps {
 /// Reads the stamps of files. Symlinks are followed, since some tools replace a configuration by
 /// changing a symlink.
 pub(super) fn stamps(paths: impl IntoIterator<Item = PathBuf>) -> Stamps {
-    let stamp = |path: PathBuf| {
-        // Called often: only a symlink costs a walk along its path.
-        let found = match file::inspect(&path) {
-            Ok(found) if found.kind == file::FileKind::Link => {
-                fs::canonicalize(&path).and_then(|path| file::inspect(&path))
-            }
-            found => found,
-        };
-        (path, found.ok().map(|found| found.stamp))
+    paths.into_iter().map(|path| (path.clone(), stamp(&path))).collect()
+}
+
+/// Reads the stamp of a file; `None` where there is no file.
+pub(super) fn stamp(path: &Path) -> Option<Stamp> {
+    // Called often: only a symlink costs a walk along its path.
+    let found = match file::inspect(path) {
+        Ok(found) if found.kind == file::FileKind::Link => {
+            fs::canonicalize(path).and_then(|path| file::inspect(&path))
+        }
+        found => found,
     };
-    paths.into_iter().map(stamp).collect()
+    found.ok().map(|found| found.stamp)
+}
+
+/// Opens a file and reads its first bytes, or lists a directory.
+///
+/// # Errors
+/// The error of the system.
+pub(super) fn probe(path: &Path) -> io::Result<()> {
+    match file::open_regular(&fs::canonicalize(path)?)? {
+        Some((file, _)) => file.read_at(&mut [0; 16], 0).map(drop),
+        None => fs::read_dir(path).map(drop),
+    }
+}
+
+/// Reads the stamps of a group of files without waiting for a file system that does not answer. As
+/// long as one of them does not, the stamps stay the same.
+#[derive(Default)]
+pub(super) struct StampReader(Latest<Stamps>);
+
+impl StampReader {
+    /// Returns the stamps of `paths`.
+    pub(super) fn read(&mut self, calls: &BoundedCalls, paths: Vec<PathBuf>) -> Stamps {
+        let Some(first) = paths.first().cloned() else { return Stamps::new() };
+        let of_call = paths.clone();
+        self.0.refresh(calls, &first, PATIENCE, move |current| {
+            let stamp = |path: PathBuf| {
+                current.set(&path);
+                let stamp = stamp(&path);
+                (path, stamp)
+            };
+            of_call.into_iter().map(stamp).collect::<Stamps>()
+        });
+        let known = self.0.value();
+        let stamp = |path: PathBuf| {
+            let stamp = known.and_then(|known| known.get(&path).copied()).flatten();
+            (path, stamp)
+        };
+        paths.into_iter().map(stamp).collect()
+    }
 }
 
 /// Compares stamps with those at the time when the configuration was read.

@@ -139,6 +139,7 @@ impl AgentHandle {
     /// Orders the agent to stop in order.
     pub(crate) fn stop(&self) {
         self.0.stop.send_replace(true);
+        unpoisoned(&self.0.in_force).1.calls.stop_waiting();
     }
 
     /// Returns the time when the agent was started.

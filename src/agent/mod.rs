@@ -3,6 +3,7 @@
 //! An [`Agent`] holds the state directory's lock and runs until its [`AgentHandle`] stops it. It
 //! neither parses arguments nor prints, so that it can run inside a test.
 
+mod account_watch;
 mod compliance_monitor;
 mod config_manager;
 mod config_sequence;
@@ -18,6 +19,7 @@ mod policy_files;
 mod poll_schedule;
 mod restart_limit;
 mod run;
+mod silent_places;
 mod sleep_detector;
 pub(crate) mod status_file;
 #[cfg(test)]

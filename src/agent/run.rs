@@ -16,7 +16,7 @@ use super::{
     handle::{AgentHandle, Orders},
     outbox_start,
     restart_limit::RestartLimit,
-    watchdog,
+    silent_places, watchdog,
 };
 use crate::{
     config::LoadedConfig,
@@ -171,6 +171,7 @@ fn log_restart(fault: &Fault) {
 fn assemble(manager: &ConfigManager, state_dir: &Path) -> Result<Pipeline, AgentError> {
     let ConfigManager { loaded, context, .. } = manager;
     let inbox = Arc::new(Inbox::default());
+    silent_places::report(&context.calls, &inbox);
     let sources = assembly::sources(loaded, context, &inbox.waker())?;
     let stages = assembly::stages(loaded, context)?;
     let sinks = assembly::sinks(loaded, context)?;

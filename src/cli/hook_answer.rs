@@ -24,13 +24,15 @@ use crate::{
         policy,
         spool::{Spool, SpooledReport},
     },
-    platform::{Clock as _, Environment, Os, Paths, SystemClock, input},
+    platform::{Clock as _, Environment, Os, Paths, SystemClock, bounded, input},
 };
 
 /// Largest part of the input that is read: a prompt may be megabytes long, and comes last.
 const MAX_INPUT: usize = 256 << 10;
 /// Longest time that Claude Code may take to send the input.
 const INPUT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest time that the file with the account may take to be read; its account is then unknown.
+const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The hook of a command line that `hooks install` writes, recognised without the argument parser.
 pub(super) fn plain_hook(arguments: impl IntoIterator<Item = OsString>) -> Option<String> {
@@ -60,7 +62,11 @@ impl Knowledge {
     fn gather(environment: &Environment, paths: &Paths) -> Option<Self> {
         let policy = HookPolicy::find(paths)?;
         let account = Account::of_claude_code_with(&paths.home, environment, |path| {
-            read_sign_in_state_cached(path, &policy.state_dir, SystemClock.now())
+            let (its_path, state_dir) = (path.to_owned(), policy.state_dir.clone());
+            let read = move || read_sign_in_state_cached(&its_path, &state_dir, SystemClock.now());
+            bounded::run_once(path, ACCOUNT_TIMEOUT, read).unwrap_or_else(|error| {
+                SignInState::Unknown(format!("`{}` {error}", path.display()))
+            })
         });
         let verdict = policy::evaluate(&account.state, &policy.compliance);
         Some(Self { policy, account, verdict })

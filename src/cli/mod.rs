@@ -21,6 +21,7 @@ mod progress_bar;
 mod reload;
 mod run;
 mod service;
+mod signal_task;
 mod stages;
 mod status;
 mod terminal;

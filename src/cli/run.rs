@@ -1,18 +1,21 @@
 //! `ai-agent run`: arguments and process of the agent.
 
-use std::{convert::Infallible, path::Path, sync::Arc};
+use std::{path::Path, sync::Arc};
 
 use clap::Args;
-use tokio::{runtime::Runtime, task::spawn_blocking};
+use tokio::task::spawn_blocking;
 
-use super::{context::CliContext, dry_run, failure::Failure, progress_bar::ProgressBar};
+use super::{
+    context::CliContext, dry_run, failure::Failure, progress_bar::ProgressBar,
+    signal_task::SignalTask,
+};
 use crate::{
-    agent::{Agent, AgentHandle, ConfigFileWatch, RunMode},
+    agent::{Agent, ConfigFileWatch, RunMode},
     config::LoadedConfig,
     control::{self, ControlService},
     logging,
     pipeline::ingest::OnProgress,
-    platform::{LockRole, Signal, Signals, StateLock},
+    platform::{LockRole, StateLock},
 };
 
 /// Read session logs and ship them, until stopped
@@ -42,7 +45,7 @@ impl Arguments {
             .build()
             .map_err(Failure::failed)?;
         // Before anything else, so that a signal at any moment stops the agent in order.
-        let signals = listen(&runtime)?;
+        let signals = SignalTask::start(&runtime).map_err(Failure::failed)?;
         let context = CliContext::new(explicit)?;
         let watch = ConfigFileWatch::before_reading(context.sources.layer_files());
         let loaded = context.load()?;
@@ -60,14 +63,14 @@ impl Arguments {
         context: CliContext,
         loaded: LoadedConfig,
         watch: ConfigFileWatch,
-        mut signals: Signals,
+        signals: SignalTask,
     ) -> Result<(), Failure> {
         let state_dir = loaded.settings.agent.state_dir.clone();
         // Waits for a command that uses the state directory.
         let acquired = spawn_blocking(move || StateLock::acquire(&state_dir, LockRole::Agent));
         let lock = tokio::select! {
             acquired = acquired => acquired.map_err(Failure::failed)?.map_err(Failure::failed)?,
-            () = signals.ended() => return Ok(()),
+            () = signals.stopped() => return Ok(()),
         };
         let lock = Arc::new(lock);
         let _log = logging::to_file(&lock, loaded.settings.agent.log_format);
@@ -75,10 +78,8 @@ impl Arguments {
         let handle = agent.handle();
         // Dropped before the lock is released, which guards the socket's file.
         let _server = control::serve(lock.dir(), ControlService::new(handle.clone()));
-        tokio::select! {
-            ended = agent.run() => Ok(ended?),
-            never = forward(&mut signals, &handle) => match never {},
-        }
+        signals.forward_to(handle);
+        Ok(agent.run().await?)
     }
 
     fn mode(&self) -> RunMode {
@@ -89,20 +90,5 @@ impl Arguments {
             let bar = ProgressBar::new();
             Box::new(move |progress| bar.show(progress.read, progress.unread, progress.files))
         }))
-    }
-}
-
-fn listen(runtime: &Runtime) -> Result<Signals, Failure> {
-    let _context = runtime.enter();
-    Signals::listen().map_err(Failure::failed)
-}
-
-/// Forwards signals to the agent.
-async fn forward(signals: &mut Signals, agent: &AgentHandle) -> Infallible {
-    loop {
-        match signals.next().await {
-            Signal::End => agent.stop(),
-            Signal::HangUp => agent.hang_up(),
-        }
     }
 }

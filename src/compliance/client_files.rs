@@ -3,11 +3,12 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
 use super::client_settings::{self, HookSettings};
-use crate::platform::{Environment, Paths};
+use crate::platform::{Environment, Paths, SystemClock, bounded::BoundedCalls};
 
 /// Maximum size of a settings file.
 const MOST: u64 = 16 << 20;
@@ -21,6 +22,7 @@ pub struct ClientSettingsFiles {
     pub managed: PathBuf,
     /// Directory with more managed settings, which override that file.
     managed_more: PathBuf,
+    calls: BoundedCalls,
 }
 
 /// Settings file that exists.
@@ -46,19 +48,40 @@ impl ClientSettingsFiles {
             user: folder.join("settings.json"),
             managed: paths.client_settings.join("managed-settings.json"),
             managed_more: paths.client_settings.join("managed-settings.d"),
+            calls: BoundedCalls::new(Arc::new(SystemClock)),
         }
     }
 
-    /// Reads all settings files that exist, the managed ones first.
+    /// Uses `calls` to read the files.
+    #[must_use]
+    pub fn with_calls(self, calls: &BoundedCalls) -> Self {
+        Self { calls: calls.clone(), ..self }
+    }
+
+    /// Reads all settings files that exist, the managed ones first. A file that does not answer counts
+    /// as one that cannot be read.
     #[must_use]
     pub fn read_all(&self) -> Vec<ClientSettingsFile> {
-        let more = fs::read_dir(&self.managed_more).into_iter().flatten().flatten();
-        let mut more: Vec<PathBuf> = more.map(|entry| entry.path()).collect();
+        let folder = self.managed_more.clone();
+        let list = move || {
+            let entries = fs::read_dir(&folder).into_iter().flatten().flatten();
+            Ok(entries.map(|entry| entry.path()).collect())
+        };
+        let mut more: Vec<PathBuf> = self.calls.run(&self.managed_more, list).unwrap_or_default();
         more.retain(|path| path.extension().is_some_and(|ending| ending == "json"));
         more.sort();
         let managed = [self.managed.clone()].into_iter().chain(more).map(|path| (path, true));
         let all = managed.chain([(self.user.clone(), false)]);
-        all.filter_map(|(path, is_managed)| ClientSettingsFile::of(path, is_managed)).collect()
+        all.filter_map(|(path, is_managed)| self.read_one(path, is_managed)).collect()
+    }
+
+    fn read_one(&self, path: PathBuf, is_managed: bool) -> Option<ClientSettingsFile> {
+        let its_path = path.clone();
+        let read = self.calls.run(&path, move || Ok(ClientSettingsFile::of(its_path, is_managed)));
+        read.unwrap_or_else(|error| {
+            let hooks = Err(format!("cannot read the file: it {error}"));
+            Some(ClientSettingsFile { path, is_managed, hooks })
+        })
     }
 
     /// Returns the shortest time after which the client deletes an unchanged session; a project's

@@ -7,6 +7,7 @@
 //! all of it on each call.
 
 pub mod account;
+pub mod account_files;
 pub mod cache;
 pub mod client_files;
 pub mod client_settings;

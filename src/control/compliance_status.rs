@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use super::status::{AccountStatus, ComplianceStatus};
 use crate::{
-    compliance::{Account, account, desktop, policy, policy_file::StoredPolicy},
-    platform::{Environment, Paths},
+    compliance::{Account, account_files, policy, policy_file::StoredPolicy},
+    platform::{Environment, Paths, bounded::BoundedCalls},
     text::causes,
 };
 
@@ -13,6 +13,7 @@ use crate::{
 /// directories of Claude Code that hooks have reported.
 pub(crate) fn compliance_status(
     state_dir: &Path,
+    calls: &BoundedCalls,
     paths: &Paths,
     environment: &Environment,
     client_dirs: &[PathBuf],
@@ -25,11 +26,7 @@ pub(crate) fn compliance_status(
             return ComplianceStatus { error, ..ComplianceStatus::default() };
         }
     };
-    let code = Account::of_claude_code_with(&paths.home, environment, account::read_sign_in_state);
-    let others = account::other_claude_code_files(&paths.home, environment, client_dirs);
-    let others = others.iter().map(|file| Account::of_claude_code_in(file));
-    let desktop = desktop::folders(paths);
-    let desktop = desktop.iter().filter_map(|folder| Account::of_claude_desktop(folder));
+    let accounts = account_files::read_accounts(calls, paths, environment, client_dirs);
     let compare = |Account { source, path, state }: Account| {
         let verdict = policy::evaluate(&state, &kept.compliance);
         AccountStatus {
@@ -49,7 +46,7 @@ pub(crate) fn compliance_status(
             || policy.require_account == Some(true),
         action: policy.action,
         needs_hooks: policy.action.is_some() || policy.banner.is_some(),
-        accounts: [code].into_iter().chain(others).chain(desktop).map(compare).collect(),
+        accounts: accounts.into_iter().map(compare).collect(),
         error: None,
     }
 }

@@ -16,7 +16,7 @@ use super::{
     error::RequestError,
     outbox_requests::{self, Respond},
     protocol::{Request, Response},
-    status::{AgentStatus, ProcessStatus, ReadingStatus},
+    status::{AgentStatus, ProcessStatus, ReadingStatus, SilentPlace},
     store::Store,
 };
 use crate::{
@@ -98,13 +98,14 @@ impl ControlService {
             agent: self.process_status(&loaded, now),
             config: Some(self.agent.config_report(now)),
             device: DeviceStatus::of_agent(&context.device, &context.trust),
+            silent: SilentPlace::all(&context.calls),
             ..AgentStatus::default()
         };
         let compliance = spawn_blocking(move || {
-            let AgentContext { paths, environment, sessions, state_dir, .. } = &context;
+            let AgentContext { calls, paths, environment, sessions, state_dir, .. } = &context;
             let client_dirs = sessions.client_dirs();
             let state_dir = state_dir.as_ref()?;
-            Some(compliance_status(state_dir, paths, environment, &client_dirs))
+            Some(compliance_status(state_dir, calls, paths, environment, &client_dirs))
         });
         let compliance = timeout(STATUS_TIMEOUT, compliance).await;
         status.compliance = compliance.ok().and_then(Result::ok).flatten();

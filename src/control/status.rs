@@ -1,7 +1,7 @@
 //! Status of the agent, as sent to `ai-agent status` and, for the most part, printed by `--json`. The
 //! members are listed in `docs/status.md`.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use siem_protocol::{agent_event::ReceiverTrust, delivery::Acknowledged, managed::Action};
@@ -16,7 +16,7 @@ use crate::{
         ingest::IngestStatus,
         outbox::{OutboxStats, SinkStats},
     },
-    platform::Timestamp,
+    platform::{Timestamp, bounded::BoundedCalls},
 };
 
 /// Number of unreadable paths that are listed; all are counted.
@@ -37,6 +37,27 @@ pub(crate) struct AgentStatus {
     pub(crate) compliance: Option<ComplianceStatus>,
     /// Key of the device; `None` if it is not known.
     pub(crate) device: Option<DeviceStatus>,
+    /// Places whose file system does not answer.
+    pub(crate) silent: Vec<SilentPlace>,
+}
+
+/// A directory or file whose file system does not answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct SilentPlace {
+    pub(crate) path: String,
+    /// Time for which a call has not returned.
+    pub(crate) seconds: u64,
+}
+
+impl SilentPlace {
+    /// All places that do not answer.
+    pub(super) fn all(calls: &BoundedCalls) -> Vec<Self> {
+        let place = |(path, time): (PathBuf, Duration)| Self {
+            path: path.display().to_string(),
+            seconds: time.as_secs(),
+        };
+        calls.silent().into_iter().map(place).collect()
+    }
 }
 
 /// The agent's process.

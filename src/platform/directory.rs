@@ -24,11 +24,14 @@ enum Source {
     },
 }
 
+/// Entries of a directory.
+pub type Entries = Box<dyn Iterator<Item = io::Result<Entry>> + Send>;
+
 /// Lists a directory.
 ///
 /// # Errors
 /// The error of the system, here or for an entry: the rest is then not listed.
-pub fn list(directory: &Path) -> io::Result<Box<dyn Iterator<Item = io::Result<Entry>>>> {
+pub fn list(directory: &Path) -> io::Result<Entries> {
     #[cfg(all(test, unix))]
     super::faults::check(super::faults::Call::Open, directory)?;
     #[cfg(all(test, unix))]

@@ -1,5 +1,6 @@
 //! Differences between operating systems: every `cfg(target_os)` is in this module.
 
+pub mod bounded;
 mod certificates;
 mod clock;
 pub mod control;

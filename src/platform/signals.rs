@@ -19,8 +19,6 @@ pub struct Signals {
     interrupt: tokio::signal::unix::Signal,
     #[cfg(unix)]
     hangup: tokio::signal::unix::Signal,
-    /// True if SIGHUP was received while waiting for a stop only.
-    was_hung_up: bool,
     #[cfg(windows)]
     interrupt: tokio::signal::windows::CtrlC,
     #[cfg(windows)]
@@ -42,12 +40,11 @@ impl Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
-            was_hung_up: false,
         })
     }
 
     /// Waits for a signal.
-    async fn received(&mut self) -> Signal {
+    pub async fn next(&mut self) -> Signal {
         tokio::select! {
             _ = self.terminate.recv() => Signal::End,
             _ = self.interrupt.recv() => Signal::End,
@@ -66,30 +63,16 @@ impl Signals {
         use tokio::signal::windows::{ctrl_c, ctrl_close, ctrl_shutdown};
 
         let (interrupt, close, shutdown) = (ctrl_c()?, ctrl_close()?, ctrl_shutdown()?);
-        Ok(Self { interrupt, close, shutdown, was_hung_up: false })
+        Ok(Self { interrupt, close, shutdown })
     }
 
     /// Waits for a signal.
-    async fn received(&mut self) -> Signal {
+    pub async fn next(&mut self) -> Signal {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.close.recv() => {}
             _ = self.shutdown.recv() => {}
         }
         Signal::End
-    }
-}
-
-impl Signals {
-    /// Waits for a signal, or returns the SIGHUP received during [`ended`](Self::ended).
-    pub async fn next(&mut self) -> Signal {
-        if std::mem::take(&mut self.was_hung_up) { Signal::HangUp } else { self.received().await }
-    }
-
-    /// Waits for a signal to stop.
-    pub async fn ended(&mut self) {
-        while self.received().await != Signal::End {
-            self.was_hung_up = true;
-        }
     }
 }

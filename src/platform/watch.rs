@@ -61,7 +61,7 @@ pub fn limit() -> Option<u64> {
 /// Watches directories until it is dropped.
 pub struct DirectoryWatcher {
     inner: Mutex<RecommendedWatcher>,
-    roots: HashMap<PathBuf, Option<FileId>>,
+    roots: Mutex<HashMap<PathBuf, Option<FileId>>>,
 }
 
 impl DirectoryWatcher {
@@ -84,28 +84,35 @@ impl DirectoryWatcher {
         };
         let config = Config::default().with_follow_symlinks(false);
         let inner = RecommendedWatcher::new(handler, config).map_err(|error| failure(&error))?;
-        Ok(Self { inner: Mutex::new(inner), roots: HashMap::new() })
+        Ok(Self { inner: Mutex::new(inner), roots: Mutex::default() })
     }
 
     /// Watches `roots` recursively where the system can, and stops watching others. A root that was
-    /// replaced by another directory is watched again.
+    /// replaced by another directory is watched again. `before` is called with the index of each root
+    /// before its file system is.
     ///
     /// # Errors
     /// [`WatchError`]: changes in one of the roots are not reported.
-    pub fn watch_roots(&mut self, roots: &[&Path]) -> Result<(), WatchError> {
+    pub fn watch_roots(
+        &self,
+        roots: &[&Path],
+        mut before: impl FnMut(usize),
+    ) -> Result<(), WatchError> {
         if ONE_BY_ONE {
             return Ok(());
         }
-        self.roots.retain(|known, _| roots.contains(&known.as_path()));
+        let mut known_roots = self.roots.lock().unwrap_or_else(PoisonError::into_inner);
+        known_roots.retain(|known, _| roots.contains(&known.as_path()));
         let mut result = Ok(());
-        for root in roots {
+        for (index, root) in roots.iter().enumerate() {
+            before(index);
             let id = file::inspect(root).ok().and_then(|info| info.stamp.id);
-            if self.roots.get(*root) == Some(&id) {
+            if known_roots.get(*root) == Some(&id) {
                 continue;
             }
             match self.add(root, RecursiveMode::Recursive) {
                 Ok(()) => {
-                    self.roots.insert(root.to_path_buf(), id);
+                    known_roots.insert(root.to_path_buf(), id);
                 }
                 Err(error) => result = Err(failure(&error)),
             }
@@ -184,8 +191,8 @@ mod tests {
     fn watch(root: &Path) -> (DirectoryWatcher, Receiver<WatchEvent>) {
         let (sender, events) = mpsc::channel();
         let notify_change = move |events| sender.send(events).unwrap_or_default();
-        let mut watcher = DirectoryWatcher::new(notify_change).unwrap();
-        watcher.watch_roots(&[root]).unwrap();
+        let watcher = DirectoryWatcher::new(notify_change).unwrap();
+        watcher.watch_roots(&[root], |_| ()).unwrap();
         watcher.watch(root).unwrap();
         (watcher, events)
     }

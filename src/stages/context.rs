@@ -14,7 +14,7 @@ use super::{
     log_follower::{LogOptions, follow_log},
 };
 use crate::{
-    platform::{Clock, Environment, Paths, Power},
+    platform::{Clock, Environment, Paths, Power, bounded::BoundedCalls},
     siem::{Device, Revision, TrustStates},
 };
 
@@ -30,6 +30,8 @@ pub struct AgentContext {
     pub paths: Paths,
     /// Clock.
     pub clock: Arc<dyn Clock>,
+    /// Runner of calls of file systems that may never return.
+    pub calls: BoundedCalls,
     /// Power supply of the machine.
     pub power: Arc<dyn Power>,
     /// Revision of the managed configuration in force.
@@ -76,6 +78,6 @@ impl LogOpener for AgentContext {
     fn open(&self, path: &Path, max_line_bytes: u64, waker: Waker) -> Box<dyn Source> {
         let (is_once, poll_interval) = (self.once, self.poll_interval);
         let options = LogOptions { max_line_bytes, is_once, poll_interval };
-        follow_log(path, options, Arc::clone(&self.clock), waker)
+        follow_log(path, options, Arc::clone(&self.clock), waker, Some(&self.calls))
     }
 }

@@ -123,7 +123,7 @@ impl Tail {
         let Ok(mut row) = self.row(key, known, intake) else { return };
         let (path, origin, offset) = (known.path.clone(), known.origin(key), row.offset);
         let len = usize::try_from(known.unread().min(MAX_SAVED_BYTES)).unwrap_or_default();
-        let Ok(Some((file, stamp))) = self.links.open(&path) else { return };
+        let Ok(Some((file, stamp))) = self.access.open(&path) else { return };
         let drained = known.drained;
         let is_unchanged = drained.is_some_and(|drained| drained.agrees_with(&stamp));
         let Ok(line) = self.reader.copy(&file, offset, len) else { return };

@@ -7,20 +7,25 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::links::{LinkProblem, LinkRules};
+use super::{
+    access::FileAccess,
+    links::LinkProblem,
+    listing::{FoundEntry, Listing, VisitedDirectory},
+};
 use crate::platform::{
-    directory::{self, Entry},
-    file::{FileId, FileKind, Stamp},
+    file::{self, FileKind, Stamp},
     links,
 };
 
-/// RootDirectory directory, under its configured path and its canonical one.
+/// Root directory, under its configured path and its canonical one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct RootDirectory {
     /// Configured path, the prefix of all paths below it.
     pub(super) configured: PathBuf,
     /// Path without symlinks, as reported by a watcher.
     pub(super) canonical: PathBuf,
+    /// Id of its volume.
+    pub(super) volume: Option<u64>,
 }
 
 impl RootDirectory {
@@ -37,12 +42,21 @@ impl RootDirectory {
 /// Returns the existing roots, without those that are within another or the same directory.
 pub(super) fn resolve(
     configured: &[PathBuf],
+    access: &FileAccess,
     mut fail: impl FnMut(&Path, io::Error),
 ) -> Vec<RootDirectory> {
     let mut roots: Vec<RootDirectory> = Vec::new();
     for path in configured {
-        match links::canonical(path) {
-            Ok(canonical) => roots.push(RootDirectory { configured: path.clone(), canonical }),
+        let of_call = path.clone();
+        let resolved = access.run(path, move || {
+            let canonical = links::canonical(&of_call)?;
+            let id = file::inspect(&canonical)?.stamp.id;
+            Ok((canonical, id.map(|id| id.volume)))
+        });
+        match resolved {
+            Ok((canonical, volume)) => {
+                roots.push(RootDirectory { configured: path.clone(), canonical, volume });
+            }
             Err(error) => fail(path, error),
         }
     }
@@ -81,16 +95,8 @@ pub(super) struct Walk {
     /// Directories that were found through links.
     visited: HashSet<VisitedDirectory>,
     followed: Vec<RootDirectory>,
-    rules: LinkRules,
+    access: FileAccess,
     names: Names,
-}
-
-/// A directory, however many paths lead to it.
-#[derive(Debug, PartialEq, Eq, Hash)]
-enum VisitedDirectory {
-    Id(FileId),
-    /// Path without symlinks, in a file system without file ids.
-    Canonical(PathBuf),
 }
 
 /// A file that a walk found.
@@ -104,14 +110,14 @@ pub(super) struct FoundFile {
 
 impl Walk {
     /// Creates a walk through all directories below `directories`.
-    pub(super) fn new(directories: Vec<PathBuf>, names: &Names, rules: LinkRules) -> Self {
+    pub(super) fn new(directories: Vec<PathBuf>, names: &Names, access: FileAccess) -> Self {
         Self {
             directories,
             linked: Vec::new(),
             links: BTreeSet::new(),
             visited: HashSet::new(),
             followed: Vec::new(),
-            rules,
+            access,
             names: names.clone(),
         }
     }
@@ -121,9 +127,9 @@ impl Walk {
         self.directories.is_empty() && self.linked.is_empty() && self.links.is_empty()
     }
 
-    /// Returns the directory that is visited next; `None` if that is a link.
-    pub(super) fn next(&self) -> Option<&Path> {
-        self.directories.last().or(self.linked.last()).map(PathBuf::as_path)
+    /// Returns true if a directory is visited next, and not a link.
+    pub(super) fn has_directory(&self) -> bool {
+        !self.directories.is_empty() || !self.linked.is_empty()
     }
 
     /// Returns true if there are links that were not followed; forgets them.
@@ -137,9 +143,11 @@ impl Walk {
     }
 
     /// Lists the next directory, or follows the next link: calls `visit` for each regular file with
-    /// a followed name, and `fail` for each error. Returns the number of entries.
+    /// a followed name, and `fail` for each error. Returns the number of entries. `watch` is called
+    /// with the directory before it is listed, on another thread.
     pub(super) fn list(
         &mut self,
+        watch: impl FnOnce(&Path) + Send + 'static,
         mut visit: impl FnMut(FoundFile),
         mut fail: impl FnMut(&Path, io::Error),
     ) -> usize {
@@ -148,68 +156,49 @@ impl Walk {
             self.follow_link(visit, fail);
             return 0;
         };
-        let entries = match directory::list(&directory) {
-            Ok(entries) => entries,
-            Err(error) => {
-                fail(&directory, error);
-                return 0;
-            }
-        };
+        let (of_call, names) = (directory.clone(), self.names.clone());
+        let mut batch = self.access.run(&directory, move || {
+            Ok(Listing::start(of_call, names, is_linked, watch)?.next_batch())
+        });
         let mut count = 0;
-        for entry in entries {
-            let entry = match entry {
-                Ok(entry) => entry,
+        loop {
+            let (entries, rest) = match batch {
+                Ok(batch) => batch,
                 Err(error) => {
                     fail(&directory, error);
-                    break;
+                    return count;
                 }
             };
-            count += 1;
-            match self.visit_entry(&entry, is_linked, &mut visit) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => fail(&entry.path(), error),
-                _ => {}
+            count += entries.len();
+            for entry in entries {
+                self.visit_entry(entry, is_linked, &mut visit, &mut fail);
             }
+            let Some(rest) = rest else { return count };
+            batch = self.access.run(&directory, move || Ok(rest.next_batch()));
         }
-        count
     }
 
     fn visit_entry(
         &mut self,
-        entry: &Entry,
+        entry: FoundEntry,
         is_linked: bool,
         visit: &mut impl FnMut(FoundFile),
-    ) -> io::Result<()> {
-        match entry.kind()? {
-            FileKind::Directory if self.names.is_recursive() => {
-                if !is_linked {
-                    self.directories.push(entry.path());
-                } else if self.is_first_visit(entry.inspect()?.stamp.id, &entry.path())? {
-                    self.linked.push(entry.path());
+        fail: &mut impl FnMut(&Path, io::Error),
+    ) {
+        match entry {
+            FoundEntry::Directory { path, visited: None } => self.directories.push(path),
+            FoundEntry::Directory { path, visited: Some(directory) } => {
+                if self.visited.insert(directory) {
+                    self.linked.push(path);
                 }
             }
-            FileKind::File if self.names.matches(Path::new(&entry.name())) => {
-                let info = entry.inspect()?;
-                if info.kind == FileKind::File {
-                    visit(FoundFile { path: entry.path(), stamp: info.stamp, is_linked });
-                }
+            FoundEntry::File { path, stamp } => visit(FoundFile { path, stamp, is_linked }),
+            FoundEntry::Link { path } => {
+                self.links.insert(path);
             }
-            FileKind::Link
-                if self.names.is_recursive() || self.names.matches(Path::new(&entry.name())) =>
-            {
-                self.links.insert(entry.path());
-            }
-            _ => {}
+            FoundEntry::Failed { path, error } => fail(&path, error),
+            FoundEntry::Ignored => {}
         }
-        Ok(())
-    }
-
-    /// Returns true if a directory was not found through another link.
-    fn is_first_visit(&mut self, id: Option<FileId>, path: &Path) -> io::Result<bool> {
-        let directory = match id {
-            Some(id) => VisitedDirectory::Id(id),
-            None => VisitedDirectory::Canonical(links::canonical(path)?),
-        };
-        Ok(self.visited.insert(directory))
     }
 
     fn follow_link(
@@ -219,8 +208,19 @@ impl Walk {
     ) {
         let Some(link) = self.links.pop_first() else { return };
         let is_named = self.names.matches(&link);
-        let target = match self.rules.resolve(&link) {
-            Ok(target) => target,
+        let of_call = link.clone();
+        let followed = self.access.follow(&link, move |rules| {
+            let target = rules.resolve(&of_call)?;
+            let visited = match target.info.kind {
+                FileKind::Directory => {
+                    Some(VisitedDirectory::new(target.info.stamp.id, &target.path)?)
+                }
+                _ => None,
+            };
+            Ok((target.info, (target.path, visited)))
+        });
+        let (info, (target, visited)) = match followed {
+            Ok(followed) => followed,
             Err(error) => {
                 // With another name only a directory would be read.
                 let may_be_directory =
@@ -231,27 +231,16 @@ impl Walk {
                 return;
             }
         };
-        let is_in_root = self.rules.is_in_root(&target.path);
-        match target.info.kind {
-            FileKind::Directory => {
-                if !self.names.is_recursive() || is_in_root {
-                    return;
-                }
-                match self.is_first_visit(target.info.stamp.id, &target.path) {
-                    Ok(true) => {
-                        let canonical = target.path;
-                        self.linked.push(link.clone());
-                        self.followed.push(RootDirectory { configured: link, canonical });
-                    }
-                    Ok(false) => {}
-                    Err(error) => fail(&link, error),
-                }
+        let is_in_root = self.access.rules().is_in_root(&target);
+        if let Some(directory) = visited {
+            if self.names.is_recursive() && !is_in_root && self.visited.insert(directory) {
+                self.linked.push(link.clone());
+                let volume = info.stamp.id.map(|id| id.volume);
+                self.followed.push(RootDirectory { configured: link, canonical: target, volume });
             }
+        } else if is_named && !(is_in_root && self.names.matches(&target)) {
             // Within the root it is found under its own name.
-            FileKind::File if is_named && !(is_in_root && self.names.matches(&target.path)) => {
-                visit(FoundFile { path: link, stamp: target.info.stamp, is_linked: true });
-            }
-            _ => {}
+            visit(FoundFile { path: link, stamp: info.stamp, is_linked: true });
         }
     }
 }
@@ -302,9 +291,14 @@ pub(super) fn is_reached_without_symlinks(root: &Path, path: &Path) -> bool {
 #[cfg(test)]
 #[cfg(unix)]
 mod tests {
-    use std::os::unix::fs::symlink;
+    use std::{os::unix::fs::symlink, sync::Arc};
 
     use super::*;
+    use crate::platform::{SystemClock, bounded::BoundedCalls};
+
+    fn access() -> FileAccess {
+        FileAccess::new(BoundedCalls::new(Arc::new(SystemClock)), &[])
+    }
 
     fn found(root: &Path) -> Vec<String> {
         let mut found = Vec::new();
@@ -312,9 +306,9 @@ mod tests {
             found.push(file.path.strip_prefix(root).unwrap().to_str().unwrap().to_owned());
         };
         let names = Names::EndingIn(".jsonl".to_owned());
-        let mut walk = Walk::new(vec![root.to_owned()], &names, LinkRules::default());
-        while walk.next().is_some() {
-            walk.list(&mut visit, |path, error| panic!("{path:?}: {error}"));
+        let mut walk = Walk::new(vec![root.to_owned()], &names, access());
+        while walk.has_directory() {
+            walk.list(|_| (), &mut visit, |path, error| panic!("{path:?}: {error}"));
         }
         found.sort();
         found
@@ -353,14 +347,10 @@ mod tests {
         let outside = tempfile::tempdir().unwrap();
         fs::create_dir(outside.path().join("p")).unwrap();
         symlink(".", outside.path().join("again")).unwrap();
-        let names = Names::EndingIn(".jsonl".to_owned());
-        let mut walk = Walk::new(Vec::new(), &names, LinkRules::default());
-        let mut is_first =
-            |path: &str| walk.is_first_visit(None, &outside.path().join(path)).unwrap();
-        assert_eq!(
-            [is_first("p"), is_first("again/again/p"), is_first("again")],
-            [true, false, true]
-        );
+        let directory =
+            |path: &str| VisitedDirectory::new(None, &outside.path().join(path)).unwrap();
+        assert_eq!(directory("p"), directory("again/again/p"));
+        assert_ne!(directory("p"), directory("again"));
     }
 
     #[test]
@@ -372,7 +362,7 @@ mod tests {
         symlink(&inner, &link).unwrap();
         let configured = |roots: &[&Path]| {
             let roots: Vec<_> = roots.iter().map(|root| root.to_path_buf()).collect();
-            let roots = resolve(&roots, |path, error| panic!("{path:?}: {error}"));
+            let roots = resolve(&roots, &access(), |path, error| panic!("{path:?}: {error}"));
             roots.into_iter().map(|root| root.configured).collect::<Vec<_>>()
         };
         let (root, inner, link) = (root.path(), &*inner, &*link);

@@ -137,7 +137,7 @@ impl Tail {
         // Taken before reading, so that a change during the read counts as a later one.
         let stamp = match open.opened.take() {
             Some(stamp) => stamp,
-            None => Stamp::of(&open.file)?,
+            None => open.file.stamp()?,
         };
         let file_match = open.row.compare(&open.file, stamp.size, &mut self.edges)?;
         if decide(FoundAt::SamePath, file_match) != FileDecision::Continue {
@@ -185,7 +185,7 @@ impl Tail {
         key: FileKey,
         intake: &mut dyn Intake,
     ) -> io::Result<ChunkProgress> {
-        let Some(stamp) = self.open.get(&key).map(|open| Stamp::of(&open.file)).transpose()? else {
+        let Some(stamp) = self.open.get(&key).map(|open| open.file.stamp()).transpose()? else {
             return Ok(ChunkProgress::Drained);
         };
         let Some(decision) = self.decide_rewritten(key, &stamp)? else {

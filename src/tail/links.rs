@@ -18,7 +18,8 @@ use crate::platform::{
     links::{self, LinkTarget},
 };
 
-/// Decides which links are followed.
+/// Decides which links are followed. The calls may block for as long as a file system likes:
+/// `FileAccess` runs them with a limited time.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LinkRules {
     /// Home directory, without symlinks.
@@ -42,10 +43,14 @@ pub(super) enum LinkProblem {
 }
 
 impl LinkRules {
-    /// Creates the rules for links below `roots`.
-    pub(super) fn new(home: Option<&Path>, roots: &[RootDirectory]) -> Self {
-        let canonical = |path: &Path| links::canonical(path).unwrap_or_else(|_| path.to_owned());
-        Self { home: home.map(canonical), roots: roots.to_vec() }
+    /// Creates the rules for links below `roots`; `home` must have no symlinks.
+    pub(super) fn new(home: Option<PathBuf>, roots: &[RootDirectory]) -> Self {
+        Self { home, roots: roots.to_vec() }
+    }
+
+    /// Returns the id of the volume of the root above `path`.
+    pub(super) fn volume_of_root(&self, path: &Path) -> Option<u64> {
+        self.root_of(path)?.volume
     }
 
     /// Follows a link.

@@ -21,8 +21,9 @@ pub use ai_agent_stage::{
     BadRow, Chunk, FileKey, GenerationId, Intake, Origin, Piece, Progress, Survey,
 };
 
-use crate::platform::{Clock, file::FileId};
+use crate::platform::{Clock, bounded::BoundedCalls, file::FileId};
 
+mod access;
 mod backfill_hold;
 mod check_schedule;
 mod checkpoint;
@@ -38,6 +39,7 @@ mod generation_id;
 mod inspect;
 mod line_reader;
 mod links;
+mod listing;
 mod long_line;
 mod open_files;
 mod row_update;
@@ -49,6 +51,7 @@ mod tests;
 mod unreadable;
 mod watcher;
 
+use access::FileAccess;
 pub use backfill_hold::{BackfillHold, ExpiryQuery, HoldQuery};
 use backfill_hold::{ExpiryState, HoldState};
 use check_schedule::CheckSchedule;
@@ -60,7 +63,7 @@ use file_table::{FileTable, KnownFile, Lane, age};
 use fingerprint::EdgeSamples;
 pub use generation_id::{NewGeneration, fresh_generation};
 use line_reader::{LineReader, ReadSizes};
-use links::{LinkProblem, LinkRules};
+use links::LinkProblem;
 use open_files::{DetachedFiles, OpenFile};
 use sweep::Sweep;
 use unreadable::UnreadablePaths;
@@ -129,12 +132,14 @@ pub struct Tail {
     new_generation: NewGeneration,
     schedule: CheckSchedule,
     hints: Arc<Hints>,
-    watcher: Option<Watcher>,
+    watcher: Option<Arc<Watcher>>,
     /// Roots that the last sweep found.
     roots: Vec<RootDirectory>,
     /// Links to directories that the last sweep followed.
     followed: Vec<RootDirectory>,
-    links: LinkRules,
+    access: FileAccess,
+    /// Number of places that had answered again when that was last noticed.
+    revived: u64,
     files: FileTable,
     /// Open files, at most `options.open_files` with the retired ones.
     open: BTreeMap<FileKey, OpenFile>,
@@ -173,6 +178,7 @@ impl Tail {
             record: size(options.max_record_bytes),
             part: size(options.part_bytes),
         };
+        let calls = BoundedCalls::new(Arc::clone(&clock));
         Self {
             schedule: CheckSchedule::new(options.poll_interval, Arc::clone(&clock)),
             clock,
@@ -181,7 +187,8 @@ impl Tail {
             watcher: None,
             roots: Vec::new(),
             followed: Vec::new(),
-            links: LinkRules::default(),
+            access: FileAccess::new(calls, &options.roots),
+            revived: 0,
             files: FileTable::default(),
             open: BTreeMap::new(),
             retired: Vec::new(),
@@ -196,6 +203,14 @@ impl Tail {
             edges: EdgeSamples::default(),
             options,
         }
+    }
+
+    /// Uses `calls` to call file systems, so that other parts of the agent know the same places.
+    #[must_use]
+    pub fn with_calls(mut self, calls: &BoundedCalls) -> Self {
+        self.revived = calls.revived();
+        self.access.set_calls(calls.clone());
+        self
     }
 
     /// Calls `query` periodically to learn which files that do not grow are held back.
@@ -314,7 +329,7 @@ impl Tail {
     /// the same path; if that is unknown, whether more was read of `row`.
     fn is_superseded_by(&self, known: FileKey, row: &CheckpointSummary) -> bool {
         let Some(known) = self.files.get(known) else { return true };
-        let here = self.links.inspect(&row.path).ok().and_then(|info| info.stamp.id);
+        let here = self.access.inspect(&row.path).ok().and_then(|info| info.stamp.id);
         let is_here = |id: Option<FileId>| id.is_some() && id == here;
         (is_here(row.stamp.id), row.offset) > (is_here(known.id), known.offset)
     }

@@ -4,7 +4,7 @@
 //! only from its handle, so the handle is kept until everything read from it is stored: if the store fails,
 //! the file is read again.
 
-use std::{collections::BTreeMap, fs::File, io, mem, time::Duration};
+use std::{collections::BTreeMap, io, mem, time::Duration};
 
 use ai_agent_stage::{FileKey, GenerationId, Intake, Origin};
 
@@ -14,12 +14,15 @@ use super::{
     file_table::{KnownFile, Lane},
     is_absent,
 };
-use crate::platform::file::{self, FileId, Stamp};
+use crate::platform::{
+    bounded::BoundedFile,
+    file::{self, FileId, Stamp},
+};
 
 /// An open file.
 #[derive(Debug)]
 pub(super) struct OpenFile {
-    pub(super) file: File,
+    pub(super) file: BoundedFile,
     pub(super) id: Option<FileId>,
     /// Stamp at the time it was opened, for the first read.
     pub(super) opened: Option<Stamp>,
@@ -80,7 +83,7 @@ pub(super) struct DetachedFiles {
 
 impl OpenFile {
     fn new(
-        file: File,
+        file: BoundedFile,
         id: Option<FileId>,
         row: CheckpointRow,
         origin: Origin,
@@ -92,7 +95,7 @@ impl OpenFile {
 
     /// Current size of the file.
     pub(super) fn size(&self) -> u64 {
-        self.file.metadata().map_or(0, |metadata| metadata.len())
+        self.file.size().unwrap_or(0)
     }
 
     /// Number of bytes that occupy disk space only because of this handle.
@@ -121,12 +124,12 @@ impl Tail {
             known.generation = (self.new_generation)();
         }
         let Some(known) = self.files.get(key) else { return Ok(false) };
-        let Some((file, stamp)) = self.links.open(&known.path)? else {
+        let Some((file, stamp)) = self.access.open(&known.path)? else {
             self.schedule.request_sweep_soon();
             return Ok(false);
         };
         let is_other = known.id.is_some() && stamp.id != known.id && stamp.id != known.replaced_by;
-        if is_other && stamp.id.is_some() && self.links.is_linked(&known.path) {
+        if is_other && stamp.id.is_some() && self.access.is_linked(&known.path) {
             // A link leads elsewhere by now: a sweep finds out where.
             self.schedule.request_sweep_soon();
             return Ok(false);
@@ -223,7 +226,7 @@ impl Tail {
             return;
         }
         self.last_tended = now;
-        let is_elsewhere = |open: &OpenFile| match self.links.inspect(&open.origin.path) {
+        let is_elsewhere = |open: &OpenFile| match self.access.inspect(&open.origin.path) {
             Ok(info) => info.stamp.id != open.id,
             Err(error) => is_absent(&error),
         };
@@ -323,7 +326,7 @@ impl Tail {
     pub(super) fn keep_unstored(&mut self, detached: DetachedFiles) {
         for (_, OpenFile { file, id, origin, .. }) in detached.by_generation {
             // A file system that cannot be reached does not mean that the file was deleted.
-            let is_there = match self.links.inspect(&origin.path) {
+            let is_there = match self.access.inspect(&origin.path) {
                 Ok(info) => info.stamp.id == id,
                 Err(error) => !is_absent(&error),
             };

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -19,12 +19,12 @@ use super::{
     directory_walk::{self, FoundFile, RootDirectory, Walk},
     file_table::{KnownFile, Lane, age},
     is_absent,
-    links::{LinkProblem, LinkRules},
-    watcher::{Hinted, Watcher, may_be_directory},
+    links::LinkProblem,
+    watcher::{Hinted, WatchAttempt, WatchOutcome, Watcher, may_be_directory},
 };
 use crate::platform::{
-    file::{self, FileInfo, FileKind, Stamp},
-    links,
+    bounded::DoesNotAnswer,
+    file::{FileInfo, FileKind, Stamp},
 };
 
 /// Age from which a new file is queued behind files that grow.
@@ -64,6 +64,7 @@ enum FoundBy {
 impl Tail {
     /// Executes the steps that are due: applies hints, checks hot files, continues the sweep.
     pub(super) fn find_changes(&mut self, intake: &mut dyn Intake) {
+        self.notice_revived_places();
         // Hints can be interpreted only after the first sweep.
         if self.schedule.has_swept
             && let Some(hinted) = self.hints.drain()
@@ -79,11 +80,23 @@ impl Tail {
         if let Some(hot) = self.schedule.due_hot_files() {
             let started = self.schedule.now();
             self.check_hot_files(&hot);
-            self.schedule.end_hot_check(started);
+            self.schedule.end_hot_check(started + self.access.take_lost());
             self.save_partial_lines(intake);
         }
         if self.sweep.is_some() || self.schedule.is_sweep_due() {
             self.continue_sweep(intake);
+        }
+    }
+
+    /// Sweeps when a place answers again, since nothing was found there meanwhile.
+    fn notice_revived_places(&mut self) {
+        let revived = self.access.calls().revived();
+        if self.revived != revived {
+            self.revived = revived;
+            let silent = self.access.calls().silent();
+            let is_silent = |path: &Path| silent.iter().any(|(place, _)| place == path);
+            self.unreadable.remove_answering(is_silent);
+            self.schedule.request_sweep_now();
         }
     }
 
@@ -111,8 +124,11 @@ impl Tail {
             |root: &RootDirectory| Some((root.configured.clone(), root.configured_path(hinted)?));
         let Some((root, path)) = links.chain(roots).find_map(translated) else { return };
         let is_file = self.options.names.matches(&path);
-        let FileInfo { kind, stamp } = match file::inspect(&path) {
-            Ok(info) => info,
+        let may_be_directory = |path: &Path| may_be_directory(path, self.access.calls());
+        let FileInfo { kind, stamp } = match self.access.inspect_below(&root, &path) {
+            Ok(Some(info)) => info,
+            Ok(None) => return,
+            Err(error) if DoesNotAnswer::of(&error).is_some() => return,
             Err(_) => {
                 // Deleted or moved, a file or a directory: a sweep finds out.
                 if self.files.at(&path).is_some() || may_be_directory(&path) {
@@ -121,9 +137,6 @@ impl Tail {
                 return;
             }
         };
-        if !directory_walk::is_reached_without_symlinks(&root, &path) {
-            return;
-        }
         if kind == FileKind::Link {
             if is_file || may_be_directory(&path) {
                 self.schedule.request_sweep_soon();
@@ -142,11 +155,13 @@ impl Tail {
 
     /// Checks all files below a directory.
     fn list(&mut self, directory: PathBuf) {
-        let mut walk = Walk::new(vec![directory], &self.options.names, LinkRules::default());
-        while let Some(directory) = walk.next() {
-            self.watch(directory);
+        let access = self.access.without_links();
+        let mut walk = Walk::new(vec![directory], &self.options.names, access);
+        while walk.has_directory() {
+            let watch = self.watch_attempt();
             // The next sweep reports directories that cannot be listed.
-            walk.list(|file| self.check_path(&file.path, file.stamp), |_, _| {});
+            walk.list(watch.call(), |file| self.check_path(&file.path, file.stamp), |_, _| {});
+            self.note_watched(&watch);
         }
         if walk.skip_links() {
             self.schedule.request_sweep_soon();
@@ -170,25 +185,32 @@ impl Tail {
 
     /// Checks the files that changed recently, and whether missing roots exist by now.
     fn check_hot_files(&mut self, hot: &[FileKey]) {
+        let known = |key: &FileKey| self.files.get(*key).filter(|known| !known.is_deleted);
+        let paths = hot.iter().filter_map(known).map(|known| known.path.to_path_buf());
+        let mut inspected = self.access.inspect_all(paths.collect());
         for key in hot {
             let Some(known) = self.files.get_mut(*key).filter(|known| !known.is_deleted) else {
                 self.schedule.forget(*key);
                 continue;
             };
-            match self.links.inspect(&known.path) {
+            match inspected
+                .remove(&*known.path)
+                .unwrap_or_else(|| Err(io::ErrorKind::NotFound.into()))
+            {
                 Ok(info) if info.kind == FileKind::File => {
                     if std::mem::take(&mut known.is_racy) {
                         known.drained = None;
                     }
                     self.check_known(*key, info.stamp, FoundBy::Check);
                 }
+                Err(error) if DoesNotAnswer::of(&error).is_some() => {}
                 _ => {
                     self.schedule.request_sweep_soon();
                     self.schedule.forget(*key);
                 }
             }
         }
-        let exists = |root: &PathBuf| fs::metadata(root).is_ok();
+        let exists = |root: &PathBuf| self.access.exists(root);
         if self.schedule.absent_roots.iter().any(exists) {
             self.schedule.request_sweep_now();
         }
@@ -200,16 +222,15 @@ impl Tail {
         let mut sweep = self.sweep.take().unwrap_or_else(|| self.start_sweep());
         let mut left = SLICE;
         while left > 0 && !sweep.walk.is_over() {
-            if let Some(directory) = sweep.walk.next() {
-                self.watch(directory);
-            }
             left = left.saturating_sub(DIRECTORY_COST + self.sweep_directory(&mut sweep, intake));
         }
         let is_over = sweep.walk.is_over();
         if is_over {
             self.end_sweep(&mut sweep, intake);
         }
-        sweep.cost += self.schedule.now().saturating_sub(started);
+        let cost = self.schedule.now().saturating_sub(started);
+        // Otherwise a place that does not answer would delay the next sweep of the others.
+        sweep.cost += cost.saturating_sub(self.access.take_lost());
         if is_over {
             self.roots = sweep.roots;
             self.followed = sweep.walk.take_followed();
@@ -224,7 +245,7 @@ impl Tail {
         let number = self.schedule.start_sweep();
         let mut failed = Vec::new();
         self.schedule.absent_roots.clear();
-        let roots = directory_walk::resolve(&self.options.roots, |path, error| {
+        let roots = directory_walk::resolve(&self.options.roots, &self.access, |path, error| {
             if is_absent(&error) {
                 self.schedule.absent_roots.push(path.to_owned());
             } else {
@@ -233,15 +254,16 @@ impl Tail {
             failed.push(path.to_owned());
         });
         self.watch_roots(&roots);
-        self.links = LinkRules::new(self.options.home.as_deref(), &roots);
+        self.access.start_sweep(&self.options.roots, &roots, self.options.home.as_deref());
         let directories = roots.iter().map(|root| root.configured.clone()).collect();
-        let walk = Walk::new(directories, &self.options.names, self.links.clone());
+        let walk = Walk::new(directories, &self.options.names, self.access.clone());
         let (moved, replaced, cost) = (Vec::new(), Vec::new(), Duration::ZERO);
         Sweep { number, roots, walk, found: 0, failed, moved, replaced, cost }
     }
 
     /// Checks all files in the next directory; returns its number of entries.
     fn sweep_directory(&mut self, sweep: &mut Sweep, intake: &mut dyn Intake) -> usize {
+        let watch = self.watch_attempt();
         let Sweep { number, walk, found, failed, moved, replaced, .. } = sweep;
         let mut unlisted = Vec::new();
         let visit = |FoundFile { path, stamp, is_linked }: FoundFile| {
@@ -268,7 +290,9 @@ impl Tail {
                 },
             }
         };
-        let count = walk.list(visit, |path, error| unlisted.push((path.to_owned(), error)));
+        let fail = |path: &Path, error| unlisted.push((path.to_owned(), error));
+        let count = walk.list(watch.call(), visit, fail);
+        self.note_watched(&watch);
         for (path, error) in unlisted {
             let problem = LinkProblem::of(&error);
             if problem.is_some() || !is_absent(&error) {
@@ -351,23 +375,39 @@ impl Tail {
             return;
         }
         if !self.schedule.is_watching {
-            self.watcher = Watcher::new(&self.hints, &self.options.names);
+            self.watcher = Watcher::new(&self.hints, &self.options.names, self.access.calls());
         }
         // Targets of links are outside of the roots.
         let watched: Vec<_> = roots.iter().chain(&self.followed).cloned().collect();
-        match self.watcher.as_mut().map(|watcher| watcher.watch_roots(&watched)) {
-            Some(true) => self.schedule.is_watching = true,
-            Some(false) | None => self.schedule.watching_failed(),
+        let (Some(watcher), Some(first)) = (self.watcher.clone(), self.options.roots.first())
+        else {
+            self.schedule.watching_failed();
+            return;
+        };
+        let calls = self.access.calls();
+        match calls.run_with(first, move |current| Ok(watcher.watch_roots(&watched, current))) {
+            Ok(true) => self.schedule.is_watching = true,
+            Ok(false) => self.schedule.watching_failed(),
+            Err(_) => {
+                self.watcher = None;
+                self.schedule.watching_failed();
+            }
         }
     }
 
-    /// Watches a directory before it is listed.
-    fn watch(&mut self, directory: &Path) {
-        if self.schedule.is_watching
-            && let Some(watcher) = &self.watcher
-            && !watcher.watch(directory)
-        {
-            self.schedule.watching_failed();
+    /// Prepares to watch a directory, which happens before it is listed.
+    fn watch_attempt(&self) -> WatchAttempt {
+        WatchAttempt::new(self.watcher.as_ref().filter(|_| self.schedule.is_watching))
+    }
+
+    fn note_watched(&mut self, watch: &WatchAttempt) {
+        match watch.outcome() {
+            WatchOutcome::Fine => {}
+            WatchOutcome::Failed => self.schedule.watching_failed(),
+            WatchOutcome::Hangs => {
+                self.watcher = None;
+                self.schedule.watching_failed();
+            }
         }
     }
 
@@ -480,11 +520,11 @@ impl Tail {
         intake: &mut dyn Intake,
     ) -> io::Result<bool> {
         let Some(known) = self.files.get(key) else { return Ok(false) };
-        let (old_path, old_stamp) = match self.links.inspect(&known.path) {
+        let (old_path, old_stamp) = match self.access.inspect(&known.path) {
             Ok(FileInfo { kind: FileKind::File, stamp }) => {
                 let is_same = stamp.id == known.id;
                 // Two paths to one directory entry are one file, unlike two entries of a file.
-                if is_same && is_same_entry(&known.path, path)? {
+                if is_same && self.access.is_same_entry(&known.path, path)? {
                     if known.last_sweep == self.schedule.sweeps {
                         return Ok(true);
                     }
@@ -512,7 +552,7 @@ impl Tail {
         intake: &mut dyn Intake,
     ) -> io::Result<bool> {
         let Some(known) = self.files.get(key) else { return Ok(false) };
-        let Some((file, stamp)) = self.links.open(path)? else { return Ok(false) };
+        let Some((file, stamp)) = self.access.open(path)? else { return Ok(false) };
         if stamp.id != known.id {
             return Ok(false);
         }
@@ -561,9 +601,4 @@ impl Tail {
         }
         self.files.enqueue(key, Lane::Live, 0);
     }
-}
-
-/// Returns true if two paths lead to one directory entry, through different links.
-fn is_same_entry(one: &Path, other: &Path) -> io::Result<bool> {
-    Ok(links::canonical(one)? == links::canonical(other)?)
 }

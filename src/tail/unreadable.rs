@@ -10,7 +10,10 @@ use siem_protocol::{AgentEvent, agent_event::UnreadableReason};
 use tracing::{info, warn};
 
 use super::links::LinkProblem;
-use crate::{platform::file, text::shortened_in_the_middle};
+use crate::{
+    platform::{bounded::DoesNotAnswer, file},
+    text::shortened_in_the_middle,
+};
 
 /// Largest number of paths that are listed; further ones are not distinguished.
 const MAX_PATHS: usize = 1000;
@@ -52,9 +55,11 @@ enum Report {
 }
 
 impl UnreadablePaths {
-    /// Records that `path` could not be read during or after the given sweep.
+    /// Records that `path` could not be read during or after the given sweep. If its place does not
+    /// answer, that counts and not the path.
     pub(super) fn add(&mut self, path: &Path, error: &io::Error, sweep: u32) {
         let reason = reason(error);
+        let path = DoesNotAnswer::of(error).map_or(path, |silent| &silent.place);
         if let Some(failure) = self.by_path.get_mut(path)
             && failure.reason == reason
         {
@@ -74,6 +79,13 @@ impl UnreadablePaths {
         let failure = ReadFailure { reason, error: error.to_string(), sweep, report, is_link };
         self.by_path.insert(path.to_owned(), failure);
         self.has_due = true;
+    }
+
+    /// Records that all places answer but those for which `is_silent` is true.
+    pub(super) fn remove_answering(&mut self, is_silent: impl Fn(&Path) -> bool) {
+        self.by_path.retain(|path, failure| {
+            failure.reason != UnreadableReason::DoesNotAnswer || is_silent(path)
+        });
     }
 
     /// Returns true if every path can be read.
@@ -155,8 +167,8 @@ fn shortened(path: &Path) -> String {
     shortened_in_the_middle(&path.to_string_lossy(), MAX_PATH_CHARS)
 }
 
-/// Returns false if the cause is the store or the limit of open files, which have reports of their
-/// own.
+/// Returns false if the cause is the store, the limit of open files, or a place that does not answer,
+/// which have reports of their own.
 fn is_about_a_path(error: &io::Error) -> bool {
     let is_of_system = error.raw_os_error().is_some() && !file::is_out_of_files(error);
     is_of_system || LinkProblem::of(error).is_some()
@@ -165,6 +177,9 @@ fn is_about_a_path(error: &io::Error) -> bool {
 fn reason(error: &io::Error) -> UnreadableReason {
     if let Some(problem) = LinkProblem::of(error) {
         return problem.reason();
+    }
+    if DoesNotAnswer::of(error).is_some() {
+        return UnreadableReason::DoesNotAnswer;
     }
     match error.kind() {
         io::ErrorKind::PermissionDenied => UnreadableReason::PermissionDenied,

@@ -6,14 +6,17 @@ use std::{
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicU8, Ordering},
     },
 };
 
 use tracing::{debug, warn};
 
 use super::directory_walk::{Names, RootDirectory};
-use crate::platform::watch::{DirectoryWatcher, WatchError, WatchEvent};
+use crate::platform::{
+    bounded::{BoundedCalls, CurrentPlace},
+    watch::{DirectoryWatcher, WatchError, WatchEvent},
+};
 
 /// Largest number of paths that are kept; beyond it everything is swept.
 const MAX_PATHS: usize = 4096;
@@ -88,11 +91,17 @@ pub(super) struct Watcher(DirectoryWatcher);
 
 impl Watcher {
     /// Creates a watcher without directories; `None` if the system supports none.
-    pub(super) fn new(hints: &Arc<Hints>, names: &Names) -> Option<Self> {
-        let (sender, names) = (Arc::clone(hints), names.clone());
+    pub(super) fn new(
+        hints: &Arc<Hints>,
+        names: &Names,
+        calls: &BoundedCalls,
+    ) -> Option<Arc<Self>> {
+        let (sender, names, calls) = (Arc::clone(hints), names.clone(), calls.clone());
         let notify = move |event| match event {
             WatchEvent::Changed { path, is_metadata } => {
-                add_relevant(&sender, path, is_metadata, &names)
+                if names.matches(&path) || (!is_metadata && may_be_directory(&path, &calls)) {
+                    sender.add(path);
+                }
             }
             WatchEvent::Lost => {
                 debug!("file change notifications were lost");
@@ -103,19 +112,72 @@ impl Watcher {
                 sender.add_failure();
             }
         };
-        DirectoryWatcher::new(notify).map(Self).map_err(|error| report(&error)).ok()
+        let watcher = DirectoryWatcher::new(notify).map_err(|error| report(&error)).ok()?;
+        Some(Arc::new(Self(watcher)))
     }
 
     /// Watches the directories below `roots` as far as the system does so recursively; returns
     /// whether that succeeded. The caller must sweep afterwards.
-    pub(super) fn watch_roots(&mut self, roots: &[RootDirectory]) -> bool {
-        let roots: Vec<_> = roots.iter().map(|root| root.canonical.as_path()).collect();
-        self.0.watch_roots(&roots).map_err(|error| report(&error)).is_ok()
+    pub(super) fn watch_roots(&self, roots: &[RootDirectory], current: &CurrentPlace) -> bool {
+        let paths: Vec<_> = roots.iter().map(|root| root.canonical.as_path()).collect();
+        let set_current = |index: usize| current.set(&roots[index].configured);
+        self.0.watch_roots(&paths, set_current).map_err(|error| report(&error)).is_ok()
     }
 
     /// Watches `directory`; returns whether that succeeded. The caller must list it afterwards.
     pub(super) fn watch(&self, directory: &Path) -> bool {
         self.0.watch(directory).map_err(|error| report(&error)).is_ok()
+    }
+}
+
+/// The watching of one directory, which a call does before it lists it.
+pub(super) struct WatchAttempt {
+    watcher: Option<Arc<Watcher>>,
+    progress: Arc<AtomicU8>,
+}
+
+/// Result of watching a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WatchOutcome {
+    /// It is watched, or need not be.
+    Fine,
+    /// It cannot be watched.
+    Failed,
+    /// The watcher does not answer: it must not be used any more.
+    Hangs,
+}
+
+impl WatchAttempt {
+    const NOT_BEGUN: u8 = 0;
+    const IN_PROGRESS: u8 = 1;
+    const DONE: u8 = 2;
+    const FAILED: u8 = 3;
+
+    /// Prepares to watch a directory with `watcher`; without one, nothing is watched.
+    pub(super) fn new(watcher: Option<&Arc<Watcher>>) -> Self {
+        let progress = Arc::new(AtomicU8::new(Self::NOT_BEGUN));
+        Self { watcher: watcher.cloned(), progress }
+    }
+
+    /// Returns the function that watches.
+    pub(super) fn call(&self) -> impl FnOnce(&Path) + Send + use<> {
+        let (watcher, progress) = (self.watcher.clone(), Arc::clone(&self.progress));
+        move |directory| {
+            let Some(watcher) = watcher else { return };
+            progress.store(Self::IN_PROGRESS, Ordering::Relaxed);
+            let is_watched = watcher.watch(directory);
+            let outcome = if is_watched { Self::DONE } else { Self::FAILED };
+            progress.store(outcome, Ordering::Relaxed);
+        }
+    }
+
+    /// Returns the result once the call has returned, or did not return in time.
+    pub(super) fn outcome(&self) -> WatchOutcome {
+        match self.progress.load(Ordering::Relaxed) {
+            Self::IN_PROGRESS => WatchOutcome::Hangs,
+            Self::FAILED => WatchOutcome::Failed,
+            _ => WatchOutcome::Fine,
+        }
     }
 }
 
@@ -131,16 +193,15 @@ fn report(error: &WatchError) {
     }
 }
 
-/// Adds a hint if the path may be a followed file or a directory.
-fn add_relevant(hints: &Hints, path: PathBuf, is_metadata: bool, names: &Names) {
-    if names.matches(&path) || (!is_metadata && may_be_directory(&path)) {
-        hints.add(path);
-    }
+/// Returns true if a path with another name may be a directory: most other files have an extension.
+pub(super) fn may_be_directory(path: &Path, calls: &BoundedCalls) -> bool {
+    path.extension().is_none_or(OsStr::is_empty) || is_directory(path, calls)
 }
 
-/// Returns true if a path with another name may be a directory: most other files have an extension.
-pub(super) fn may_be_directory(path: &Path) -> bool {
-    path.extension().is_none_or(OsStr::is_empty) || path.is_dir()
+/// Returns true if a directory, or a link to one, is at `path` and answers.
+fn is_directory(path: &Path, calls: &BoundedCalls) -> bool {
+    let (place, path) = (path.parent().unwrap_or(path).to_owned(), path.to_owned());
+    calls.run(&place, move || Ok(path.is_dir())).unwrap_or(false)
 }
 
 #[cfg(test)]

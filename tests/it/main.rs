@@ -34,6 +34,7 @@ mod files;
 mod filter_cases;
 mod fuzz_corpora;
 mod growing_files;
+mod hanging_calls;
 mod hooks;
 mod hostile;
 mod large_lines;

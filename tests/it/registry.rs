@@ -23,6 +23,7 @@ fn context() -> AgentContext {
         paths: Paths::on(Os::CURRENT, &environment).unwrap(),
         environment,
         clock: Arc::new(SystemClock),
+        calls: ai_agent::internals::platform::bounded::BoundedCalls::new(Arc::new(SystemClock)),
         power: Arc::new(SystemPower),
         revision: ai_agent::internals::siem::Revision::default(),
         device: ai_agent::internals::siem::Device::without_key("instance".to_owned()),

@@ -182,6 +182,9 @@ impl DeliverySetup {
             paths: Paths::on(Os::CURRENT, &environment).unwrap(),
             environment,
             clock: Arc::clone(&self.clock) as Arc<dyn Clock>,
+            calls: ai_agent::internals::platform::bounded::BoundedCalls::new(Arc::new(
+                ai_agent::internals::platform::SystemClock,
+            )),
             power: Arc::new(ai_agent::internals::platform::SystemPower),
             revision: ai_agent::internals::siem::Revision::default(),
             device: self.device.clone(),

@@ -96,7 +96,8 @@ fn file_changed_during_an_inspection_is_left_for_later() {
     for text in [TOKEN, "filter.meta = ["] {
         replace(&world.file(), text);
         assert!(world.manager.read_changed_files(stamps.clone()).is_none());
-        assert_eq!(world.manager.watch.compare(&world.manager.stamps()), Change::InProgress);
+        let stamps = world.manager.stamps();
+        assert_eq!(world.manager.watch.compare(&stamps), Change::InProgress);
     }
     assert_eq!(world.refusals(), 0, "an incomplete file is not refused");
     replace(&world.file(), &complete);
@@ -118,5 +119,6 @@ fn named_file_that_changes_right_after_it_is_read_is_detected() {
     assert!(world.manager.replace(candidate, ConfigOrigin::Files, &waker).is_some());
     secure_file::replace(&token, b"another token of this fleet").unwrap();
     world.manager.watch_named();
-    assert_eq!(world.manager.watch.compare(&world.manager.stamps()), Change::InProgress);
+    let stamps = world.manager.stamps();
+    assert_eq!(world.manager.watch.compare(&stamps), Change::InProgress);
 }

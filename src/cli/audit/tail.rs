@@ -163,7 +163,7 @@ fn follow(
 
 fn follower(path: &Path, is_once: bool, poll_interval: Duration, waker: Waker) -> AuditFollower {
     let options = LogOptions { max_line_bytes: MAX_LINE_BYTES, is_once, poll_interval };
-    let files = follow_log(path, options, Arc::new(SystemClock), waker);
+    let files = follow_log(path, options, Arc::new(SystemClock), waker, None);
     AuditFollower::new(files, path.to_owned(), is_once, Arc::new(SystemClock))
 }
 

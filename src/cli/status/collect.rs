@@ -1,6 +1,6 @@
 //! Collects the status report: from the running agent, or from the files of a stopped one.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use super::{
     problems::problems,
@@ -15,7 +15,7 @@ use crate::{
         Client, Connection, DeviceStatus, Request, Response, Store, compliance_status, connect,
         status::AgentStatus,
     },
-    platform::{Clock as _, LockHolder, LockRole, StateLock, SystemClock},
+    platform::{Clock as _, LockHolder, LockRole, StateLock, SystemClock, bounded::BoundedCalls},
 };
 
 /// Longest time that the agent may take to respond.
@@ -56,7 +56,9 @@ pub(in crate::cli) fn collect(context: &CliContext, depth: Depth) -> Result<Stat
     }
     if report.status.compliance.is_none() {
         let (paths, environment) = (context.paths(), context.environment());
-        report.status.compliance = Some(compliance_status(&state_dir, paths, environment, &[]));
+        let calls = BoundedCalls::new(Arc::new(SystemClock));
+        let compliance = compliance_status(&state_dir, &calls, paths, environment, &[]);
+        report.status.compliance = Some(compliance);
     }
     report.status.assign_trust();
     report.problems = problems(&report);

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     cli::terminal::duration,
-    control::status::{ReadingStatus, SinkStatus},
+    control::status::{ReadingStatus, SilentPlace, SinkStatus},
     pipeline::config_status::ConfigOrigin,
     text::counted,
 };
@@ -46,8 +46,9 @@ pub(super) fn problems(report: &StatusReport) -> Vec<Problem> {
             "`ai-agent deadletter list` shows why; `retry` sends them again, `purge` deletes them",
         ));
     }
+    problems.extend(status.silent.iter().map(silent));
     if let Some(reading) = &status.reading {
-        self::reading(reading, &mut problems);
+        self::reading(reading, &status.silent, &mut problems);
     }
     configuration(report, &mut problems);
     compliance(report, &mut problems);
@@ -141,7 +142,19 @@ fn device(report: &StatusReport) -> Option<Problem> {
     })
 }
 
-fn reading(reading: &ReadingStatus, problems: &mut Vec<Problem>) {
+fn silent(place: &SilentPlace) -> Problem {
+    let SilentPlace { path, seconds } = place;
+    warning(
+        format!(
+            "`{path}` does not answer: a call of its file system has not returned for {}",
+            duration(*seconds)
+        ),
+        "reconnect or unmount its file system, or answer the permission dialog; the agent reads it \
+         again once the call has returned",
+    )
+}
+
+fn reading(reading: &ReadingStatus, silent: &[SilentPlace], problems: &mut Vec<Problem>) {
     if let Some(silent) = reading.silent_seconds {
         let what = format!("reading has not responded for {}", duration(silent));
         problems.push(match silent > PATIENCE {
@@ -173,7 +186,9 @@ fn reading(reading: &ReadingStatus, problems: &mut Vec<Problem>) {
             false => warning(what, remedy),
         });
     }
-    if let Some(first) = reading.problems.first() {
+    // Those that do not answer are problems of their own.
+    let is_silent = |path: &str| silent.iter().any(|place| place.path == path);
+    if let Some(first) = reading.problems.iter().find(|problem| !is_silent(&problem.path)) {
         problems.push(warning(
             format!(
                 "cannot read {}, such as `{}`: {}",

@@ -6,7 +6,7 @@ use std::{any::Any, path::Path, sync::Arc, time::Duration};
 use ai_agent_stage::{BadRow, GenerationId, Intake, Progress, Source, Survey, Waker};
 
 use crate::{
-    platform::Clock,
+    platform::{Clock, bounded::BoundedCalls},
     tail::{Names, Tail, TailOptions, fresh_generation},
 };
 
@@ -22,13 +22,14 @@ pub struct LogOptions {
 }
 
 /// Follows the log file at `path` from its beginning, together with the files that it was rotated
-/// to.
+/// to. Without `calls`, it has a runner of calls of its own.
 #[must_use]
 pub fn follow_log(
     path: &Path,
     options: LogOptions,
     clock: Arc<dyn Clock>,
     waker: Waker,
+    calls: Option<&BoundedCalls>,
 ) -> Box<dyn Source> {
     let options = TailOptions {
         roots: vec![path.parent().unwrap_or(Path::new("/")).to_owned()],
@@ -38,7 +39,11 @@ pub fn follow_log(
         watch: !options.is_once,
         ..TailOptions::default()
     };
-    Box::new(LogFollower(Tail::new(options, clock, Box::new(fresh_generation), waker)))
+    let tail = Tail::new(options, clock, Box::new(fresh_generation), waker);
+    Box::new(LogFollower(match calls {
+        Some(calls) => tail.with_calls(calls),
+        None => tail,
+    }))
 }
 
 struct LogFollower(Tail);

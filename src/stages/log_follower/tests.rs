@@ -34,7 +34,7 @@ fn follower(folder: &Path, clock: &Arc<ShiftedClock>, once: bool) -> AuditFollow
     let path = folder.join("audit.log");
     let poll_interval = Duration::from_secs(300);
     let options = LogOptions { max_line_bytes: MAX_LINE_BYTES, is_once: once, poll_interval };
-    let files = follow_log(&path, options, clock.clone(), Arc::new(|| ()));
+    let files = follow_log(&path, options, clock.clone(), Arc::new(|| ()), None);
     AuditFollower::new(files, path, once, clock.clone())
 }
 

@@ -25,7 +25,7 @@ use tracing::info;
 
 use crate::{
     compliance::client_files::ClientSettingsFiles,
-    platform::{Clock, Timestamp, file},
+    platform::{Clock, Timestamp, bounded::BoundedCalls, file},
     stages::{AgentContext, Sessions, SharedRoots},
     tail::{BackfillHold, ExpiryQuery, HoldQuery, Tail, TailOptions, fresh_generation},
     units::Size,
@@ -81,6 +81,7 @@ struct ClaudeSessions {
     tail: Tail,
     roots: Vec<PathBuf>,
     sessions: Sessions,
+    calls: BoundedCalls,
     /// Set from the first restore on: a source that was only built must not change shared state.
     shared_roots: Option<SharedRoots>,
     clock: Arc<dyn Clock>,
@@ -118,7 +119,8 @@ impl SourceOptions for Options {
             ..TailOptions::default()
         };
         let (clock, new_id) = (context.clock.clone(), Box::new(fresh_generation));
-        let mut tail = Tail::new(options, Arc::clone(&clock), new_id, waker);
+        let tail = Tail::new(options, Arc::clone(&clock), new_id, waker);
+        let mut tail = tail.with_calls(&context.calls);
         // A run with `--once` reads everything, on battery too.
         if !context.once {
             tail = tail.with_hold_query(battery_hold(context)).with_expiry_query(expiry(context));
@@ -128,6 +130,7 @@ impl SourceOptions for Options {
             tail,
             roots,
             sessions,
+            calls: context.calls.clone(),
             shared_roots: None,
             clock,
             learned: 0,
@@ -142,17 +145,21 @@ const BEFORE_EXPIRY: Duration = Duration::from_secs(2 * 86_400);
 /// Returns the age from which Claude Code may delete a file soon. Half of a short clean-up period is
 /// the time to read it.
 fn expiry(context: &AgentContext) -> ExpiryQuery {
-    let settings = ClientSettingsFiles::new(&context.environment, &context.paths);
+    let settings = settings_files(context);
     Arc::new(move || {
         let period = settings.cleanup_period();
         period - BEFORE_EXPIRY.min(period / 2)
     })
 }
 
+fn settings_files(context: &AgentContext) -> ClientSettingsFiles {
+    ClientSettingsFiles::new(&context.environment, &context.paths).with_calls(&context.calls)
+}
+
 /// Delays old files on battery, except those that Claude Code would delete soon.
 fn battery_hold(context: &AgentContext) -> HoldQuery {
     let power = Arc::clone(&context.power);
-    let settings = ClientSettingsFiles::new(&context.environment, &context.paths);
+    let settings = settings_files(context);
     let was_on_battery = AtomicBool::new(false);
     Arc::new(move || {
         let is_on_battery = power.is_on_battery();
@@ -229,6 +236,7 @@ impl Source for ClaudeSessions {
         self.tail.read(&mut SessionIntake {
             intake,
             sessions: &self.sessions,
+            calls: &self.calls,
             now: self.clock.now(),
             growth_checked: &mut self.growth_checked,
         })
@@ -263,6 +271,7 @@ impl Source for ClaudeSessions {
 struct SessionIntake<'a> {
     intake: &'a mut dyn Intake,
     sessions: &'a Sessions,
+    calls: &'a BoundedCalls,
     now: Timestamp,
     growth_checked: &'a mut Option<Timestamp>,
 }
@@ -284,8 +293,9 @@ impl SessionIntake<'_> {
             return;
         }
         *self.growth_checked = Some(now);
-        let modified =
-            file::inspect_target(path).map(|sight| sight.stamp.modified.max(0).unsigned_abs());
+        let its_path = path.to_owned();
+        let inspected = self.calls.run(path, move || file::inspect_target(&its_path));
+        let modified = inspected.map(|info| info.stamp.modified.max(0).unsigned_abs());
         let modified = Timestamp(modified.unwrap_or_default() / 1_000_000);
         if self.now - modified < RECENT {
             self.sessions.grew(self.now);

@@ -7,6 +7,8 @@ mod deleted;
 mod file_lifecycles;
 #[cfg(unix)]
 mod file_system_faults;
+#[cfg(unix)]
+mod hanging_calls;
 mod held_by_writer;
 #[cfg(unix)]
 mod links;

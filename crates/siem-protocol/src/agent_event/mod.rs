@@ -212,8 +212,9 @@ pub enum AgentEvent {
         /// Size of the file.
         size: u64,
     },
-    /// A file, a directory or a symlink below the directories of sessions cannot be read. Sent once;
-    /// heartbeats count all of them. It is tried again.
+    /// A file, a directory or a symlink below the directories of sessions cannot be read, or the file
+    /// system of one of them, of an account or of settings does not answer. Sent once; heartbeats
+    /// count those below the directories of sessions. It is tried again.
     PathUnreadable {
         /// Path, shortened in the middle if it is long.
         path: String,

@@ -14,6 +14,8 @@ pub enum UnreadableReason {
     PathTooLong,
     /// The file system or its disk fails, or is not connected.
     FileSystem,
+    /// A call of its file system has not returned for seconds, for this path or one below it.
+    DoesNotAnswer,
     /// A symlink that leads to nothing.
     LinkBroken,
     /// A symlink to neither a regular file nor a directory.

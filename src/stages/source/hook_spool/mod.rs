@@ -34,7 +34,11 @@ use crate::{
         spool::{Spool, SpooledReport},
     },
     event::Event,
-    platform::{Clock, Environment, Paths, Timestamp, secure_file},
+    platform::{
+        Clock, Environment, Paths, Timestamp,
+        bounded::{BoundedCalls, DoesNotAnswer},
+        secure_file,
+    },
     stages::{AgentContext, Sessions},
 };
 
@@ -132,6 +136,7 @@ struct HookSpool {
     settings_due: Duration,
     environment: Environment,
     paths: Paths,
+    calls: BoundedCalls,
 }
 
 impl SourceOptions for Options {
@@ -152,6 +157,7 @@ impl SourceOptions for Options {
             settings_due: Duration::ZERO,
             environment: context.environment.clone(),
             paths: context.paths.clone(),
+            calls: context.calls.clone(),
         })
     }
 }
@@ -307,7 +313,7 @@ impl HookSpool {
             events.push(AgentEvent::HookAnswered(Box::new(report.into())).into());
         }
         let Some(transcript) = &report.transcript_path else { return };
-        if let Some(root) = root_of(transcript)
+        if let Some(root) = root_of(transcript, &self.calls)
             && self.sessions.learn(&root)
         {
             info!(root = %root.display(), "learned a directory of sessions from a hook");
@@ -372,6 +378,7 @@ impl HookSpool {
         let seconds = policy.and_then(|policy| policy.compliance.transcript_within_seconds);
         let within = seconds.map_or(DEFAULT_TRANSCRIPT_WITHIN, Duration::from_secs);
         let (now, sessions) = (self.clock.now(), self.sessions.clone());
+        let calls = self.calls.clone();
         self.row.waiting.retain(|waiting| {
             if !sessions.is_expected(&waiting.transcript) {
                 return false;
@@ -381,8 +388,8 @@ impl HookSpool {
             }
             sessions.arrived(&waiting.transcript);
             // A continued session may have been read before the hook was called.
-            let (has_records, why) = inspect_transcript(&waiting.transcript);
-            let is_read = root_of(&waiting.transcript).is_some();
+            let (has_records, why) = inspect_transcript(&waiting.transcript, &calls);
+            let is_read = root_of(&waiting.transcript, &calls).is_some();
             if has_records && is_read {
                 return false;
             }
@@ -411,8 +418,8 @@ impl HookSpool {
         self.settings_due = uptime + SETTINGS_INTERVAL;
         let policy = StoredPolicy::read(state_dir).ok().flatten();
         let by_policy = policy.is_some_and(|policy| policy.compliance.action.is_some());
-        let by_settings =
-            ClientSettingsFiles::new(&self.environment, &self.paths).has_agent_hooks();
+        let settings = ClientSettingsFiles::new(&self.environment, &self.paths);
+        let by_settings = settings.with_calls(&self.calls).has_agent_hooks();
         let is_called = now - self.row.called < SILENCE;
         if is_called || !(by_policy || by_settings) {
             self.row.silent_since = None;
@@ -434,25 +441,36 @@ impl HookSpool {
 }
 
 /// Returns true if a transcript has content; otherwise the reason.
-fn inspect_transcript(transcript: &Path) -> (bool, &'static str) {
-    match fs::metadata(transcript) {
+fn inspect_transcript(transcript: &Path, calls: &BoundedCalls) -> (bool, &'static str) {
+    let path = transcript.to_owned();
+    match calls.run(place_of(transcript), move || fs::metadata(path)) {
         Ok(file) if file.is_file() && file.len() > 0 => (true, ""),
         Ok(_) => (false, "it is empty"),
+        Err(error) if DoesNotAnswer::of(&error).is_some() => (false, "it does not answer"),
         Err(_) => (false, "it does not exist"),
     }
 }
 
 /// Returns the root of a transcript: `<X>/projects` of `<X>/projects/<project>/<session>.jsonl`, if X
 /// belongs to the user and its path contains no symbolic link.
-fn root_of(transcript: &Path) -> Option<PathBuf> {
+fn root_of(transcript: &Path, calls: &BoundedCalls) -> Option<PathBuf> {
     let is_session = transcript.extension().is_some_and(|ending| ending == "jsonl");
     let root = transcript.parent()?.parent()?;
-    let above = root.parent()?;
+    let above = root.parent()?.to_owned();
     let is_root = root.file_name().is_some_and(|name| name == "projects");
     let is_plain = is_session && is_root && transcript.is_absolute();
-    let is_real = || above.canonicalize().is_ok_and(|real| real == above);
-    let is_ours = || secure_file::is_trusted_dir(above);
-    (is_plain && is_real() && is_ours()).then(|| root.to_owned())
+    let is_real_and_ours = move || {
+        let is_real = above.canonicalize().is_ok_and(|real| real == above);
+        Ok(is_real && secure_file::is_trusted_dir(&above))
+    };
+    let is_good = is_plain && calls.run(root, is_real_and_ours).unwrap_or(false);
+    is_good.then(|| root.to_owned())
+}
+
+/// Returns the directory that does not answer if a transcript does not: that of all its sessions.
+fn place_of(transcript: &Path) -> &Path {
+    let projects = transcript.parent().and_then(Path::parent);
+    projects.unwrap_or(transcript)
 }
 
 #[cfg(test)]

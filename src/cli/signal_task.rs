@@ -1,0 +1,126 @@
+//! Signals to the agent. The network thread receives them, so that they are obeyed while the main
+//! thread is in a call of a file system that does not return.
+
+use std::{
+    io, process,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
+    thread,
+    time::Duration,
+};
+
+use tokio::{runtime::Runtime, sync::watch};
+use tracing::error;
+
+use crate::{
+    agent::AgentHandle,
+    platform::{Signal, Signals},
+};
+
+/// Time after a signal to stop after which the process ends in any case: reading and delivery take at
+/// most 4.5 s to stop.
+const MAX_STOP: Duration = Duration::from_millis(4700);
+/// Time that closing the outbox may take then.
+const MAX_CLOSE: Duration = Duration::from_millis(200);
+
+/// Receives signals, and passes them on to the agent once there is one.
+#[derive(Clone)]
+pub(super) struct SignalTask(Arc<Shared>);
+
+struct Shared {
+    received: Mutex<Received>,
+    stopped: watch::Sender<bool>,
+}
+
+#[derive(Default)]
+struct Received {
+    agent: Option<AgentHandle>,
+    /// True if SIGHUP was received before there was an agent.
+    was_hung_up: bool,
+}
+
+impl SignalTask {
+    /// Starts to receive signals.
+    ///
+    /// # Errors
+    /// The error of the system.
+    pub(super) fn start(runtime: &Runtime) -> io::Result<Self> {
+        let signals = {
+            let _context = runtime.enter();
+            Signals::listen()?
+        };
+        let shared = Shared { received: Mutex::default(), stopped: watch::Sender::new(false) };
+        let task = Self(Arc::new(shared));
+        runtime.spawn(task.clone().receive(signals));
+        Ok(task)
+    }
+
+    async fn receive(self, mut signals: Signals) {
+        loop {
+            match signals.next().await {
+                Signal::End => self.stop(),
+                Signal::HangUp => {
+                    let mut received = self.received();
+                    match &received.agent {
+                        Some(agent) => agent.hang_up(),
+                        None => received.was_hung_up = true,
+                    }
+                }
+            }
+        }
+    }
+
+    /// Passes signals on to `agent`, those that were received before included.
+    pub(super) fn forward_to(&self, agent: AgentHandle) {
+        let mut received = self.received();
+        if received.was_hung_up {
+            agent.hang_up();
+        }
+        if *self.0.stopped.borrow() {
+            agent.stop();
+        }
+        received.agent = Some(agent);
+    }
+
+    /// Waits for a signal to stop.
+    pub(super) async fn stopped(&self) {
+        let mut stopped = self.0.stopped.subscribe();
+        // Cannot fail, since the sender is in this task.
+        drop(stopped.wait_for(|stopped| *stopped).await);
+    }
+
+    fn stop(&self) {
+        let is_first = !self.0.stopped.send_replace(true);
+        if let Some(agent) = &self.received().agent {
+            agent.stop();
+        }
+        if is_first {
+            let task = self.clone();
+            let end = thread::Builder::new().name("stop".into()).spawn(move || task.end_process());
+            if let Err(error) = end {
+                error!(code = "stop_unlimited", %error, "cannot limit the time of the shutdown");
+            }
+        }
+    }
+
+    /// Ends the process if it has not ended by then.
+    fn end_process(self) -> ! {
+        thread::sleep(MAX_STOP);
+        error!(code = "stop_forced", "the shutdown takes too long: ending the process");
+        let (closed, is_closed) = mpsc::channel::<()>();
+        let close = move || {
+            if let Some(Ok(pipeline)) = self.received().agent.as_ref().map(AgentHandle::pipeline) {
+                pipeline.outbox().close();
+            }
+            drop(closed);
+        };
+        if thread::Builder::new().spawn(close).is_ok() {
+            // Nothing is sent: it ends when the outbox is closed.
+            is_closed.recv_timeout(MAX_CLOSE).unwrap_or_default();
+        }
+        process::exit(1);
+    }
+
+    fn received(&self) -> MutexGuard<'_, Received> {
+        self.0.received.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,194 @@
+use std::{
+    sync::atomic::AtomicUsize,
+    sync::mpsc::{self, Receiver, Sender},
+};
+
+use super::*;
+use crate::platform::SystemClock;
+
+const SHORT: Duration = Duration::from_millis(50);
+
+fn runner() -> BoundedCalls {
+    BoundedCalls::with_limit(Arc::new(SystemClock), SHORT)
+}
+
+/// A call that returns when the sender is dropped or sends.
+fn hanging() -> (Sender<()>, impl FnOnce() -> io::Result<u8> + Send + 'static) {
+    let (release, released) = mpsc::channel();
+    let call = move || {
+        released.recv().unwrap_or_default();
+        Ok(7)
+    };
+    (release, call)
+}
+
+fn silent(calls: &BoundedCalls) -> Vec<PathBuf> {
+    calls.silent().into_iter().map(|(path, _)| path).collect()
+}
+
+#[track_caller]
+fn wait_until(mut is_reached: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !is_reached() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "not reached");
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn changes(calls: &BoundedCalls) -> Receiver<(bool, PathBuf)> {
+    let (sender, changes) = mpsc::channel();
+    calls.listen(move |change| {
+        let (is_silent, place) = match change {
+            PlaceChange::Silent(place) => (true, place),
+            PlaceChange::Answers(place) => (false, place),
+        };
+        sender.send((is_silent, place.path.clone())).unwrap();
+    });
+    changes
+}
+
+#[test]
+fn call_that_hangs_makes_its_place_silent_until_it_returns() {
+    let (calls, one, other) = (runner(), Path::new("/one"), Path::new("/other"));
+    let (release, call) = hanging();
+    let error = calls.run(one, call).unwrap_err();
+    let changes = changes(&calls);
+    assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    assert_eq!(DoesNotAnswer::of(&error), Some(&DoesNotAnswer { place: one.to_owned() }));
+    assert_eq!(silent(&calls), [one]);
+    let is_called = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&is_called);
+    let again = calls.run(&one.join("below"), move || {
+        counter.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    });
+    assert!(DoesNotAnswer::of(&again.unwrap_err()).is_some());
+    assert_eq!(is_called.load(Ordering::Relaxed), 0);
+    assert_eq!(calls.run(other, || Ok(1)).unwrap(), 1, "other places answer");
+
+    drop(release);
+    wait_until(|| silent(&calls).is_empty());
+    wait_until(|| calls.revived() == 1);
+    assert_eq!(calls.run(one, || Ok(2)).unwrap(), 2);
+    assert_eq!(changes.recv().unwrap(), (true, one.to_owned()));
+    assert_eq!(changes.recv().unwrap(), (false, one.to_owned()));
+    assert!(changes.try_recv().is_err());
+}
+
+#[test]
+fn error_and_panic_of_a_call_are_those_of_its_caller() {
+    let calls = runner();
+    let error = calls.run::<()>(Path::new("/a"), || Err(io::ErrorKind::NotFound.into()));
+    assert_eq!(error.unwrap_err().kind(), io::ErrorKind::NotFound);
+    let run = || calls.run::<()>(Path::new("/a"), || panic!("oh"));
+    assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err());
+    assert_eq!(calls.run(Path::new("/a"), || Ok(3)).unwrap(), 3);
+}
+
+#[test]
+fn hanging_calls_of_one_place_occupy_one_thread() {
+    let calls = runner();
+    let (_release, call) = hanging();
+    calls.run(Path::new("/a"), call).unwrap_err();
+    for _ in 0..100 {
+        calls.run(Path::new("/a"), || Ok(())).unwrap_err();
+        calls.discard(Path::new("/a"), String::new());
+        calls.run(Path::new("/b"), || Ok(())).unwrap();
+    }
+    let state = calls.0.0.lock();
+    assert_eq!((state.calls.len(), state.queue.len()), (1, 0));
+    assert!(state.idle <= 3, "{}", state.idle);
+}
+
+#[test]
+fn place_of_a_call_is_the_one_it_was_about() {
+    let calls = runner();
+    let (_release, released) = mpsc::channel::<()>();
+    let mut pending = calls
+        .begin(Path::new("/first"), move |current| {
+            current.set(Path::new("/second"));
+            released.recv().unwrap_or_default();
+        })
+        .unwrap();
+    wait_until(|| calls.0.0.lock().calls.values().any(|call| call.place == Path::new("/second")));
+    let second = DoesNotAnswer { place: "/second".into() };
+    assert_eq!(pending.poll(SHORT), Polled::Overdue(second));
+    assert_eq!(silent(&calls), [Path::new("/second")]);
+    assert!(calls.run(Path::new("/first"), || Ok(())).is_ok());
+}
+
+#[test]
+fn result_that_is_late_is_kept_for_a_repeated_call() {
+    let (calls, place) = (runner(), Path::new("/a"));
+    let mut latest = Latest::default();
+    assert!(latest.refresh(&calls, place, Duration::from_secs(60), |_| 1));
+    let (release, call) = hanging();
+    assert!(!latest.refresh(&calls, place, SHORT / 10, |_| call().unwrap()));
+    wait_until(|| {
+        assert!(!latest.refresh(&calls, place, SHORT / 10, |_| panic!("it has not returned")));
+        latest.is_silent()
+    });
+    assert_eq!((silent(&calls), latest.value()), (vec![place.to_owned()], Some(&1)));
+    drop(release);
+    wait_until(|| calls.0.0.lock().calls.is_empty());
+    assert!(latest.refresh(&calls, place, Duration::ZERO, |_| 3));
+    assert_eq!((latest.value(), latest.is_silent()), (Some(&7), false));
+}
+
+/// Drops of a remote file: it sends when it is dropped.
+struct OnDrop(Sender<thread::ThreadId>);
+
+impl Drop for OnDrop {
+    fn drop(&mut self) {
+        self.0.send(thread::current().id()).unwrap();
+    }
+}
+
+#[test]
+fn discarded_objects_are_dropped_elsewhere_once_the_place_answers() {
+    let (calls, place) = (runner(), Path::new("/a"));
+    let (sender, dropped) = mpsc::channel();
+    calls.discard(place, OnDrop(sender.clone()));
+    let dropped_by = dropped.recv_timeout(Duration::from_secs(60)).unwrap();
+    assert_ne!(dropped_by, thread::current().id());
+
+    let (release, call) = hanging();
+    calls.run(place, call).unwrap_err();
+    calls.discard(place, OnDrop(sender.clone()));
+    calls.discard(place, OnDrop(sender));
+    assert!(dropped.try_recv().is_err());
+    drop(release);
+    for _ in 0..2 {
+        dropped.recv_timeout(Duration::from_secs(60)).unwrap();
+    }
+}
+
+#[test]
+fn stopping_agent_does_not_wait_for_the_limit() {
+    let calls = BoundedCalls::with_limit(Arc::new(SystemClock), Duration::from_secs(3600));
+    let (_release, call) = hanging();
+    let stopper = calls.clone();
+    let stop = thread::spawn(move || stopper.stop_waiting());
+    let error = calls.run(Path::new("/a"), call).unwrap_err();
+    assert!(DoesNotAnswer::of(&error).is_some());
+    stop.join().unwrap();
+    assert_eq!(calls.run(Path::new("/b"), || Ok(5)).unwrap(), 5);
+}
+
+#[test]
+fn single_call_is_given_up_after_the_limit() {
+    let place = Path::new("/a");
+    assert_eq!(run_once(place, Duration::from_secs(60), || 1).unwrap(), 1);
+    let (_release, call) = hanging();
+    let error = run_once(place, SHORT, call).unwrap_err();
+    assert!(DoesNotAnswer::of(&error).is_some());
+}
+
+#[test]
+fn helper_threads_end_with_the_runner() {
+    let calls = runner();
+    calls.run(Path::new("/a"), || Ok(())).unwrap();
+    let shared = Arc::downgrade(&calls.0.0);
+    drop(calls);
+    wait_until(|| shared.upgrade().is_none());
+}
