@@ -23,7 +23,7 @@ fn report_change(change: &PlaceChange, inbox: &Weak<Inbox>) {
         PlaceChange::Silent(place) => {
             let path = place.path.to_string_lossy().into_owned();
             let error = DoesNotAnswer { place: place.path.clone() }.to_string();
-            warn!(code = "file_system_silent", path, "{error}; it is left alone until it has");
+            warn!(code = "file_system_hangs", path, "{error}; it is left alone until it has");
             let unreadable =
                 AgentEvent::PathUnreadable { path, reason: UnreadableReason::DoesNotAnswer, error };
             if let Some(inbox) = inbox {

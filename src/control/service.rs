@@ -16,7 +16,7 @@ use super::{
     error::RequestError,
     outbox_requests::{self, Respond},
     protocol::{Request, Response},
-    status::{AgentStatus, ProcessStatus, ReadingStatus, SilentPlace},
+    status::{AgentStatus, HangingPath, ProcessStatus, ReadingStatus},
     store::Store,
 };
 use crate::{
@@ -98,7 +98,7 @@ impl ControlService {
             agent: self.process_status(&loaded, now),
             config: Some(self.agent.config_report(now)),
             device: DeviceStatus::of_agent(&context.device, &context.trust),
-            silent: SilentPlace::all(&context.calls),
+            hanging: HangingPath::all(&context.calls),
             ..AgentStatus::default()
         };
         let compliance = spawn_blocking(move || {

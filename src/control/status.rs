@@ -37,20 +37,20 @@ pub(crate) struct AgentStatus {
     pub(crate) compliance: Option<ComplianceStatus>,
     /// Key of the device; `None` if it is not known.
     pub(crate) device: Option<DeviceStatus>,
-    /// Places whose file system does not answer.
-    pub(crate) silent: Vec<SilentPlace>,
+    /// Paths whose file system does not answer.
+    pub(crate) hanging: Vec<HangingPath>,
 }
 
 /// A directory or file whose file system does not answer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct SilentPlace {
+pub(crate) struct HangingPath {
     pub(crate) path: String,
     /// Time for which a call has not returned.
     pub(crate) seconds: u64,
 }
 
-impl SilentPlace {
-    /// All places that do not answer.
+impl HangingPath {
+    /// All paths whose file system does not answer.
     pub(super) fn all(calls: &BoundedCalls) -> Vec<Self> {
         let place = |(path, time): (PathBuf, Duration)| Self {
             path: path.display().to_string(),

@@ -161,7 +161,7 @@ impl World {
         entries::lines(&entries).iter().any(|line| line.bytes == record.as_bytes())
     }
 
-    /// Paths in the events about places that do not answer.
+    /// Paths in the events about file systems that do not answer.
     fn reported(&self) -> Vec<String> {
         let stored = self.receiver.entries();
         let events = entries::events(&stored, "path_unreadable").into_iter();
@@ -170,11 +170,11 @@ impl World {
     }
 
     /// Paths in the status.
-    fn silent(&self) -> Vec<String> {
+    fn hanging(&self) -> Vec<String> {
         let shown = self.agent(&["status", "--json"]).run();
         let status: Value = serde_json::from_slice(&shown.stdout).unwrap();
-        let silent = status["silent"].as_array().unwrap_or_else(|| panic!("{status}"));
-        silent.iter().map(|place| place["path"].as_str().unwrap().to_owned()).collect()
+        let hanging = status["hanging"].as_array().unwrap_or_else(|| panic!("{status}"));
+        hanging.iter().map(|place| place["path"].as_str().unwrap().to_owned()).collect()
     }
 
     fn violations(&self) -> usize {
@@ -210,6 +210,8 @@ fn check(call: &str, place: Place, is_at_start: bool) {
         for file in ["root/s.jsonl", "target/s.jsonl", "learned/projects/p/s.jsonl"] {
             append_to(&world.outside.path().join(file), "{\"hidden\":1}\n");
         }
+        append_to(&world.home.path().join(".config/Claude/config.json"), " ");
+        append_to(&world.home.path().join(".claude.json"), " ");
     };
     if is_at_start {
         begin();
@@ -224,7 +226,7 @@ fn check(call: &str, place: Place, is_at_start: bool) {
     }
     eventually(&format!("an event of {what}"), || (!world.reported().is_empty()).then_some(()));
     assert_eq!(world.reported(), [expected.to_str().unwrap()], "{what}");
-    assert_eq!(world.silent(), [expected.to_str().unwrap()], "{what}");
+    assert_eq!(world.hanging(), [expected.to_str().unwrap()], "{what}");
     world.ships("{\"n\":2}");
     if place != Account {
         world.sign_in("me@gmail.com");
@@ -241,7 +243,7 @@ fn check(call: &str, place: Place, is_at_start: bool) {
     if matches!(place, Root | Link | LearnedRoot) {
         world.wait_for_record("{\"hidden\":1}");
     }
-    assert_eq!(world.silent(), [""; 0], "{what}");
+    assert_eq!(world.hanging(), [""; 0], "{what}");
     agent.stop();
 }
 
@@ -306,7 +308,7 @@ fn sigterm_ends_the_agent_whatever_hangs() {
                 append_to(&world.outside.path().join("root/s.jsonl"), "{\"hidden\":1}\n");
                 let mut agent = world.hanging_agent(&["run"]).start_and_wait();
                 if is_silent {
-                    agent.wait_for_code("file_system_silent");
+                    agent.wait_for_code("file_system_hangs");
                 }
                 let asked = Instant::now();
                 agent.signal(Signal::TERM);
@@ -387,9 +389,9 @@ fn fuse_that_hangs_stops_nothing_else() {
             .ships_to(&world.receiver.url())
     };
     let mut agent = run(Path::new(env!("CARGO_BIN_EXE_ai-agent"))).start_and_wait();
-    agent.wait_for_code("file_system_silent");
+    agent.wait_for_code("file_system_hangs");
     world.ships("{\"n\":1}");
-    assert_eq!(world.silent(), [mounted.to_str().unwrap()]);
+    assert_eq!(world.hanging(), [mounted.to_str().unwrap()]);
     agent.signal(Signal::HUP);
     agent.wait_for_code("reload_by_signal");
     world.ships("{\"n\":2}");

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include <dirent.h>
 #include <dlfcn.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <stdarg.h>
@@ -33,7 +34,10 @@ static int must_hang(const char *call, const char *path) {
 
 static void hang(const char *call, const char *path) {
     struct timespec pause = {0, 10 * 1000 * 1000};
+    int before = errno;
     while (must_hang(call, path)) nanosleep(&pause, NULL);
+    /* The end of a directory is no error only if this is unchanged. */
+    errno = before;
 }
 
 #define OPEN(name)                                              \
@@ -56,7 +60,9 @@ DIR *opendir(const char *path) {
 struct dirent64 *readdir64(DIR *directory) {
     char link[64], path[PATH_MAX];
     snprintf(link, sizeof link, "/proc/self/fd/%d", dirfd(directory));
+    int before = errno;
     ssize_t length = readlink(link, path, sizeof path - 1);
+    errno = before;
     if (length > 0) {
         path[length] = '\0';
         hang("readdir", path);

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     cli::terminal::duration,
-    control::status::{ReadingStatus, SilentPlace, SinkStatus},
+    control::status::{HangingPath, ReadingStatus, SinkStatus},
     pipeline::config_status::ConfigOrigin,
     text::counted,
 };
@@ -46,9 +46,9 @@ pub(super) fn problems(report: &StatusReport) -> Vec<Problem> {
             "`ai-agent deadletter list` shows why; `retry` sends them again, `purge` deletes them",
         ));
     }
-    problems.extend(status.silent.iter().map(silent));
+    problems.extend(status.hanging.iter().map(hanging));
     if let Some(reading) = &status.reading {
-        self::reading(reading, &status.silent, &mut problems);
+        self::reading(reading, &status.hanging, &mut problems);
     }
     configuration(report, &mut problems);
     compliance(report, &mut problems);
@@ -142,8 +142,8 @@ fn device(report: &StatusReport) -> Option<Problem> {
     })
 }
 
-fn silent(place: &SilentPlace) -> Problem {
-    let SilentPlace { path, seconds } = place;
+fn hanging(place: &HangingPath) -> Problem {
+    let HangingPath { path, seconds } = place;
     warning(
         format!(
             "`{path}` does not answer: a call of its file system has not returned for {}",
@@ -154,7 +154,7 @@ fn silent(place: &SilentPlace) -> Problem {
     )
 }
 
-fn reading(reading: &ReadingStatus, silent: &[SilentPlace], problems: &mut Vec<Problem>) {
+fn reading(reading: &ReadingStatus, hanging: &[HangingPath], problems: &mut Vec<Problem>) {
     if let Some(silent) = reading.silent_seconds {
         let what = format!("reading has not responded for {}", duration(silent));
         problems.push(match silent > PATIENCE {
@@ -187,8 +187,8 @@ fn reading(reading: &ReadingStatus, silent: &[SilentPlace], problems: &mut Vec<P
         });
     }
     // Those that do not answer are problems of their own.
-    let is_silent = |path: &str| silent.iter().any(|place| place.path == path);
-    if let Some(first) = reading.problems.iter().find(|problem| !is_silent(&problem.path)) {
+    let is_hanging = |path: &str| hanging.iter().any(|place| place.path == path);
+    if let Some(first) = reading.problems.iter().find(|problem| !is_hanging(&problem.path)) {
         problems.push(warning(
             format!(
                 "cannot read {}, such as `{}`: {}",

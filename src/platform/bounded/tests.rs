@@ -77,7 +77,7 @@ fn call_that_hangs_makes_its_place_silent_until_it_returns() {
 
 #[test]
 fn error_and_panic_of_a_call_are_those_of_its_caller() {
-    let calls = runner();
+    let calls = BoundedCalls::new(Arc::new(SystemClock));
     let error = calls.run::<()>(Path::new("/a"), || Err(io::ErrorKind::NotFound.into()));
     assert_eq!(error.unwrap_err().kind(), io::ErrorKind::NotFound);
     let run = || calls.run::<()>(Path::new("/a"), || panic!("oh"));
