@@ -76,6 +76,12 @@ impl FileAccess {
         &self.calls
     }
 
+    /// Returns true if the place of `path` does not answer.
+    pub(super) fn is_silent(&self, path: &Path) -> bool {
+        let place = self.places().of(path);
+        self.calls.silent().iter().any(|(silent, _)| place.starts_with(silent))
+    }
+
     /// Starts a sweep below these roots. Links are followed from then on.
     pub(super) fn start_sweep(
         &mut self,

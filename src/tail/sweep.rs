@@ -377,22 +377,26 @@ impl Tail {
         if !self.schedule.is_watching {
             self.watcher = Watcher::new(&self.hints, &self.options.names, self.access.calls());
         }
-        // Targets of links are outside of the roots.
-        let watched: Vec<_> = roots.iter().chain(&self.followed).cloned().collect();
-        let (Some(watcher), Some(first)) = (self.watcher.clone(), self.options.roots.first())
-        else {
+        let Some(watcher) = self.watcher.clone() else {
             self.schedule.watching_failed();
             return;
         };
+        // Targets of links are outside of the roots.
+        let answers = |root: &&RootDirectory| !self.access.is_silent(&root.configured);
+        let watched: Vec<_> = roots.iter().chain(&self.followed).filter(answers).cloned().collect();
+        let Some(first) = watched.first().map(|root| root.configured.clone()) else { return };
         let calls = self.access.calls();
-        match calls.run_with(first, move |current| Ok(watcher.watch_roots(&watched, current))) {
+        match calls.run_with(&first, move |current| Ok(watcher.watch_roots(&watched, current))) {
             Ok(true) => self.schedule.is_watching = true,
-            Ok(false) => self.schedule.watching_failed(),
-            Err(_) => {
-                self.watcher = None;
-                self.schedule.watching_failed();
-            }
+            Err(error) if DoesNotAnswer::of(&error).is_some() => self.replace_watcher(),
+            Ok(false) | Err(_) => self.schedule.watching_failed(),
         }
+    }
+
+    /// Gives up a watcher that does not answer. The next one is not used for the place where it was.
+    fn replace_watcher(&mut self) {
+        self.watcher = None;
+        self.schedule.is_watching = false;
     }
 
     /// Prepares to watch a directory, which happens before it is listed.
@@ -404,10 +408,7 @@ impl Tail {
         match watch.outcome() {
             WatchOutcome::Fine => {}
             WatchOutcome::Failed => self.schedule.watching_failed(),
-            WatchOutcome::Hangs => {
-                self.watcher = None;
-                self.schedule.watching_failed();
-            }
+            WatchOutcome::Hangs => self.replace_watcher(),
         }
     }
 
