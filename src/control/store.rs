@@ -12,6 +12,7 @@ use crate::{
     event::Event,
     frame::Codec,
     pipeline::{
+        assembly,
         group::Group,
         group_builder::GroupBuilder,
         outbox::{Outbox, OutboxError},
@@ -107,10 +108,15 @@ impl Store {
         change: impl FnOnce(&Outbox, &Group) -> Result<(), OutboxError> + Send + 'static,
     ) -> Result<(), RequestError> {
         let (config, now) = (self.loaded.settings.config_hash(), self.context.clock.now());
+        // Where an agent would refuse the stages, the event is stored without additions.
+        let mut enrichers = match assembly::stages(&self.loaded, &self.context) {
+            Ok(stages) => stages.enrichers,
+            Err(_) => Vec::new(),
+        };
         let job = move |outbox: &Outbox| {
             let mut builder =
                 GroupBuilder::new(outbox.end(), config, ShippingSettings::default(), Codec::Zstd);
-            builder.add_event(&event, now);
+            builder.add_event(&event, &mut enrichers, now);
             change(outbox, &builder.finish(now))
         };
         let Some(pipeline) = self.pipeline() else {

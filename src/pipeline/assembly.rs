@@ -16,8 +16,8 @@ use crate::{
     },
 };
 
-/// Members of an entry. No enricher may have one of these names.
-const RESERVED: [&str; 23] = [
+/// Members of an entry, and of each line of a file. No enricher may have one of these names.
+const RESERVED: [&str; 29] = [
     "seq",
     "kind",
     "source",
@@ -40,7 +40,13 @@ const RESERVED: [&str; 23] = [
     "incomplete",
     "event",
     "severity",
+    "at",
     "data",
+    "machine_id",
+    "hostname",
+    "user",
+    "epoch",
+    "time",
 ];
 
 /// Builds filters and enrichers.

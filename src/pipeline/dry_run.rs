@@ -97,8 +97,8 @@ impl Intake for DryIntake<'_> {
         self.builder.add_chunk(chunk, self.instance, self.label, self.stages, self.now);
     }
 
-    fn store_row(&mut self, name: &str, row: &[u8], events: Vec<Event>) {
-        self.builder.store_row(self.instance, self.label, name, row, events, self.now);
+    fn store_row(&mut self, name: &str, row: &[u8], _events: Vec<Event>) {
+        self.builder.store_row(self.instance, name, row);
     }
 
     fn report(&mut self, _event: Event) {}

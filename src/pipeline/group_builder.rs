@@ -1,12 +1,18 @@
 //! Builds groups: encodes and chains entries, and collects the checkpoints that cover them.
 
-use std::{collections::BTreeMap, mem};
+use std::{
+    collections::BTreeMap,
+    mem,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
+use serde_json::value::RawValue;
 use siem_protocol::{
     Content, Digest,
     entry::{EventLine, PartLine, RecordLine},
     names::severity,
 };
+use tracing::warn;
 
 use super::{
     accounting::{Count, Lost, Parts, Share, Totals},
@@ -49,7 +55,7 @@ pub struct GroupBuilder {
     checkpoints: BTreeMap<(String, GenerationId), Option<Vec<u8>>>,
     dropped_parts: BTreeMap<GenerationId, Option<DroppedPart>>,
     shares: BTreeMap<GenerationId, Share>,
-    /// Members that enrichers added to the current record.
+    /// Members that enrichers added to the current record or event.
     enriched: String,
 }
 
@@ -115,35 +121,32 @@ impl GroupBuilder {
         &self.totals
     }
 
-    /// Adds an event.
-    pub fn add_event(&mut self, event: &Event, now: Timestamp) {
+    /// Adds an event, with what `enrichers` say about it. Events pass no filters.
+    pub fn add_event(
+        &mut self,
+        event: &Event,
+        enrichers: &mut [Named<dyn Enricher>],
+        now: Timestamp,
+    ) {
+        self.enrich_event(event, enrichers);
+        let enriched = mem::take(&mut self.enriched);
         let (at, data) = (now.to_string(), event.data.to_string());
         let line = EventLine {
             source: event.source,
             event: event.name,
             severity: event.severity,
             at: &at,
+            enriched: &enriched,
             data: &data,
         };
         self.totals.events += 1;
         let is_urgent = event.severity == severity::HIGH;
         self.push(is_urgent, now, |seq, raw| line.write(seq, raw));
+        self.enriched = enriched;
     }
 
-    /// Adds a row that belongs to no file, and the events that changed it.
-    pub fn store_row(
-        &mut self,
-        instance: &str,
-        source: &'static str,
-        name: &str,
-        row: &[u8],
-        events: Vec<Event>,
-        now: Timestamp,
-    ) {
-        for mut event in events {
-            event.source = source;
-            self.add_event(&event, now);
-        }
+    /// Adds a row that belongs to no file. Add the events that changed it before.
+    pub fn store_row(&mut self, instance: &str, name: &str, row: &[u8]) {
         let key = (instance.to_owned(), GenerationId(name.to_owned()));
         self.checkpoints.insert(key, Some(row.to_vec()));
     }
@@ -159,7 +162,7 @@ impl GroupBuilder {
     ) {
         for mut event in chunk.events {
             event.source = source;
-            self.add_event(&event, now);
+            self.add_event(&event, &mut stages.enrichers, now);
         }
         let read_at = now.to_string();
         let context =
@@ -173,7 +176,7 @@ impl GroupBuilder {
         }
         share.add_to(&mut self.totals);
         for event in stages.filters.take_events() {
-            self.add_event(&event, now);
+            self.add_event(&event, &mut stages.enrichers, now);
         }
         let generation = chunk.origin.generation.clone();
         if chunk.checkpoint.is_none() {
@@ -384,13 +387,41 @@ impl GroupBuilder {
         let behind = record.behind_marks();
         let record = behind.as_ref().map_or(record, |(_, behind)| behind);
         for (name, enricher) in enrichers {
-            let before = self.enriched.len();
-            self.enriched.push_str(",\"");
-            self.enriched.push_str(name);
-            self.enriched.push_str("\":");
-            if !enricher.append(record, &mut self.enriched) {
-                self.enriched.truncate(before);
-            }
+            self.add_member(name, |json| enricher.append(record, json));
+        }
+    }
+
+    /// Collects the members that enrichers add to `event`.
+    fn enrich_event(&mut self, event: &Event, enrichers: &mut [Named<dyn Enricher>]) {
+        self.enriched.clear();
+        for (name, enricher) in enrichers {
+            self.add_member(name, |json| {
+                let add = AssertUnwindSafe(|| {
+                    let object = enricher.enrich_event(event);
+                    json.push_str(object.map_or("", RawValue::get));
+                    object.is_some()
+                });
+                catch_unwind(add).unwrap_or_else(|_| {
+                    warn!(
+                        code = "event_not_enriched",
+                        enricher = name,
+                        event = event.name,
+                        "an enricher failed: the event is stored without its object"
+                    );
+                    false
+                })
+            });
+        }
+    }
+
+    /// Adds a member whose value `append` writes, unless that returns false.
+    fn add_member(&mut self, name: &str, append: impl FnOnce(&mut String) -> bool) {
+        let before = self.enriched.len();
+        self.enriched.push_str(",\"");
+        self.enriched.push_str(name);
+        self.enriched.push_str("\":");
+        if !append(&mut self.enriched) {
+            self.enriched.truncate(before);
         }
     }
 

@@ -5,7 +5,12 @@ mod sink_tasks;
 #[cfg(test)]
 mod tests;
 
-use std::{collections::BTreeMap, sync::Arc, thread, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
+    time::Duration,
+};
 
 pub use handle::{PipelineHandle, RetryError};
 use siem_protocol::{Digest, Identity};
@@ -34,6 +39,7 @@ use crate::{
     platform::Clock,
     stages::{
         Named,
+        enricher::Enricher,
         sink::{self, Sink},
         source::{Source, Waker},
     },
@@ -79,6 +85,8 @@ pub struct Running {
     reading: watch::Receiver<bool>,
     /// Progress of reading.
     read: watch::Receiver<ReadProgress>,
+    /// Enrichers of the ingest thread, once it has ended.
+    enrichers: Arc<Mutex<Vec<Named<dyn Enricher>>>>,
     sinks: SinkTasks,
     faults: Faults,
 }
@@ -131,15 +139,28 @@ impl Pipeline {
             state: IngestState::default(),
         };
         let (ended, reading) = watch::channel(false);
+        let enrichers = Arc::new(Mutex::new(Vec::new()));
+        let last_enrichers = Arc::clone(&enrichers);
         let spawned = thread::Builder::new().name("ingest".into()).spawn(move || {
-            ingest.run(until);
+            let enrichers = ingest.run(until);
+            *last_enrichers.lock().unwrap_or_else(PoisonError::into_inner) = enrichers;
             ended.send_replace(true);
         });
         if let Err(error) = spawned {
             tracing::error!(code = "ingest_start_failed", %error, "cannot start the ingest thread");
         }
         faults.unless(reading.clone(), |has_ended| *has_ended, ingest_panicked());
-        Running { inbox: self.inbox, outbox, clock, config, reading, read, sinks, faults }
+        Running {
+            inbox: self.inbox,
+            outbox,
+            clock,
+            config,
+            reading,
+            read,
+            enrichers,
+            sinks,
+            faults,
+        }
     }
 }
 
@@ -368,7 +389,7 @@ impl Running {
     /// Stores the events that were reported after reading ended, for the next start to deliver, and
     /// copies the acknowledged offsets once more, in case that start finds the store damaged.
     async fn finish(self) -> Vec<Event> {
-        let Self { outbox, inbox, clock, config, sinks, .. } = self;
+        let Self { outbox, inbox, clock, config, enrichers, sinks, .. } = self;
         sinks.abort().await;
         let clean_up = move |outbox: &Outbox, events: &[Event]| {
             outbox.persist_acks()?;
@@ -380,7 +401,8 @@ impl Running {
             let shipping = ShippingSettings::default();
             let mut builder = GroupBuilder::new(outbox.end(), config, shipping, Codec::Zstd);
             let now = clock.now();
-            events.iter().for_each(|event| builder.add_event(event, now));
+            let enrichers = &mut *enrichers.lock().unwrap_or_else(PoisonError::into_inner);
+            events.iter().for_each(|event| builder.add_event(event, enrichers, now));
             outbox.commit(&builder.finish(now))
         };
         let finished = tokio::task::spawn_blocking(move || {

@@ -152,3 +152,50 @@ fn rate_limit_of_a_sink_is_kept() {
     // Six times about 7 KiB, except the last.
     assert!(ended.after > Duration::from_secs(2), "{:?}", ended.after);
 }
+
+/// An alert on an event of the agent named no machine, and the lines of a file named no user.
+#[test]
+fn events_and_lines_of_files_name_machine_and_user() {
+    let home = Home::new();
+    home.write("-p/a.jsonl", "{\"timestamp\":\"2026-11-20T10:00:00Z\", \"n\":1}\nno json\n");
+    let copy = home.path().join("copy.ndjson");
+    let config = format!(
+        "[pipeline]\nsinks = [\"copy\", \"old\"]\nenrichers = [\"host\", \"labels\"]\n\
+         [enricher.labels.labels]\nteam = \"a\"\n[sink.copy]\ntype = \"file\"\npath = {copy:?}\n"
+    );
+    let old = format!("[sink.old]\ntype = \"file\"\npath = {:?}\n", home.path().join("old"));
+    home.agent(&["run", "--once"]).config(&format!("{config}{old}")).succeed();
+    let config = config.replace(", \"old\"", "");
+    // Written without an agent.
+    home.agent(&["outbox", "forget-sink", "old"]).config(&config).succeed();
+    home.agent(&["run", "--once"]).config(&config).succeed();
+
+    let text = fs::read_to_string(&copy).unwrap();
+    let lines: Vec<Value> = text.lines().map(|it| serde_json::from_str(it).unwrap()).collect();
+    let (mut events, mut records) = (Vec::new(), Vec::new());
+    for line in &lines {
+        let host = &line["host"];
+        for name in ["machine_id", "hostname", "user"] {
+            assert!(line[name].as_str().is_some_and(|it| !it.is_empty()), "{name}: {line}");
+            assert_eq!(line[name], host[name], "{line}");
+        }
+        assert_eq!(line["labels"], json!({ "team": "a" }), "{line}");
+        assert_eq!(line["epoch"].as_str().map(str::len), Some(36), "{line}");
+        match line["event"].as_str() {
+            Some(event) => {
+                assert_eq!(line["time"], line["at"], "{line}");
+                events.push(event);
+            }
+            None => records.push((&line["time"], line)),
+        }
+    }
+    for event in [event::AGENT_STARTED, event::HEARTBEAT, event::SINK_REMOVED, event::EPOCH_STARTED]
+    {
+        assert!(events.contains(&event), "{event}: {events:?}");
+    }
+    let [(first, _), (second, line)] = &records[..] else { panic!("{records:?}") };
+    assert_eq!(**first, "2026-11-20T10:00:00.000Z");
+    assert_eq!(**second, line["read_at"]);
+    let record = "\"record\":{\"timestamp\":\"2026-11-20T10:00:00Z\", \"n\":1}}\n";
+    assert!(text.contains(record), "{text}");
+}

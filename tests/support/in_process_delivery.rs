@@ -118,7 +118,7 @@ impl DeliverySetup {
     pub(crate) fn store(&self, events: impl IntoIterator<Item = Event>) {
         let start = self.outbox.end();
         let mut builder = GroupBuilder::new(start, Digest::ZERO, self.shipping, Codec::Zstd);
-        events.into_iter().for_each(|event| builder.add_event(&event, NOW));
+        events.into_iter().for_each(|event| builder.add_event(&event, &mut [], NOW));
         if !builder.is_empty() {
             self.outbox.commit(&builder.finish(NOW)).unwrap();
         }

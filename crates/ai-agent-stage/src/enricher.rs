@@ -4,10 +4,10 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 use serde_json::value::RawValue;
 
-use crate::{BuildError, Context, FileKey, Record};
+use crate::{BuildError, Context, Event, FileKey, Record};
 
-/// Adds one JSON object to the entry of each record, under the name of the instance: the facts of
-/// `[enricher.host]` are the member `host`.
+/// Adds one JSON object to the entry of each record, and to that of an event if it wants, under the
+/// name of the instance: the facts of `[enricher.host]` are the member `host`.
 ///
 /// An enricher is pure and fast: it runs for every record that is kept, and sees the line as the
 /// filters left it. Of a line that is sent in parts it sees the first part; for each later part it
@@ -26,6 +26,14 @@ pub trait Enricher: Send {
         let object = self.enrich(record);
         json.push_str(object.map_or("", RawValue::get));
         object.is_some()
+    }
+
+    /// Returns the object for an event of the agent or of a source; `None`, the default, adds nothing.
+    ///
+    /// Events pass no filters. An enricher that adds the same facts to everything implements it.
+    #[expect(unused_variables, reason = "names the argument in the documentation")]
+    fn enrich_event(&mut self, event: &Event) -> Option<&RawValue> {
+        None
     }
 
     /// Called when the records seen since the last `commit` or [`rollback`](Self::rollback) are

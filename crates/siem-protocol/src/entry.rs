@@ -385,6 +385,8 @@ pub struct EventLine<'a> {
     pub severity: &'a str,
     /// Time of the event, RFC 3339.
     pub at: &'a str,
+    /// Members added by enrichers, each with a comma in front.
+    pub enriched: &'a str,
     /// Data of the event: a JSON object.
     pub data: &'a str,
 }
@@ -395,8 +397,8 @@ impl EventLine<'_> {
         push(
             line,
             format_args!(
-                r#"{{"seq":{seq},"kind":"event","source":"{}","event":"{}","severity":"{}","at":"{}","data":{}}}"#,
-                self.source, self.event, self.severity, self.at, self.data
+                r#"{{"seq":{seq},"kind":"event","source":"{}","event":"{}","severity":"{}","at":"{}"{},"data":{}}}"#,
+                self.source, self.event, self.severity, self.at, self.enriched, self.data
             ),
         );
     }

@@ -70,6 +70,7 @@ fn entry_lines_match_the_spec() {
         event: "agent_started",
         severity: "info",
         at: "2026-11-21T20:00:00.000Z",
+        enriched: "",
         data: r#"{"version":"0.1.0"}"#,
     }
     .write(1, &mut line);

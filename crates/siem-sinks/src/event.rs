@@ -13,6 +13,7 @@ use std::{
 use data_encoding::HEXLOWER;
 use siem_protocol::{BatchHeader, Digest, Entry, EntryError, Kind, json};
 
+pub(crate) use self::parse::time_of;
 use self::{names::Field, parse::Parsed};
 use crate::part::Content;
 

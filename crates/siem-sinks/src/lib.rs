@@ -13,6 +13,7 @@ mod fields;
 pub mod http;
 mod json;
 pub mod json_http;
+pub mod lines;
 pub mod otlp;
 pub mod part;
 mod problem;

@@ -102,7 +102,7 @@ fn append(outbox: &Outbox, groups: &[usize], now: Timestamp) {
     let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, sealing, Codec::Zstd);
     for count in groups {
         for n in 0..*count {
-            builder.add_event(&Event::info("test", serde_json::json!({ "n": n })), now);
+            builder.add_event(&Event::info("test", serde_json::json!({ "n": n })), &mut [], now);
         }
         outbox.commit(&builder.finish(now)).unwrap();
     }

@@ -87,7 +87,8 @@ impl Ingest {
             transport: self.config_status.now().transport,
         };
         let heartbeat = AgentEvent::Heartbeat(Box::new(heartbeat));
-        self.builder.add_event(&heartbeat.into(), self.clock.now());
+        let enrichers = &mut self.stages.enrichers;
+        self.builder.add_event(&heartbeat.into(), enrichers, self.clock.now());
         self.state.heartbeat.in_open = true;
     }
 }

@@ -64,13 +64,14 @@ impl Intake for GroupIntake<'_> {
 
     fn store_row(&mut self, name: &str, row: &[u8], events: Vec<Event>) {
         if self.failure.get().is_none() {
-            self.builder.store_row(self.instance, self.label, name, row, events, self.now);
+            events.into_iter().for_each(|event| self.report(event));
+            self.builder.store_row(self.instance, name, row);
         }
     }
 
     fn report(&mut self, mut event: Event) {
         event.source = self.label;
-        self.builder.add_event(&event, self.now);
+        self.builder.add_event(&event, &mut self.stages.enrichers, self.now);
     }
 
     fn forget(&mut self, file: FileKey) {

@@ -36,6 +36,7 @@ use crate::{
     platform::{Clock, Timestamp, memory, priority::in_background},
     stages::{
         Named,
+        enricher::Enricher,
         source::{LONGEST_SLEEP, Progress, Source},
     },
     tail::{FileKey, Origin},
@@ -155,7 +156,7 @@ pub(super) enum StepOutcome {
 impl Ingest {
     /// Reads until the inbox is stopped, or according to `until`. Errors of the store are logged and the
     /// work is retried: the files are the buffer.
-    pub fn run(mut self, until: Until) {
+    pub fn run(mut self, until: Until) -> Vec<Named<dyn Enricher>> {
         self.begin();
         self.state.backfill.is_limited = until == Until::Stopped;
         loop {
@@ -164,10 +165,9 @@ impl Ingest {
                 false => self.run_steps(until),
             };
             if is_over {
-                break;
+                return self.end();
             }
         }
-        self.end();
     }
 
     /// Runs steps with low priority. Returns whether reading has ended.
@@ -303,11 +303,16 @@ impl Ingest {
         }
     }
 
-    /// Stores the last events and the last heartbeat.
-    pub(super) fn end(mut self) {
-        if self.restore().is_err() {
-            return;
+    /// Stores the last events and the last heartbeat. Returns the enrichers, for events that are
+    /// reported later.
+    pub(super) fn end(mut self) -> Vec<Named<dyn Enricher>> {
+        if self.restore().is_ok() {
+            self.add_last_events();
         }
+        self.stages.enrichers
+    }
+
+    fn add_last_events(&mut self) {
         self.add_reported_events();
         self.add_heartbeat();
         self.add_event(AgentEvent::AgentStopped {}.into());

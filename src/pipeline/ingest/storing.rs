@@ -91,7 +91,7 @@ impl Ingest {
         }
         self.state.groups.reopen();
         for event in self.inbox.open_events() {
-            self.builder.add_event(&event, self.clock.now());
+            self.builder.add_event(&event, &mut self.stages.enrichers, self.clock.now());
         }
         Ok(())
     }
@@ -125,7 +125,7 @@ impl Ingest {
 
     /// Adds an event, again in another group if this one is lost.
     pub(super) fn add_event(&mut self, event: Event) {
-        self.builder.add_event(&event, self.clock.now());
+        self.builder.add_event(&event, &mut self.stages.enrichers, self.clock.now());
         self.inbox.keep_open(event);
     }
 

@@ -300,7 +300,7 @@ fn job_between_groups_does_not_make_a_group_stale() {
     let done = inbox.run_between_groups(|outbox| {
         let mut builder =
             GroupBuilder::new(outbox.end(), Digest::ZERO, ShippingSettings::default(), Codec::Zstd);
-        builder.add_event(&Event::info("other", json!({})), Timestamp(1));
+        builder.add_event(&Event::info("other", json!({})), &mut [], Timestamp(1));
         outbox.commit(&builder.finish(Timestamp(1))).unwrap();
     });
     assert!(matches!(ingest.step(), StepOutcome::Read(_)));

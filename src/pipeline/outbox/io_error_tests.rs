@@ -119,7 +119,7 @@ fn group(outbox: &Outbox) -> Group {
     let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, shipping, Codec::Plain);
     for n in 0..20 {
         let data = serde_json::json!({ "n": n, "large": "x".repeat(50_000) });
-        builder.add_event(&Event::info("test", data), Timestamp(1));
+        builder.add_event(&Event::info("test", data), &mut [], Timestamp(1));
     }
     builder.finish(Timestamp(1))
 }

@@ -69,7 +69,11 @@ fn shipping(batch_size: usize) -> ShippingSettings {
 pub(super) fn group(outbox: &Outbox, count: usize) -> Group {
     let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
     for n in 0..count {
-        builder.add_event(&Event::info("test", serde_json::json!({ "n": n })), Timestamp(1));
+        builder.add_event(
+            &Event::info("test", serde_json::json!({ "n": n })),
+            &mut [],
+            Timestamp(1),
+        );
     }
     builder.finish(Timestamp(1))
 }
@@ -177,8 +181,11 @@ fn large_groups_are_split_into_blocks_of_limited_size() {
         GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
     let large = "x".repeat(300_000);
     for _ in 0..12 {
-        builder
-            .add_event(&Event::info("test", serde_json::json!({ "large": large })), Timestamp(1));
+        builder.add_event(
+            &Event::info("test", serde_json::json!({ "large": large })),
+            &mut [],
+            Timestamp(1),
+        );
     }
     let group = builder.finish(Timestamp(1));
     assert!(
@@ -200,7 +207,7 @@ fn urgent_event_moves_the_urgent_sequence_number() {
         GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Zstd);
     let mut event = Event::info("test", serde_json::json!({}));
     event.severity = "high";
-    builder.add_event(&event, Timestamp(1));
+    builder.add_event(&event, &mut [], Timestamp(1));
     store.outbox.commit(&builder.finish(Timestamp(1))).unwrap();
     assert_eq!(
         *store.outbox.watch().borrow(),
@@ -361,8 +368,11 @@ fn file_is_compacted_under_a_steady_load() {
             let mut builder =
                 GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
             let large = "x".repeat(1 << 20);
-            builder
-                .add_event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
+            builder.add_event(
+                &Event::info("test", serde_json::json!({ "x": large })),
+                &mut [],
+                Timestamp(1),
+            );
             let one = builder.finish(Timestamp(1));
             store.outbox.commit(&one).unwrap();
             points.push(point(&one));
@@ -423,7 +433,11 @@ fn file_is_compacted_after_a_backlog_has_drained() {
         let mut builder =
             GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
         let large = "x".repeat(1 << 20);
-        builder.add_event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
+        builder.add_event(
+            &Event::info("test", serde_json::json!({ "x": large })),
+            &mut [],
+            Timestamp(1),
+        );
         last = builder.finish(Timestamp(1));
         store.outbox.commit(&last).unwrap();
     }
@@ -448,8 +462,11 @@ fn large_store_opens_intact() {
             GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
         for _ in 0..4 {
             let large: String = (0..240_000).map(|_| random.alphanumeric()).collect();
-            builder
-                .add_event(&Event::info("test", serde_json::json!({ "x": large })), Timestamp(1));
+            builder.add_event(
+                &Event::info("test", serde_json::json!({ "x": large })),
+                &mut [],
+                Timestamp(1),
+            );
         }
         store.outbox.commit(&builder.finish(Timestamp(1))).unwrap();
     }

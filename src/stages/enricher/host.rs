@@ -1,4 +1,4 @@
-//! Adds the machine and the user that a record comes from.
+//! Adds the machine and the user that a record or an event comes from.
 
 use ai_agent_stage::{BuildError, Context};
 use schemars::JsonSchema;
@@ -9,6 +9,7 @@ use serde_json::{
 };
 
 use super::{Enricher, EnricherOptions, Plugin, Record};
+use crate::event::Event;
 
 inventory::submit! {
     Plugin::enricher::<Options>(
@@ -23,7 +24,7 @@ inventory::submit! {
 #[serde(deny_unknown_fields)]
 struct Options {}
 
-/// Adds the same object to every record.
+/// Adds the same object to every record and event.
 struct Host(Box<RawValue>);
 
 impl EnricherOptions for Options {
@@ -43,6 +44,10 @@ impl EnricherOptions for Options {
 
 impl Enricher for Host {
     fn enrich(&mut self, _record: &Record<'_>) -> Option<&RawValue> {
+        Some(&self.0)
+    }
+
+    fn enrich_event(&mut self, _event: &Event) -> Option<&RawValue> {
         Some(&self.0)
     }
 }

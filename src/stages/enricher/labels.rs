@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde_json::value::{RawValue, to_raw_value};
 
 use super::{Enricher, EnricherOptions, Plugin, Record};
+use crate::event::Event;
 
 inventory::submit! {
     Plugin::enricher::<Options>(
@@ -29,7 +30,7 @@ struct Options {
     labels: BTreeMap<String, String>,
 }
 
-/// Adds the same object to every record.
+/// Adds the same object to every record and event.
 struct Labels(Option<Box<RawValue>>);
 
 impl EnricherOptions for Options {
@@ -44,6 +45,10 @@ impl EnricherOptions for Options {
 
 impl Enricher for Labels {
     fn enrich(&mut self, _record: &Record<'_>) -> Option<&RawValue> {
+        self.0.as_deref()
+    }
+
+    fn enrich_event(&mut self, _event: &Event) -> Option<&RawValue> {
         self.0.as_deref()
     }
 }

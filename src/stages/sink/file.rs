@@ -1,4 +1,7 @@
-//! Appends entries to a file, one line each: for shell pipelines and tests.
+//! Appends entries to a file, one line each: for shell pipelines, tests, and programs that read files.
+//!
+//! Each line is the entry as other sinks get it, with the machine, the user, the epoch and one `time`
+//! before its members.
 //!
 //! A batch is acknowledged when the file is synced. After a crash during a batch, the batch is written
 //! again, as by any sink: duplicate lines have the same `seq`.
@@ -19,6 +22,7 @@ use std::{
 use ai_agent_stage::{Acknowledged, BuildError, Context};
 use schemars::JsonSchema;
 use serde::Deserialize;
+use siem_sinks::lines::SenderMembers;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tracing::warn;
 
@@ -81,6 +85,7 @@ impl SinkOptions for Options {
             path: self.path,
             rotation,
             clock,
+            sent: 0,
             first_write: None,
             tidying: None,
             must_tidy: true,
@@ -128,6 +133,8 @@ struct FileSink {
     path: PathBuf,
     rotation: Option<Rotation>,
     clock: Arc<dyn Clock>,
+    /// Number of bytes written during the last delivery.
+    sent: u64,
     /// Time of the first write of this process to the file.
     first_write: Option<Timestamp>,
     /// Compression and deletion of old files, which may take longer than a delivery. Returns true if
@@ -145,24 +152,30 @@ struct Written {
     is_rotated: bool,
     /// True if the file has only the lines of this write.
     is_new: bool,
+    /// Number of bytes.
+    bytes: u64,
 }
 
 impl Sink for FileSink {
     fn deliver<'a>(&'a mut self, batch: &'a Batch) -> DeliveryFuture<'a> {
         Box::pin(async move {
+            self.sent = 0;
             let lines = match batch.body.lines() {
                 Ok(lines) => lines,
                 Err(error) => return Delivery::Hold { after: None, reason: error.to_string() },
             };
+            let sender = SenderMembers::of(&batch.header);
             let (path, rotation) = (self.path.clone(), self.rotation.clone());
             let (first_write, now) = (self.first_write, self.clock.now());
-            let writing = move || write(&path, &lines, rotation.as_ref(), first_write, now);
+            let writing =
+                move || write(&path, &sender.add_to(&lines), rotation.as_ref(), first_write, now);
             let written = spawn_blocking(writing).await.unwrap_or_else(|error| Err(error.into()));
             // A write fails after the rename if the disk is full: deleting old files makes room.
             self.must_tidy |= written.as_ref().map_or(true, |written| written.is_rotated);
             self.tidy().await;
             match written {
-                Ok(Written { is_new, .. }) => {
+                Ok(Written { is_new, bytes, .. }) => {
+                    self.sent = bytes;
                     self.first_write = self.first_write.filter(|_| !is_new).or(Some(now));
                     Delivery::Acknowledged
                 }
@@ -172,6 +185,10 @@ impl Sink for FileSink {
                 },
             }
         })
+    }
+
+    fn sent(&self, _batch: &Batch) -> u64 {
+        self.sent
     }
 
     fn acknowledged(&self) -> Acknowledged {
@@ -226,7 +243,7 @@ fn write(
         None
     });
     let is_new = append(path, lines)?;
-    Ok(Written { is_rotated: is_rotated.unwrap_or(false), is_new })
+    Ok(Written { is_rotated: is_rotated.unwrap_or(false), is_new, bytes: more })
 }
 
 /// Appends whole lines, after removing an incomplete line that a crash left. Returns true if no other

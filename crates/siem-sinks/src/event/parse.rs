@@ -12,7 +12,7 @@ use siem_protocol::{
     json::{self, Member},
 };
 
-use super::since_1970;
+use super::{TimeOf, since_1970};
 use crate::part::Content;
 
 /// A parsed line.
@@ -81,6 +81,25 @@ fn content<'a>(entry: &mut Entry<'a>) -> Result<Content<'a>, EntryError> {
         Some(bytes) => Content::of(Cow::Owned(bytes)),
         None => Content::Text(Cow::Borrowed(entry.data.map_or("null", RawValue::get))),
     })
+}
+
+/// Returns the time of the event that a line is mapped to, without the line's content.
+pub(crate) fn time_of(line: &str, time: TimeOf) -> Option<Duration> {
+    let (mut read, mut record) = (None, None);
+    let mut look = |member: Member<'_>| {
+        if read.is_none() && (member.is("read_at") || member.is("at")) {
+            read = json::string(member.value).and_then(|text| since_1970(&text));
+        }
+    };
+    match json::members_before(line, "record", &mut look) {
+        // The last member, as an agent writes it.
+        Some(rest) => record = rest.strip_suffix('}'),
+        None => drop(json::members(line, look)),
+    }
+    match time {
+        TimeOf::Record => record.and_then(|record| timestamp(record).1).or(read),
+        TimeOf::Read => read,
+    }
 }
 
 /// Checks the grammar of a record, and returns its `timestamp`.

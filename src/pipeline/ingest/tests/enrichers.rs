@@ -97,3 +97,28 @@ fn enricher_with_unchanged_configuration_stays() {
         assert!(seen.contains(&expected.to_owned()), "{seen:?}");
     }
 }
+
+/// Panics on each event, and adds to each record.
+struct PanicsOnEvents(Box<RawValue>);
+
+impl Enricher for PanicsOnEvents {
+    fn enrich(&mut self, _record: &Record<'_>) -> Option<&RawValue> {
+        Some(&self.0)
+    }
+
+    fn enrich_event(&mut self, event: &Event) -> Option<&RawValue> {
+        panic!("the enricher fails on {event:?}")
+    }
+}
+
+#[test]
+fn panicking_enricher_costs_events_only_its_object() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut ingest = ingest(FixedFiles::new(&[("a", ["a1"].as_slice())]), folder.path());
+    let object = RawValue::from_string("{}".to_owned()).unwrap();
+    ingest.stages.enrichers = vec![("fragile".into(), Box::new(PanicsOnEvents(object)))];
+    let outbox = Arc::clone(&ingest.outbox);
+    ingest.run(Until::CaughtUp);
+    let (records, events) = stored(&outbox);
+    assert_eq!((records, events.len()), (vec!["a1".to_owned()], 3));
+}

@@ -81,7 +81,8 @@ impl Entries {
         for seq in first..=last {
             let data = format!(r#"{{"entry":"({seq})","text":"{}"}}"#, "x".repeat(1_000));
             let (source, severity, at) = ("agent", "info", "2026-11-21T20:00:01.000Z");
-            EventLine { source, event: "test", severity, at, data: &data }.write(seq, &mut lines);
+            EventLine { source, event: "test", severity, at, enriched: "", data: &data }
+                .write(seq, &mut lines);
             lines.push(b'\n');
         }
         Self { header, lines, count: (first..=last).count() }

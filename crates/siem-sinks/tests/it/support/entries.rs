@@ -113,7 +113,8 @@ impl Entries {
         let seq = self.expected.len() as u64 + 1;
         self.start(format!("{EPOCH}:{seq}"), data.as_bytes().to_vec());
         let (source, severity, at) = ("agent", "info", READ_AT);
-        EventLine { source, event: name, severity, at, data }.write(seq, &mut self.lines);
+        EventLine { source, event: name, severity, at, enriched: "", data }
+            .write(seq, &mut self.lines);
         self.end(0);
     }
 
