@@ -280,19 +280,20 @@ impl ConfigManager {
 
     /// Notes that a pipeline runs with the configuration in force.
     pub(super) fn mark_applied(&mut self) {
-        let (hash, revision) = (self.loaded.settings.config_hash(), self.context.revision.get());
+        let (hashes, revision) = (self.loaded.hashes.clone(), self.context.revision.get());
         let now = self.context.clock.now();
         let transport = Some(self.loaded.transport());
         let managed = self.managed.clone();
         self.status.change(|status| {
             status.transport = transport;
             status.managed = managed;
-            let is_same = status
-                .applied
-                .as_ref()
-                .is_some_and(|applied| applied.hash == hash && applied.revision == revision);
-            if !is_same {
-                status.applied = Some(Applied { hash, revision, at: now });
+            let is_same = |applied: &&mut Applied| {
+                applied.hashes.whole == hashes.whole && applied.revision == revision
+            };
+            match status.applied.as_mut().filter(is_same) {
+                // A value may have moved to another layer.
+                Some(applied) => applied.hashes = hashes,
+                None => status.applied = Some(Applied { hashes, revision, at: now }),
             }
         });
     }

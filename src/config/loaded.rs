@@ -7,16 +7,21 @@ use std::{
 
 use ai_agent_stage::OptionError;
 use figment::value::Value;
-use siem_protocol::{Digest, agent_event::Transport};
+use siem_protocol::{
+    Digest,
+    agent_event::{LayerHash, Transport},
+};
 
 use super::{
     credentials,
     error::{ConfigError, MissingSetting, MissingSettings, config_files},
+    hashes::ConfigHashes,
     inline_tests::InlineTest,
     inputs::ConfigInputs,
     locks::{LockedOverride, Locks},
     managed::ManagedSettings,
     merged::Merged,
+    origin::LayerOrigin,
     pipeline,
     read_layers::{self, LayerReader, LayerSet},
     settings::{self, PipelineSettings, Settings, StageTable},
@@ -38,6 +43,8 @@ pub struct LoadedConfig {
     pub locked_overrides: Vec<LockedOverride>,
     /// Tests of all layers.
     pub tests: Vec<InlineTest>,
+    /// Hashes of the configuration, its sections and its layers.
+    pub hashes: ConfigHashes,
     pub(super) merged: Merged,
     pub(super) locks: Locks,
     files: Vec<PathBuf>,
@@ -113,7 +120,7 @@ impl LoadedConfig {
         files: Vec<PathBuf>,
         mut warnings: Vec<String>,
     ) -> Result<Self, ConfigError> {
-        let LayerSet { layers, locks, locked_overrides, tests } = read;
+        let LayerSet { layers, locks, locked_overrides, tests, hashes } = read;
         let merged = Merged::new(layers);
         let tables: settings::Tables = merged.read()?;
         let (pipeline, disabled) = pipeline::resolve(&tables.pipeline, &merged, &mut warnings)?;
@@ -125,11 +132,14 @@ impl LoadedConfig {
             disabled,
             locked_overrides,
             tests,
+            hashes: ConfigHashes::default(),
             merged,
             locks,
             files,
             has_credentials: false,
         };
+        loaded.hashes = loaded.hashes(hashes);
+        loaded.settings.hash = loaded.hashes.whole;
         loaded.resolve_secret_sources()?;
         loaded.check_transport()?;
         Ok(loaded)
@@ -271,6 +281,15 @@ impl LoadedConfig {
                 }
             }
         }
+    }
+
+    fn hashes(&self, layers: Vec<LayerHash>) -> ConfigHashes {
+        let is_listed = |kind: &str, name: &str| self.type_of_stage(kind, name).is_some();
+        let is_credential = |value: &Value| {
+            let layer = self.merged.layers.get(self.merged.rank(value));
+            layer.is_some_and(|layer| matches!(layer.origin, LayerOrigin::Credential(_)))
+        };
+        ConfigHashes::of(&self.merged.root, layers, is_listed, is_credential)
     }
 
     fn http_siem_sinks(&self) -> impl Iterator<Item = &StageTable> {

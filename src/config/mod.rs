@@ -5,6 +5,7 @@
 
 mod credentials;
 mod error;
+mod hashes;
 mod inline_tests;
 mod inputs;
 mod layer;
@@ -29,6 +30,7 @@ mod toml_text;
 mod transport;
 
 pub use error::{ConfigError, did_you_mean};
+pub use hashes::ConfigHashes;
 pub use inline_tests::{ExpectedOutcome, InlineTest, TestLine};
 pub use inputs::ConfigInputs;
 pub(crate) use loaded::load_with_digest;

@@ -68,12 +68,6 @@ impl OptionTable {
             dict.remove(key);
         }
     }
-
-    /// Returns all options, with `***` for secrets.
-    #[must_use]
-    pub fn masked(&self) -> Value {
-        masked(&self.0)
-    }
 }
 
 pub(super) fn masked(value: &Value) -> Value {
@@ -105,7 +99,7 @@ mod tests {
     #[test]
     fn masked_hides_secrets_at_any_depth() {
         let text = "token = \"s3cr3t\"\nlist = [{ password = \"s3cr3t\" }]\nurl = \"u\"";
-        let masked = serde_json::to_string(&OptionTable::from_toml(text).masked()).unwrap();
+        let masked = serde_json::to_string(&masked(&OptionTable::from_toml(text).0)).unwrap();
         assert_eq!(masked, r#"{"list":[{"password":"***"}],"token":"***","url":"u"}"#);
     }
 

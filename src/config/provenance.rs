@@ -49,7 +49,7 @@ const SERVERS: [&str; 7] = [
 ];
 
 /// Tables in the order in which they are shown.
-const ORDER: [&str; 11] = [
+pub(super) const ORDER: [&str; 11] = [
     "locked",
     "agent",
     "shipping",
@@ -176,14 +176,23 @@ fn is_empty_table(value: &Value) -> bool {
 
 /// Replaces secrets by `***`.
 fn without_secrets(path: &[String], value: &Value) -> Value {
-    if path.iter().any(|part| secret::is_secret_key(part)) {
+    if is_secret_path(path) {
         return secret::MASK.into();
     }
     without_passwords(masked(value))
 }
 
+/// Returns whether a part of the key says that its value is a secret. The name of a stage does not.
+pub(super) fn is_secret_path(path: &[String]) -> bool {
+    let options = match path {
+        [kind, _, options @ ..] if KINDS.contains(&&**kind) => options,
+        path => path,
+    };
+    options.iter().any(|part| secret::is_secret_key(part))
+}
+
 /// Removes user name and password from URLs.
-fn without_passwords(value: Value) -> Value {
+pub(super) fn without_passwords(value: Value) -> Value {
     match value {
         Value::String(tag, text) => {
             let hidden = text.split_once("://").and_then(|(scheme, rest)| {

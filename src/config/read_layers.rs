@@ -8,11 +8,12 @@ use std::{
 };
 
 use figment::value::{Dict, Value};
-use siem_protocol::Digest;
+use siem_protocol::{Digest, agent_event::LayerHash};
 
 use super::{
     credentials,
     error::{ConfigError, did_you_mean},
+    hashes,
     inline_tests::{self, InlineTest},
     inputs::ConfigInputs,
     layer::{Layer, insert, tables},
@@ -47,6 +48,8 @@ pub(super) struct LayerSet {
     pub(super) locked_overrides: Vec<LockedOverride>,
     /// Tests of every layer.
     pub(super) tests: Vec<InlineTest>,
+    /// Hash of each layer, as it was read.
+    pub(super) hashes: Vec<LayerHash>,
 }
 
 /// Reads the files of layers, each once, and identifies their contents.
@@ -104,6 +107,7 @@ fn merge_layers(
     managed: Option<&ManagedSettings>,
     warnings: &mut Vec<String>,
 ) -> Result<LayerSet, ConfigError> {
+    let mut hashes = hashes::of_layers(layers.iter().chain(&environment));
     let locks = Locks::read(&layers);
     let mut locked_overrides = Vec::new();
     for layer in &mut layers {
@@ -123,6 +127,7 @@ fn merge_layers(
     }
     if let Some(managed) = managed {
         let mut layer = managed.layer(&ManagedAllowlist::read(&layers))?;
+        hashes.extend(hashes::of_layers([&layer]));
         locked_overrides.extend(locks.enforce(&mut layer));
         append_new_stages(&mut layer, &layers, &locks);
         layers.push(layer);
@@ -133,7 +138,7 @@ fn merge_layers(
     }
     remove_options_of_other_types(&mut layers);
     warnings.extend(locked_overrides.iter().map(ToString::to_string));
-    Ok(LayerSet { layers, locks, locked_overrides, tests })
+    Ok(LayerSet { layers, locks, locked_overrides, tests, hashes })
 }
 
 /// Appends stages that only the server defines to the lists of this machine, sorted by name.

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize, de::IgnoredAny};
+use serde::{Deserialize, de::IgnoredAny};
 use siem_protocol::{
     Digest,
     managed::{Action, Compliance, OnError, OnUnknown},
@@ -38,6 +38,8 @@ pub struct Settings {
     /// Keys of the organisation, one of which must have signed a managed configuration; none if that
     /// is not required.
     pub managed_keys: Vec<OrganisationKey>,
+    /// Hash of the configuration that these settings are from.
+    pub hash: Digest,
 }
 
 /// Settings of the agent itself.
@@ -131,29 +133,10 @@ pub struct StageTable {
 }
 
 impl Settings {
-    /// Returns a hash of everything that decides about records: names, types and options of the
-    /// enabled filters and enrichers, in their order. It does not depend on the order of keys or on
-    /// secrets.
+    /// Returns the hash of the whole configuration but its secrets, as in the headers of batches.
     #[must_use]
     pub fn config_hash(&self) -> Digest {
-        #[derive(Serialize)]
-        struct Stage<'a> {
-            name: &'a str,
-            options: figment::value::Value,
-            r#type: &'a str,
-        }
-        let stages = |tables: &'static str, stages: &[StageTable]| {
-            let stages = stages.iter().map(|table| Stage {
-                name: &table.name,
-                options: table.options.masked(),
-                r#type: &table.stage,
-            });
-            let json = serde_json::to_string(&stages.collect::<Vec<_>>());
-            format!("\"{tables}\":{}", json.expect("all keys are strings"))
-        };
-        let enrichers = stages("enrichers", &self.pipeline.enrichers);
-        let filters = stages("filters", &self.pipeline.filters);
-        Digest::of(format!("{{{enrichers},{filters}}}").as_bytes())
+        self.hash
     }
 }
 
@@ -301,6 +284,7 @@ impl Tables {
         let managed_keys = self.managed.keys(merged)?;
         Ok(Settings {
             managed_keys,
+            hash: Digest::ZERO,
             agent: self.agent.settings(paths, merged)?,
             shipping: self.shipping.settings(merged)?,
             outbox: self.outbox.settings(merged)?,

@@ -2,6 +2,7 @@
 
 mod credentials;
 mod errors;
+mod hashes;
 mod inline_tests;
 mod layer_order;
 mod locks;
@@ -127,6 +128,23 @@ fn stage<'a>(stages: &'a [StageTable], name: &str) -> &'a StageTable {
     stages.iter().find(|stage| stage.name == name).unwrap()
 }
 
+/// Returns the default file with the value of each option that is a comment in it.
+fn uncommented_defaults() -> String {
+    let uncommented = |line: &str| match line.strip_prefix("# ") {
+        Some(header) if header.starts_with("[[") => header.to_owned(),
+        Some(rest) if rest.split_once(" = ").is_some_and(|(k, _)| !k.contains(' ')) => {
+            rest.to_owned()
+        }
+        _ => line.to_owned(),
+    };
+    let text = read_layers::DEFAULTS.lines().map(uncommented).collect::<Vec<_>>().join("\n");
+    // Each of these is set next to the option for the file that should be used instead.
+    let plain = ["token", "hmac_secret", "enroll_token", "proxy_password"]
+        .map(|key| format!("{key} = \"…\""));
+    let kept = text.lines().filter(|line| !plain.iter().any(|plain| plain == line));
+    kept.collect::<Vec<_>>().join("\n")
+}
+
 fn types(settings: &Settings) -> Vec<String> {
     let filter = stage(&settings.pipeline.filters, "ignore-types");
     filter.options.get("types").unwrap().deserialize().unwrap()
@@ -148,6 +166,7 @@ mod defaults {
             compliance,
             require_signature,
             managed_keys,
+            hash: _,
         } = &loaded.settings;
         assert!(require_signature);
         assert!(!agent.require_tls && managed_keys.is_empty());
@@ -196,19 +215,7 @@ mod defaults {
     /// A value in a comment must be valid when it is uncommented.
     #[test]
     fn default_file_is_valid_with_every_comment_removed() {
-        let uncommented = |line: &str| match line.strip_prefix("# ") {
-            Some(header) if header.starts_with("[[") => header.to_owned(),
-            Some(rest) if rest.split_once(" = ").is_some_and(|(k, _)| !k.contains(' ')) => {
-                rest.to_owned()
-            }
-            _ => line.to_owned(),
-        };
-        let text = read_layers::DEFAULTS.lines().map(uncommented).collect::<Vec<_>>().join("\n");
-        // Each of these is set next to the option for the file that should be used instead.
-        let plain = ["token", "hmac_secret", "enroll_token", "proxy_password"]
-            .map(|key| format!("{key} = \"…\""));
-        let kept = text.lines().filter(|line| !plain.iter().any(|plain| plain == line));
-        let text = kept.collect::<Vec<_>>().join("\n");
+        let text = uncommented_defaults();
         let loaded = user(&text).load().unwrap();
         assert!(loaded.missing_for_delivery().is_none());
         assert!(loaded.settings.agent.state_dir.ends_with("home/.local/state/ai-agent"));
@@ -416,51 +423,6 @@ mod delivery {
         assert_eq!(
             both,
             "`sink.siem.token_file` in the user's file `DIR/home/config.toml:2` conflicts with `token` in the same layer: set only one of them"
-        );
-    }
-}
-
-mod hash {
-    use super::*;
-
-    fn hash(text: &str) -> siem_protocol::Digest {
-        user(text).settings().config_hash()
-    }
-
-    #[test]
-    fn hash_depends_on_what_decides_about_records() {
-        let default = hash("");
-        assert_ne!(hash("filter.ignore-types.types = [\"x\"]"), default);
-        assert_ne!(hash("filter.meta.enabled = true"), default);
-        assert_ne!(hash("pipeline.filters = [\"mine\"]"), default);
-        assert_ne!(hash("pipeline.enrichers = []"), default);
-        let typed = |stage: &str| {
-            hash(&format!("pipeline.filters = [\"mine\"]\n[filter.mine]\ntype = \"{stage}\""))
-        };
-        assert_ne!(typed("a"), typed("b"));
-        let order = |list: &str| hash(&format!("pipeline.filters = [{list}]"));
-        assert_ne!(order("\"a\", \"b\""), order("\"b\", \"a\""));
-    }
-
-    #[test]
-    fn hash_depends_on_nothing_else() {
-        let default = hash("");
-        assert_eq!(hash("shipping.batch_size = 3"), default);
-        assert_eq!(hash("[sink.siem]\nendpoint = \"https://x\""), default);
-        assert_eq!(hash("filter.meta.enabled = false"), default);
-        let options = |text: &str| {
-            hash(&format!("pipeline.enrichers = [\"labels\"]\n[enricher.labels]\n{text}"))
-        };
-        assert_eq!(options("a = 1\nb = 2"), options("b = 2\na = 1"));
-        assert_eq!(options("token = \"x\""), options("token = \"y\""));
-    }
-
-    /// A receiver compares this value across versions: it may change only on purpose.
-    #[test]
-    fn hash_of_the_defaults_is_stable() {
-        assert_eq!(
-            hash("").to_string(),
-            "dce4ce27e2fc9c5c30a310531c3caf604e3112cbd841f618bbab0962fb3f29b4"
         );
     }
 }

@@ -5,7 +5,6 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use serde::Serialize;
 pub use siem_protocol::agent_event::ConfigOrigin;
 use siem_protocol::{
     Digest,
@@ -15,14 +14,14 @@ use siem_protocol::{
     },
 };
 
-use crate::platform::Timestamp;
+use crate::{config::ConfigHashes, platform::Timestamp};
 
 /// Status of the configuration, shared by the parts of the agent that change and report it.
 #[derive(Clone, Debug, Default)]
 pub struct SharedConfigStatus(Arc<Mutex<ConfigStatus>>);
 
 /// Status of the configuration.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ConfigStatus {
     /// The applied configuration.
     pub applied: Option<Applied>,
@@ -31,7 +30,6 @@ pub struct ConfigStatus {
     /// The last refused configuration, until an acceptable one comes from the same origin.
     pub refused: Option<Refused>,
     /// Time of the server's last signed response, in RFC 3339.
-    #[serde(serialize_with = "text", skip_serializing_if = "Option::is_none")]
     pub signed_at: Option<Timestamp>,
     /// The managed layer of the applied configuration, if it has one.
     pub managed: Option<ManagedLayer>,
@@ -40,7 +38,7 @@ pub struct ConfigStatus {
 }
 
 /// Managed layer of the applied configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ManagedLayer {
     /// SHA-256 of its body.
     pub hash: Digest,
@@ -51,7 +49,6 @@ pub struct ManagedLayer {
     /// Time at which it was signed, in RFC 3339.
     pub issued: Option<String>,
     /// Time from which it is out of date.
-    #[serde(serialize_with = "text", skip_serializing_if = "Option::is_none")]
     pub expires: Option<Timestamp>,
 }
 
@@ -70,50 +67,36 @@ impl ManagedLayer {
 }
 
 /// An applied configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
-    /// Hash of the settings that decide about records, as in batches.
-    pub hash: Digest,
+    /// Hashes of the configuration: as a whole, as in batches, and of its parts.
+    pub hashes: ConfigHashes,
     /// Revision of its managed layer, if it has one.
     pub revision: Option<String>,
     /// Time at which it was applied.
-    #[serde(serialize_with = "at")]
     pub at: Timestamp,
 }
 
 /// An attempted configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attempted {
     /// Its origin.
     pub from: ConfigOrigin,
     /// Revision of its managed layer, if it could be read.
     pub revision: Option<String>,
     /// Time of the attempt.
-    #[serde(serialize_with = "at")]
     pub at: Timestamp,
 }
 
 /// A refused configuration.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
     /// Its origin.
     pub from: ConfigOrigin,
     /// Reason, including the key.
     pub reason: String,
     /// Time at which it was first refused.
-    #[serde(serialize_with = "at")]
     pub at: Timestamp,
-}
-
-fn at<S: serde::Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.collect_str(at)
-}
-
-fn text<S: serde::Serializer>(at: &Option<Timestamp>, serializer: S) -> Result<S::Ok, S::Error> {
-    match at {
-        Some(at) => serializer.collect_str(at),
-        None => serializer.serialize_none(),
-    }
 }
 
 impl SharedConfigStatus {
@@ -137,10 +120,12 @@ impl SharedConfigStatus {
     pub fn for_heartbeat(&self, now: Timestamp) -> ConfigSummary {
         let ConfigStatus { applied, attempted, refused, signed_at, managed, .. } = self.now();
         ConfigSummary {
-            applied: applied.map(|Applied { hash, revision, at }| AppliedConfig {
-                hash,
+            applied: applied.map(|Applied { hashes, revision, at }| AppliedConfig {
+                hash: hashes.whole,
                 revision,
                 at: at.to_string(),
+                sections: hashes.sections,
+                layers: hashes.layers,
             }),
             attempted: attempted.map(|Attempted { from, revision, at }| AttemptedConfig {
                 from,

@@ -1,9 +1,10 @@
 //! `ai-agent config` and `ai-agent test`, as an administrator uses them.
 #![cfg(unix)]
 
-use std::{fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path};
 
 use crate::support::{SECRET, TOKEN, files_below, home::Home, lines_with_code};
+use ai_agent::internals::protocol::Digest;
 use serde_json::{Value, json};
 
 const USER: &str = ".config/ai-agent/config.toml";
@@ -57,6 +58,57 @@ mod show {
         assert_eq!(json, serde_json::to_value(&table).unwrap());
         fs::write(home.path().join(USER), &shown).unwrap();
         assert_eq!(printed(&home, &["config", "show"]), shown);
+    }
+
+    /// Returns the hash of values as the documentation defines it.
+    fn hash(values: &Value) -> String {
+        // Members of the test's own dependencies may keep their order.
+        fn sorted(value: &Value) -> Value {
+            match value {
+                Value::Object(members) => {
+                    let members: BTreeMap<_, _> =
+                        members.iter().map(|(key, value)| (key, sorted(value))).collect();
+                    json!(members)
+                }
+                other => other.clone(),
+            }
+        }
+        Digest::of(sorted(values).to_string().as_bytes()).to_string()
+    }
+
+    /// An administrator computes the hashes with other programs.
+    #[test]
+    fn hashes_in_status_and_heartbeats_are_those_of_shown_values() {
+        let home = Home::new();
+        home.write("-p/a.jsonl", "{}\n");
+        let copy = home.path().join("copy");
+        let config = format!(
+            "locked = [\"sink\"]\n[pipeline]\nsinks = [\"copy\", \"web\"]\n\
+             [sink.copy]\ntype = \"file\"\npath = {copy:?}\n\
+             [sink.web]\nenabled = false\ntype = \"http\"\nheaders = {{ X-Key = \"{TOKEN}\" }}\n"
+        );
+        let agent = |arguments: &[&str]| home.agent(arguments).config(&config);
+        agent(&["run", "--once"]).succeed();
+        let shown = agent(&["config", "show", "--json"]).succeed();
+        let shown: Value = serde_json::from_str(shown.text()).unwrap();
+        let status = agent(&["status", "--json"]).run();
+        let status: Value = serde_json::from_str(status.text()).unwrap();
+        let lines = fs::read_to_string(&copy).unwrap();
+        let lines = lines.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+        let heartbeat = lines.into_iter().find(|line| line["event"] == "heartbeat").unwrap();
+        for applied in [&status["config"]["applied"], &heartbeat["data"]["config"]["applied"]] {
+            assert_eq!(applied["hash"], hash(&shown));
+            let sections: BTreeMap<&String, String> =
+                shown.as_object().unwrap().iter().map(|(key, it)| (key, hash(it))).collect();
+            assert_eq!(applied["sections"], json!(sections));
+            let layers: Vec<_> = applied["layers"].as_array().unwrap().iter().collect();
+            let names: Vec<_> = layers.iter().map(|layer| &layer["layer"]).collect();
+            assert_eq!(json!(names), json!(["defaults", "command-line"]));
+            assert_eq!(layers[1]["file"], home.path().join("agent.toml").to_str().unwrap());
+        }
+        let text = agent(&["status"]).run();
+        let short = &hash(&shown["pipeline"])[..12];
+        assert!(text.text().contains(&format!("pipeline {short}")), "{}", text.text());
     }
 
     #[test]

@@ -98,10 +98,15 @@ impl Toggles {
         }
     }
 
-    /// Hash of the configuration as the library computes it.
-    fn hash(self, home: &Home) -> String {
-        let home_dir = home.path().to_str().unwrap();
-        let environment = Environment::from_iter([("HOME", home_dir)]);
+    /// Hash of the configuration as the library computes it, for an agent that ships to `endpoint`.
+    fn hash(self, home: &Home, endpoint: &str) -> String {
+        let environment = Environment::from_iter([
+            ("HOME", home.path().to_str().unwrap()),
+            ("CLAUDE_SIEM_ENDPOINT", endpoint),
+            // Only the presence of secrets counts.
+            ("CLAUDE_SIEM_TOKEN", "any"),
+            ("CLAUDE_SIEM_HMAC_SECRET", "any"),
+        ]);
         let paths = Paths::from_environment(&environment).unwrap();
         let file = home.path().join("predicted.toml");
         fs::write(&file, self.toml()).unwrap();
@@ -219,13 +224,13 @@ fn reloads_under_load_lose_nothing_and_never_mix_configs() {
 
     let home = Home::new();
     let mut random = random();
+    let receiver = Receiver::with_config(Some("{\"version\":1,\"revision\":\"r0\"}"));
     let toggles: Vec<Toggles> = Toggles::all().collect();
-    let hashes: BTreeMap<String, Toggles> =
-        toggles.iter().map(|toggles| (toggles.hash(&home), *toggles)).collect();
+    let hash = |toggles: &Toggles| (toggles.hash(&home, &receiver.url()), *toggles);
+    let hashes: BTreeMap<String, Toggles> = toggles.iter().map(hash).collect();
     assert_eq!(hashes.len(), 16);
     let hash_of =
         |toggles: Toggles| hashes.iter().find(|(_, known)| **known == toggles).unwrap().0.clone();
-    let receiver = Receiver::with_config(Some("{\"version\":1,\"revision\":\"r0\"}"));
     let managed = receiver.data().join("config.json");
     let file = home.path().join("agent.toml");
     let mut by_file = toggles[0];

@@ -57,7 +57,7 @@ pub struct BatchHeader {
     /// Numbers of a redelivery, in the order of the lines.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub seqs: Vec<u64>,
-    /// Hash of the configuration under which the entries were created.
+    /// Hash of the configuration, secrets excluded, under which the entries were created.
     pub config_hash: Digest,
     /// SHA-256 of the managed configuration in force, as received; absent without one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,7 +3,8 @@
 use std::fmt::Display;
 
 use siem_protocol::{
-    agent_event::{ConfigProof, ManagedSummary},
+    Digest,
+    agent_event::{AppliedConfig, ConfigProof, LayerHash, ManagedSummary},
     delivery::Acknowledged,
 };
 
@@ -142,7 +143,9 @@ impl Page {
         };
         if let Some(applied) = &config.applied {
             let (revision, hash) = (revision(&applied.revision), short_hash(applied.hash));
-            self.line("config", &format!("{revision}, hash {hash}, applied{}", ago(&applied.at)));
+            let mut text = format!("{revision}, hash {hash}, applied{}", ago(&applied.at));
+            text += &hashes_text(applied);
+            self.line("config", &text);
         }
         if let Some(attempted) = &config.attempted {
             let what = match attempted.from {
@@ -185,6 +188,21 @@ impl Page {
             self.text += &format!("{name}{text}({verdict})\n");
         }
     }
+}
+
+/// Returns a line for the sections, and one for each layer, in which machines can be compared.
+fn hashes_text(applied: &AppliedConfig) -> String {
+    let section = |(name, hash): (&String, &Digest)| format!("{name} {}", short_hash(*hash));
+    let sections: Vec<String> = applied.sections.iter().map(section).collect();
+    let mut text = String::new();
+    if !sections.is_empty() {
+        text += &format!("\nsections: {}", sections.join(", "));
+    }
+    for LayerHash { layer, file, hash } in &applied.layers {
+        let file = file.as_ref().map(|file| format!(" `{file}`")).unwrap_or_default();
+        text += &format!("\nlayer {layer}{file}: {}", short_hash(*hash));
+    }
+    text
 }
 
 fn managed_text(managed: &ManagedSummary) -> String {
@@ -328,10 +346,7 @@ fn hooks_text(hooks: &[HookStatus]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use siem_protocol::{
-        Digest,
-        agent_event::{AppliedConfig, AttemptedConfig, RefusedConfig},
-    };
+    use siem_protocol::agent_event::{AttemptedConfig, RefusedConfig};
 
     use super::*;
     use crate::{
@@ -400,6 +415,11 @@ mod tests {
                 hash,
                 revision: revision("r7"),
                 at: "1970-01-01T00:00:00Z".into(),
+                sections: ["agent", "sink"].map(|it| (it.to_owned(), hash)).into(),
+                layers: vec![
+                    LayerHash { layer: "defaults".into(), file: None, hash: Digest::ZERO },
+                    LayerHash { layer: "user".into(), file: Some("/home/a/c.toml".into()), hash },
+                ],
             }),
             attempted: Some(AttemptedConfig {
                 from,
@@ -459,6 +479,9 @@ sink        siem: 12 entries queued, acknowledged up to 40; last acknowledgement
             retry at soon
 reading     3 files, 10 B unread in 1 of them; changes are found by sweeps only
 config      revision r7, hash b79606fb3afe, applied, 1 min ago
+            sections: agent b79606fb3afe, sink b79606fb3afe
+            layer defaults: 000000000000
+            layer user `/home/a/c.toml`: b79606fb3afe
 attempted   revision r8 from server, 30 s ago
 refused     from server: `filters` is wrong
 compliance  claude-code: a@example.com (complies)

@@ -76,6 +76,7 @@ fn pipeline(folder: &Path, panics: bool, answer: Option<Delivery>) -> Pipeline {
 /// Settings with an outbox of at most `max_bytes`.
 fn settings(max_bytes: u64) -> Settings {
     Settings {
+        hash: Digest::ZERO,
         agent: AgentSettings {
             state_dir: "/nowhere".into(),
             poll_interval: Duration::from_secs(300),

@@ -1,5 +1,7 @@
 //! Members of events about the configuration.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::Digest;
@@ -80,6 +82,27 @@ pub struct AppliedConfig {
     pub revision: Option<String>,
     /// Time from which it is in force (RFC 3339).
     pub at: String,
+    /// Hash of each section that has a value, by the name of its table. Machines with the same hash
+    /// have the same values in it, secrets excluded.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub sections: BTreeMap<String, Digest>,
+    /// Hash of each layer, lowest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub layers: Vec<LayerHash>,
+}
+
+/// Hash of the values of one layer of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct LayerHash {
+    /// The layer: `defaults`, `credential`, `machine`, `user`, `command-line`, `environment` or
+    /// `managed`.
+    pub layer: String,
+    /// Path of its file, if it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// Hash of its values, secrets excluded.
+    pub hash: Digest,
 }
 
 /// Configuration that was tried.

@@ -17,7 +17,7 @@ pub use compliance::{
     AccountIdentity, HookReport, PolicySource, RuleViolation, UncheckedRule, ViolationAction,
 };
 pub use config::{
-    AppliedConfig, AttemptedConfig, ConfigOrigin, ConfigProof, ConfigSummary, LockedKey,
+    AppliedConfig, AttemptedConfig, ConfigOrigin, ConfigProof, ConfigSummary, LayerHash, LockedKey,
     ManagedSummary, RefusedConfig, Transport,
 };
 pub use outbox::{
