@@ -108,7 +108,7 @@ mod show {
         }
         let text = agent(&["status"]).run();
         let short = &hash(&shown["pipeline"])[..12];
-        assert!(text.text().contains(&format!("pipeline {short}")), "{}", text.text());
+        assert!(text.text().contains(&format!("pipeline={short}")), "{}", text.text());
     }
 
     #[test]

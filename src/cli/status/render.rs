@@ -192,7 +192,7 @@ impl Page {
 
 /// Returns a line for the sections, and one for each layer, in which machines can be compared.
 fn hashes_text(applied: &AppliedConfig) -> String {
-    let section = |(name, hash): (&String, &Digest)| format!("{name} {}", short_hash(*hash));
+    let section = |(name, hash): (&String, &Digest)| format!("{name}={}", short_hash(*hash));
     let sections: Vec<String> = applied.sections.iter().map(section).collect();
     let mut text = String::new();
     if !sections.is_empty() {
@@ -479,7 +479,7 @@ sink        siem: 12 entries queued, acknowledged up to 40; last acknowledgement
             retry at soon
 reading     3 files, 10 B unread in 1 of them; changes are found by sweeps only
 config      revision r7, hash b79606fb3afe, applied, 1 min ago
-            sections: agent b79606fb3afe, sink b79606fb3afe
+            sections: agent=b79606fb3afe, sink=b79606fb3afe
             layer defaults: 000000000000
             layer user `/home/a/c.toml`: b79606fb3afe
 attempted   revision r8 from server, 30 s ago
