@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use clap::{Args, Subcommand};
+use clap::{ArgGroup, Args, Subcommand};
 
 use super::{context::CliContext, failure::Failure, output::LineOutput};
 use crate::{
@@ -51,12 +51,13 @@ enum Action {
 
 /// Selection of dead letters.
 #[derive(Args)]
+#[command(group = ArgGroup::new("selection").required(true))]
 struct Selected {
     /// Numbers of the dead letters, as `list` shows them
-    #[arg(value_name = "NUMBER", required_unless_present = "all")]
+    #[arg(value_name = "NUMBER", group = "selection")]
     numbers: Vec<u64>,
     /// Select all dead letters
-    #[arg(long, conflicts_with = "numbers")]
+    #[arg(long, group = "selection")]
     all: bool,
     /// Select only those of this sink
     #[arg(long)]
@@ -67,6 +68,11 @@ struct Selected {
 }
 
 impl Arguments {
+    /// Returns true if the command changes no dead letter.
+    pub(super) fn is_read_only(&self) -> bool {
+        !matches!(self.action, Action::Retry(_) | Action::Purge(_))
+    }
+
     pub(super) fn execute(self, explicit: Option<&Path>) -> Result<(), Failure> {
         let mut output = match &self.action {
             Action::Export { to, .. } => LineOutput::create(to)?,

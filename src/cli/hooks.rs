@@ -51,46 +51,51 @@ struct Location {
     managed: bool,
 }
 
+impl Location {
+    fn path<'a>(&self, settings: &'a ClientSettingsFiles) -> &'a Path {
+        if self.managed { &settings.managed } else { &settings.user }
+    }
+}
+
 impl Arguments {
+    /// Returns true if the command changes nothing.
+    pub(super) fn is_read_only(&self) -> bool {
+        matches!(self.action, Action::Status)
+    }
+
     pub(super) fn execute(&self) -> Result<(), Failure> {
         let environment = Environment::from_process();
         let paths = Paths::from_environment(&environment).map_err(Failure::usage)?;
         let settings = ClientSettingsFiles::new(&environment, &paths);
         match &self.action {
-            Action::Install(location) => {
-                let program = program(&paths)?;
-                edit(&settings, location, |text| client_settings::install(text, &program))
-            }
-            Action::Uninstall(location) => edit(&settings, location, client_settings::uninstall),
+            Action::Install(location) => install(location.path(&settings), &program(&paths)?),
+            Action::Uninstall(location) => uninstall(location.path(&settings)),
             Action::Status => status(&settings, &paths.home),
         }
     }
 }
 
-/// Removes the hooks that run the program at `program`, which is about to be removed, from the user's
-/// settings. With `is_preview`, only prints the changes.
-pub(super) fn remove_for(
-    context: &CliContext,
-    program: &Path,
-    is_preview: bool,
-) -> Result<(), Failure> {
+/// Returns true if hooks in the user's settings run the program at `program`.
+pub(super) fn run_program(context: &CliContext, program: &Path) -> bool {
     let paths = context.paths();
-    let settings = ClientSettingsFiles::new(context.environment(), paths);
-    let files = settings.read_all();
+    let files = ClientSettingsFiles::new(context.environment(), paths).read_all();
     let hooks = files.iter().filter(|file| !file.is_managed).flat_map(|file| &file.hooks);
     let mut programs = hooks.flat_map(|hooks| &hooks.ours).map(|hook| program_of(&hook.command));
-    let is_it = |named: &str| {
+    programs.any(|named| {
         Path::new(named) == program
             || expand_home(named, &paths.home).is_some_and(|path| path == program)
-    };
-    if !programs.any(is_it) {
-        return Ok(());
-    }
-    if is_preview {
-        let path = settings.user.display();
-        return print(format_args!("would remove the hooks from `{path}`"));
-    }
-    edit(&settings, &Location { user: true, managed: false }, client_settings::uninstall)
+    })
+}
+
+/// Prints that [`remove`] would remove the hooks.
+pub(super) fn preview_removal(context: &CliContext) -> Result<(), Failure> {
+    let settings = ClientSettingsFiles::new(context.environment(), context.paths());
+    print(format_args!("would remove the hooks from `{}`", settings.user.display()))
+}
+
+/// Removes the hooks from the user's settings.
+pub(super) fn remove(context: &CliContext) -> Result<(), Failure> {
+    uninstall(&ClientSettingsFiles::new(context.environment(), context.paths()).user)
 }
 
 /// Command with which Claude Code runs this program: relative to the home directory if it is inside,
@@ -115,36 +120,70 @@ fn program(paths: &Paths) -> Result<String, Failure> {
     Ok(if text.bytes().all(is_plain) { text } else { format!("\"{text}\"") })
 }
 
-fn edit(
-    settings: &ClientSettingsFiles,
-    location: &Location,
-    edit: impl FnOnce(&str) -> Result<String, client_settings::SettingsError>,
-) -> Result<(), Failure> {
-    let path = if location.managed { &settings.managed } else { &settings.user };
-    let failed = |what: &str, error: &dyn std::fmt::Display| {
-        Failure::failed(format!("`{}` {what}: {error}", path.display()))
-    };
-    let known = read(path).map_err(|error| failed("cannot be read", &error))?;
+/// Adds the hooks to a settings file. The text of the file without them is kept beside it, so that
+/// [`uninstall`] can restore it.
+fn install(path: &Path, program: &str) -> Result<(), Failure> {
+    let known = read(path).map_err(|error| failed(path, "cannot be read", &error))?;
     let text = known.clone().unwrap_or_default();
-    let edited = edit(&text).map_err(|error| failed("is unchanged", &error))?;
+    let edited = client_settings::install(&text, program)
+        .map_err(|error| failed(path, "is unchanged", &error))?;
     if edited == text {
         return print(format_args!("`{}` is up to date", path.display()));
     }
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder).map_err(|error| failed("has no directory", &error))?;
+        fs::create_dir_all(folder).map_err(|error| failed(path, "has no directory", &error))?;
     }
-    if let Some(known) = known {
-        let backup = backup_of(path);
-        secure_file::replace(&backup, known.as_bytes())
-            .map_err(|error| failed("is unchanged, since it cannot be backed up", &error))?;
-        print(format_args!("saved the previous version as `{}`", backup.display()))?;
+    // A file that already has hooks is not the one to restore.
+    let has_hooks = client_settings::inspect(&text).is_ok_and(|it| !it.ours.is_empty());
+    if let Some(known) = known.filter(|_| !has_hooks) {
+        back_up(path, &known)?;
     }
-    secure_file::replace_preserving_mode(path, edited.as_bytes())
-        .map_err(|error| failed("cannot be written", &error))?;
+    write(path, &edited)
+}
+
+/// Removes the hooks from a settings file, and leaves it as [`install`] found it: a file that did not
+/// exist is deleted, and one that was not changed in other respects gets its former text.
+fn uninstall(path: &Path) -> Result<(), Failure> {
+    let known = read(path).map_err(|error| failed(path, "cannot be read", &error))?;
+    let text = known.unwrap_or_default();
+    let edited =
+        client_settings::uninstall(&text).map_err(|error| failed(path, "is unchanged", &error))?;
+    if edited == text {
+        return print(format_args!("`{}` has no hooks of ai-agent", path.display()));
+    }
+    let backup = backup_of(path);
+    let before = read(&backup).ok().flatten();
+    if let Some(before) = before.filter(|before| client_settings::is_without_ours(before, &text)) {
+        write(path, &before)?;
+        return fs::remove_file(&backup)
+            .map_err(|error| failed(&backup, "cannot be deleted", &error));
+    }
+    if client_settings::is_only_ours(&text) {
+        fs::remove_file(path).map_err(|error| failed(path, "cannot be deleted", &error))?;
+        return print(format_args!("deleted `{}`, which had only the hooks", path.display()));
+    }
+    back_up(path, &text)?;
+    write(path, &edited)
+}
+
+fn back_up(path: &Path, text: &str) -> Result<(), Failure> {
+    let backup = backup_of(path);
+    secure_file::replace(&backup, text.as_bytes())
+        .map_err(|error| failed(path, "is unchanged, since it cannot be backed up", &error))?;
+    print(format_args!("saved the previous version as `{}`", backup.display()))
+}
+
+fn write(path: &Path, text: &str) -> Result<(), Failure> {
+    secure_file::replace_preserving_mode(path, text.as_bytes())
+        .map_err(|error| failed(path, "cannot be written", &error))?;
     print(format_args!(
         "changed `{}`: it applies to sessions that start from now on",
         path.display()
     ))
+}
+
+fn failed(path: &Path, what: &str, error: &dyn std::fmt::Display) -> Failure {
+    Failure::failed(format!("`{}` {what}: {error}", path.display()))
 }
 
 fn status(settings: &ClientSettingsFiles, home: &Path) -> Result<(), Failure> {

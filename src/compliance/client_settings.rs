@@ -135,12 +135,36 @@ pub fn uninstall(text: &str) -> Result<String, SettingsError> {
     checked(&before, root.to_string(), <[Hook]>::is_empty)
 }
 
+/// Returns whether `before` contains no hook of this program, and everything that `text` contains
+/// besides them.
+#[must_use]
+pub fn is_without_ours(before: &str, text: &str) -> bool {
+    match (read(before), read(text)) {
+        (Ok(before), Ok(text)) => {
+            let same = without_ours(before.clone()) == without_ours(text);
+            same && inspect_value(&before).ours.is_empty()
+        }
+        _ => false,
+    }
+}
+
+/// Returns whether a text is what [`install`] makes of a file that does not exist.
+#[must_use]
+pub fn is_only_ours(text: &str) -> bool {
+    let ours = inspect(text).map(|settings| settings.ours).unwrap_or_default();
+    let command = ours.first().and_then(|it| it.command.split(" check --hook").next());
+    command.is_some_and(|program| install("", program).is_ok_and(|made| made == text))
+}
+
 /// Parses the settings that concern hooks.
 ///
 /// # Errors
 /// [`SettingsError::Json`].
 pub fn inspect(text: &str) -> Result<HookSettings, SettingsError> {
-    let settings = read(text)?;
+    read(text).map(|settings| inspect_value(&settings))
+}
+
+fn inspect_value(settings: &Value) -> HookSettings {
     let mut ours = Vec::new();
     for hook in Hook::ALL {
         let groups = settings[HOOKS][hook.name()].as_array();
@@ -160,7 +184,7 @@ pub fn inspect(text: &str) -> Result<HookSettings, SettingsError> {
         settings.get("allowManagedHooksOnly").is_some_and(|it| *it != Value::Bool(false));
     let disables_all = settings["disableAllHooks"] == Value::Bool(true);
     let cleanup_period_days = settings["cleanupPeriodDays"].as_u64();
-    Ok(HookSettings { ours, disables_all, managed_only, cleanup_period_days })
+    HookSettings { ours, disables_all, managed_only, cleanup_period_days }
 }
 
 /// Returns the program that the command of a hook runs, without quotes.
@@ -325,6 +349,24 @@ mod tests {
             let remaining: Value = serde_json::from_str(&uninstall(&moved).unwrap()).unwrap();
             assert_eq!(remaining, serde_json::json!({}));
         }
+    }
+
+    #[test]
+    fn uninstall_leaves_the_text_that_install_found() {
+        for own in [
+            "{}",
+            "{}\n",
+            "{\n\t\"a\": 1\n}\n",
+            "{\n    \"a\": 1\n}",
+            "{\r\n  \"a\": 1,\r\n  \"b\": [\r\n  ]\r\n}\r\n",
+        ] {
+            let with = install(own, PROGRAM).unwrap();
+            assert!(is_without_ours(own, &with) && !is_without_ours(&with, &with), "{own:?}");
+            assert_eq!(uninstall(&with).unwrap(), own, "{own:?}");
+        }
+        let made = install("", PROGRAM).unwrap();
+        assert!(is_only_ours(&made) && !is_only_ours("{}"));
+        assert!(!is_only_ours(&install("{\"a\":1}", PROGRAM).unwrap()));
     }
 
     #[test]

@@ -333,6 +333,46 @@ fn hooks_install_keeps_others_and_uninstall_leaves_no_trace() {
     assert_eq!(fs::read_to_string(&settings).unwrap(), "{ broken");
 }
 
+/// The formatting of a file is its owner's, too.
+#[test]
+fn hooks_uninstall_restores_the_file_byte_for_byte() {
+    let user = User::new();
+    let run = |arguments: &[&str]| HookResponse::of(&user.command(arguments).output().unwrap());
+    let dir = user.home.path().join(".claude");
+    let settings = dir.join("settings.json");
+    assert_eq!(run(&["hooks", "install"]).code, Some(0));
+    assert_eq!(run(&["hooks", "uninstall"]).code, Some(0));
+    assert_eq!(fs::read_dir(&dir).unwrap().count(), 0, "the file did not exist");
+    for own in [
+        "",
+        "{}",
+        "{ }\n\n",
+        "{\"model\":\"opus\"}",
+        "{\r\n\t\"model\" : \"opus\"\r\n}\r\n",
+        "{\"hooks\": {}}\n",
+        "{\"hooks\": { \"SessionStart\": [ ] }, \"a\": 1}",
+        "{\n   \"a\": [1,\n 2]\n}",
+    ] {
+        fs::write(&settings, own).unwrap();
+        assert_eq!(run(&["hooks", "install"]).code, Some(0));
+        // The program moves, and the hooks are installed again.
+        let text = fs::read_to_string(&settings).unwrap();
+        fs::write(&settings, text.replace("ai-agent check", "ai-agent.exe check")).unwrap();
+        assert_eq!(run(&["hooks", "install"]).code, Some(0));
+        assert_eq!(run(&["hooks", "uninstall"]).code, Some(0));
+        assert_eq!(fs::read_to_string(&settings).unwrap(), own, "{own:?}");
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 1, "{own:?}: no copy is left");
+    }
+    // A setting that was changed meanwhile is kept, and the rest is as before.
+    fs::write(&settings, "{\n  \"model\": \"opus\"\n}\n").unwrap();
+    assert_eq!(run(&["hooks", "install"]).code, Some(0));
+    let text = fs::read_to_string(&settings).unwrap();
+    fs::write(&settings, text.replace("opus", "sonnet")).unwrap();
+    assert_eq!(run(&["hooks", "uninstall"]).code, Some(0));
+    let expected = "{\n  \"model\": \"sonnet\"\n}\n";
+    assert_eq!(fs::read_to_string(&settings).unwrap(), expected);
+}
+
 #[cfg(unix)]
 #[test]
 fn hooks_status_reports_hooks_that_are_never_called() {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    agent::{config_sources::check_startable, status_file},
+    agent::status_file,
     cli::{context::CliContext, failure::Failure},
     platform::{
         LockHolder, LockRole, StateLock,
@@ -63,14 +63,31 @@ impl ServiceContext {
         Ok(Self { context, service, state_dir })
     }
 
+    /// Returns the status of the service.
+    pub(super) fn status(&self) -> Result<ServiceStatus, Failure> {
+        self.service.status().map_err(|error| {
+            // The answer of the service manager says little if there is none for this user.
+            let probed = self.probe();
+            probed.err().unwrap_or_else(|| manager_failure(error))
+        })
+    }
+
+    /// Checks that the service manager of this user responds.
+    pub(super) fn probe(&self) -> Result<(), Failure> {
+        let Some(probe) = self.service.probe() else { return Ok(()) };
+        match probe.run() {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Failure::failed(format!(
+                "the service manager of this user does not respond: log in as this user (not with \
+                 `su` or `sudo`), or run `loginctl enable-linger` as root: {}",
+                causes(&error)
+            ))),
+        }
+    }
+
     /// Checks that the agent would start with the configuration of the service.
     pub(super) fn check_startable(&self) -> Result<(), Failure> {
-        let loaded = self.context.load()?;
-        if let Some(missing) = loaded.missing_for_delivery() {
-            return Err(Failure::usage(missing));
-        }
-        let context = self.context.stage_context(&loaded);
-        check_startable(&loaded, &context).map_err(Failure::usage)
+        self.context.load_startable().map(drop)
     }
 
     /// Returns the process that runs an agent on the state directory: `Some(None)` if its PID is

@@ -2,9 +2,7 @@
 
 use std::path::Path;
 
-use super::context::{
-    ServiceContext, manager_failure, run_all, wait_until_running, wait_until_stopped, with_pid,
-};
+use super::context::{ServiceContext, run_all, wait_until_running, wait_until_stopped, with_pid};
 use crate::cli::{failure::Failure, output::print};
 
 /// Action on an installed service.
@@ -19,7 +17,7 @@ impl ServiceAction {
     pub(in crate::cli) fn execute(self, explicit: Option<&Path>) -> Result<(), Failure> {
         let context = ServiceContext::new(explicit)?;
         let ServiceContext { service, state_dir, .. } = &context;
-        let status = service.status().map_err(manager_failure)?;
+        let status = context.status()?;
         if !status.is_installed {
             return Err(Failure::failed(
                 "the service is not installed: run `ai-agent install` first",

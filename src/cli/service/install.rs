@@ -6,7 +6,7 @@ use clap::Args;
 use tracing::warn;
 
 use super::{
-    context::{ServiceContext, manager_failure, wait_until_running},
+    context::{ServiceContext, wait_until_running},
     step::Step,
 };
 use crate::{
@@ -39,7 +39,7 @@ impl Arguments {
         let context = ServiceContext::new(explicit)?;
         let service = &context.service;
         self.check(&context)?;
-        let status = service.status().map_err(manager_failure)?;
+        let status = context.status()?;
         let before = context.running_agent()?;
         context.refuse_other_agent(status.is_active, before)?;
 
@@ -90,16 +90,7 @@ impl Arguments {
             ));
         }
         context.check_startable()?;
-        if let Some(probe) = service.probe() {
-            probe.run().map_err(|error| {
-                Failure::failed(format!(
-                    "the service manager of this user does not respond: log in as this user (not with \
-                     `su` or `sudo`), or run `loginctl enable-linger` as root: {}",
-                    causes(&error)
-                ))
-            })?;
-        }
-        Ok(())
+        context.probe()
     }
 
     /// Lets the service run without a login. Otherwise it stops at the last logout.

@@ -39,10 +39,19 @@ impl Arguments {
                 definition.display()
             )));
         }
+        let has_hooks = hooks::run_program(&context.context, &installed.program);
+        if !is_ours && !has_hooks {
+            print(format_args!("ai-agent is not installed as a service of this user"))?;
+            if !self.purge {
+                return print_state(state_dir);
+            }
+        }
         let RemovalSteps { service: steps, program, folders } = RemovalSteps::new(service, is_ours);
         if self.dry_run {
             steps.iter().try_for_each(Step::preview)?;
-            hooks::remove_for(&context.context, &installed.program, true)?;
+            if has_hooks {
+                hooks::preview_removal(&context.context)?;
+            }
             program.preview()?;
             if self.purge {
                 purge::preview(state_dir)?;
@@ -54,21 +63,31 @@ impl Arguments {
             wait_until_stopped(state_dir)?;
         }
         // A hook that runs a missing program would show an error at each prompt.
-        hooks::remove_for(&context.context, &installed.program, false)?;
+        if has_hooks {
+            hooks::remove(&context.context)?;
+        }
         program.execute()?;
         if self.purge {
             purge::execute(state_dir, &context.context.paths().pointer)?;
         }
         folders.iter().try_for_each(Step::execute)?;
-        if self.purge || !state_dir.try_exists().unwrap_or(false) {
-            return print(format_args!("ai-agent is uninstalled"));
+        if is_ours || has_hooks {
+            print(format_args!("ai-agent is uninstalled"))?;
         }
-        print(format_args!(
-            "ai-agent is uninstalled; its state stays in `{}`: a later installation continues from \
-             there, and `ai-agent uninstall --purge` deletes it",
-            state_dir.display()
-        ))
+        print_state(state_dir)
     }
+}
+
+/// Says that the state stays, if there is any.
+fn print_state(state_dir: &Path) -> Result<(), Failure> {
+    if !state_dir.try_exists().unwrap_or(false) {
+        return Ok(());
+    }
+    print(format_args!(
+        "its state stays in `{}`: a later installation continues from there, and `ai-agent uninstall \
+         --purge` deletes it",
+        state_dir.display()
+    ))
 }
 
 /// Steps that remove an installation, in this order.
