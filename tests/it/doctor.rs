@@ -1,11 +1,17 @@
 //! `ai-agent doctor` on healthy and on broken machines.
 #![cfg(unix)]
 
-use std::fs;
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    net::TcpListener,
+    thread,
+};
 
 use crate::support::{
     SECRET, TOKEN, entries, eventually,
     home::Home,
+    receiver::Receiver,
     scripted_receiver::{ConfigResponse, ScriptedReceiver},
 };
 
@@ -155,4 +161,50 @@ fn doctor_ignores_roots_of_disabled_sources() {
     let report = home.agent(&["doctor", "--config", file.to_str().unwrap()]).run();
     assert!(report.text().contains(dirs[0].to_str().unwrap()), "{}", report.text());
     assert!(!report.text().contains(dirs[1].to_str().unwrap()), "{}", report.text());
+}
+
+/// A server that is no receiver, or a wrong path, once passed all checks by its status 404.
+#[test]
+fn doctor_claims_nothing_about_a_server_without_proof() {
+    let home = Home::new();
+    let other = ScriptedReceiver::start([]);
+    let ended = home.agent(&["doctor"]).ships_to(&other.url()).run();
+    for about in ["receiver", "token", "HMAC secret"] {
+        let line = line(ended.text(), about);
+        assert!(line.starts_with("warn  ") && line.contains("not verified"), "{}", ended.text());
+    }
+    // The receiver without a managed configuration proves itself, and a wrong path below it does not.
+    let receiver = Receiver::start();
+    let report = |url: &str| home.agent(&["doctor"]).ships_to(url).run().text().to_owned();
+    let right = report(&receiver.url());
+    let wrong = report(&format!("{}/wrong", receiver.url()));
+    for about in ["receiver", "token", "HMAC secret"] {
+        assert!(is_well(line(&right, about)), "{right}");
+        assert!(line(&wrong, about).contains("not verified"), "{wrong}");
+    }
+    let wrong = home.agent(&["doctor"]).ships_to(&receiver.url());
+    let wrong = wrong.env("CLAUDE_SIEM_TOKEN", "another-token-0123456789").run();
+    assert!(is_failure(line(wrong.text(), "token")), "{}", wrong.text());
+}
+
+/// Any web server responds to a request without events.
+#[test]
+fn doctor_claims_nothing_about_sinks_that_prove_nothing() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            drop(stream.read(&mut [0; 8192]));
+            let response =
+                "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            drop(stream.write_all(response.as_bytes()));
+        }
+    });
+    let home = Home::new();
+    let config =
+        format!("pipeline.sinks = ['web']\n[sink.web]\ntype = 'http'\nendpoint = '{url}'\n");
+    let ended = home.agent(&["doctor"]).config(&config).run();
+    let line = line(ended.text(), "sink");
+    assert!(line.starts_with("warn  ") && line.contains("not verified"), "{}", ended.text());
 }

@@ -54,6 +54,12 @@ pub trait Sink: Send {
         None
     }
 
+    /// Returns whether the last successful [`probe`](Self::probe) proved that the receiver accepts what
+    /// this sink sends, and not only that something responds.
+    fn probe_is_proof(&self) -> bool {
+        true
+    }
+
     /// Encoding in which the sink sends entries. The pipeline stores entries in that encoding if it
     /// can, so that they are compressed only once.
     fn encoding(&self) -> Encoding {

@@ -103,6 +103,8 @@ pub struct Elasticsearch {
     /// Limits, lowered after responses that a request is too large.
     limits: Limits,
     bytes_sent: u64,
+    /// The last probe proved that documents may be created.
+    probe_is_proof: bool,
 }
 
 impl Elasticsearch {
@@ -117,7 +119,7 @@ impl Elasticsearch {
             bulk.query_pairs_mut().append_pair("pipeline", pipeline);
         }
         let limits = Limits::new(settings.max_request_bytes, settings.max_event_bytes);
-        Self { client, now, settings, bulk, limits, bytes_sent: 0 }
+        Self { client, now, settings, bulk, limits, bytes_sent: 0, probe_is_proof: false }
     }
 
     /// Sends a batch, until some entries of a request get no result.
@@ -314,6 +316,7 @@ impl SiemSink for Elasticsearch {
     async fn probe(&mut self, within: Duration) -> Result<String, String> {
         let version = self.version(within).await?;
         let is_proven = self.may_create(within).await?;
+        self.probe_is_proof = is_proven;
         let name = version.as_deref().unwrap_or("Elasticsearch");
         let target = self.settings.target.name();
         Ok(match (is_proven, version.is_some()) {
@@ -326,6 +329,10 @@ impl SiemSink for Elasticsearch {
                 ));
             }
         })
+    }
+
+    fn probe_is_proof(&self) -> bool {
+        self.probe_is_proof
     }
 }
 

@@ -234,4 +234,8 @@ impl SiemSink for JsonHttp {
             }
         }
     }
+
+    fn probe_is_proof(&self) -> bool {
+        false
+    }
 }

@@ -74,4 +74,10 @@ pub trait SiemSink: Send {
     /// # Errors
     /// The reason why a batch would not be accepted, without secrets.
     fn probe(&mut self, within: Duration) -> impl Future<Output = Result<String, String>> + Send;
+
+    /// Returns whether the last successful [`probe`](Self::probe) proved that the receiver accepts
+    /// entries with these settings, and not only that something responds.
+    fn probe_is_proof(&self) -> bool {
+        true
+    }
 }

@@ -70,6 +70,8 @@ pub struct Otlp {
     headers: HeaderMap,
     now: Now,
     bytes_sent: u64,
+    /// The last probe got a response in the form of the protocol.
+    probe_is_proof: bool,
 }
 
 /// Limits in bytes, lowered after responses that a request is too large.
@@ -108,7 +110,7 @@ impl Otlp {
         let (url, headers) = (logs_url(&settings.endpoint), headers(&settings));
         let limits =
             Limits { event: settings.max_event_bytes, request: settings.max_request_bytes };
-        Self { client, settings, limits, url, headers, now, bytes_sent: 0 }
+        Self { client, settings, limits, url, headers, now, bytes_sent: 0, probe_is_proof: false }
     }
 
     /// Encodes the entries of a batch from the one with index `from` on. The requests contain log
@@ -224,6 +226,7 @@ impl SiemSink for Otlp {
     /// Sends a request without log records, which is valid and stores nothing.
     async fn probe(&mut self, within: Duration) -> Result<String, String> {
         let answer = self.send(&Sender::empty(), &[], within).await;
+        self.probe_is_proof = answer.as_ref().is_ok_and(|answer| self.is_of_protocol(answer));
         match interpret(&answer, 0, (self.now)()) {
             Outcome::Accepted { .. } => Ok(description(answer.ok().as_ref())),
             Outcome::Partial { .. } => Err("the response is invalid".to_owned()),
@@ -236,6 +239,23 @@ impl SiemSink for Otlp {
             )),
             Outcome::Failed(rest) => Err(reason(rest)),
         }
+    }
+
+    fn probe_is_proof(&self) -> bool {
+        self.probe_is_proof
+    }
+}
+
+impl Otlp {
+    /// Returns whether a response accepts a request, in the content type of the protocol: any server may
+    /// respond with status 200, and an empty body is a valid response.
+    fn is_of_protocol(&self, answer: &Answer) -> bool {
+        let of = |headers: &HeaderMap| headers.get(CONTENT_TYPE).cloned();
+        let is_same = |own: HeaderValue| {
+            let own = own.as_bytes();
+            of(&answer.headers).is_some_and(|theirs| theirs.as_bytes().starts_with(own))
+        };
+        answer.status == 200 && of(&self.headers).is_some_and(is_same)
     }
 }
 

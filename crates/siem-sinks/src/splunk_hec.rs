@@ -89,6 +89,8 @@ pub struct SplunkHec {
     limits: Limits,
     acknowledgements: Option<Acknowledgements>,
     bytes_sent: u64,
+    /// The last probe got a response in the form of the protocol.
+    probe_is_proof: bool,
 }
 
 /// The receiver.
@@ -117,7 +119,7 @@ impl SplunkHec {
         let acknowledgements = settings.indexed.clone().map(Acknowledgements::new);
         let limits = Limits::new(settings.max_request_bytes, settings.max_event_bytes);
         let collector = Collector { client, clock, settings, url };
-        Self { collector, limits, acknowledgements, bytes_sent: 0 }
+        Self { collector, limits, acknowledgements, bytes_sent: 0, probe_is_proof: false }
     }
 
     /// Sends requests until one is not completely successful.
@@ -277,12 +279,18 @@ impl SiemSink for SplunkHec {
         let dialect = collector.settings.dialect;
         let status = reply.as_ref().map(|answer| answer.status).unwrap_or_default();
         let code = reply.as_ref().ok().and_then(|answer| response::code(&answer.body));
+        self.probe_is_proof = code.is_some();
         match (dialect, status, code) {
             (Dialect::Splunk, 400, Some(NO_DATA)) => {
                 return Ok("HTTP Event Collector of Splunk; the token is accepted".to_owned());
             }
-            (Dialect::LogScale, 200 | 400, _) => {
+            (Dialect::LogScale, 200 | 400, Some(_)) => {
                 return Ok("HTTP Event Collector of LogScale; the token is accepted".to_owned());
+            }
+            (Dialect::LogScale, 200 | 400, None) => {
+                return Ok(format!(
+                    "response {status} to a request without an event: the token is accepted if this is LogScale"
+                ));
             }
             _ => {}
         }
@@ -290,6 +298,10 @@ impl SiemSink for SplunkHec {
             RestOfRequest::Undecided(rest) => Err(reason(rest)),
             _ => Err(format!("response {status} to a request without an event: check `endpoint`")),
         }
+    }
+
+    fn probe_is_proof(&self) -> bool {
+        self.probe_is_proof
     }
 }
 

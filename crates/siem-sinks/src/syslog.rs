@@ -320,4 +320,9 @@ impl SiemSink for Syslog {
             Err(error) => Err(self.describe(&error).0),
         }
     }
+
+    /// Returns false: a syslog receiver says nothing about what it accepts.
+    fn probe_is_proof(&self) -> bool {
+        false
+    }
 }

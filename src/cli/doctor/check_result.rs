@@ -43,6 +43,11 @@ impl CheckResult {
         Self { subject, outcome: CheckOutcome::Warn, text: text.into() }
     }
 
+    /// A check that could prove nothing.
+    pub(super) fn not_verified(subject: &'static str, text: impl std::fmt::Display) -> Self {
+        Self::warn(subject, format!("not verified: {text}"))
+    }
+
     pub(super) fn fail(subject: &'static str, text: impl Into<String>) -> Self {
         Self { subject, outcome: CheckOutcome::Fail, text: text.into() }
     }

@@ -96,53 +96,72 @@ fn host_name(connection: &Connection) -> CheckResult {
 }
 
 /// Evaluates the receiver's response: endpoint, token, secret and clock.
+///
+/// Only a receiver signs its response, over the nonce of the request, and it accepts the token before.
+/// Any other server, and any other path, may respond with the same status.
 fn evaluate(probe: &Probe, now: Timestamp) -> Vec<CheckResult> {
-    let took = probe.took.as_millis();
-    let mut results = Vec::new();
-    match probe.status {
-        200 | 304 | 404 => {
-            results.push(CheckResult::ok("receiver", format!("responded within {took} ms")));
-            results.push(CheckResult::ok("token", "accepted by the receiver"));
+    const CANARY: &str = "run `ai-agent doctor --canary`";
+
+    let (status, took) = (probe.status, probe.took.as_millis());
+    let not_verified = |subject, reason: &str| CheckResult::not_verified(subject, reason);
+    let responded = CheckResult::ok("receiver", format!("responded within {took} ms"));
+    let mut results = match (status, probe.is_signed) {
+        (200 | 404, Some(true)) => vec![
+            responded,
+            CheckResult::ok("token", "accepted by the receiver"),
+            CheckResult::ok("HMAC secret", "the same as the receiver's"),
+        ],
+        // It signs as a receiver does, which accepts the token first.
+        (200 | 404, Some(false)) => vec![
+            responded,
+            CheckResult::ok("token", "accepted by the receiver"),
+            CheckResult::fail(
+                "HMAC secret",
+                "the receiver signs with another secret, or something else responds in its place",
+            ),
+        ],
+        (200, None) => vec![
+            not_verified("receiver", "responded with 200, without a signature"),
+            not_verified("token", "the response is not signed"),
+            CheckResult::fail(
+                "HMAC secret",
+                "the response is not signed: a captive portal or a proxy may respond in place of the receiver",
+            ),
+        ],
+        // A receiver without managed configuration may sign nothing, and so does a server that is none.
+        (404, None) => vec![
+            not_verified(
+                "receiver",
+                &format!(
+                    "responded with 404, which may mean that `endpoint` has a wrong path, or that there \
+                     is no managed configuration: {CANARY}"
+                ),
+            ),
+            not_verified("token", &format!("the receiver signed nothing: {CANARY}")),
+            not_verified("HMAC secret", &format!("the receiver signed nothing: {CANARY}")),
+        ],
+        (401, _) => {
+            vec![CheckResult::fail("token", "the receiver responded with 401: check the token")]
         }
-        401 => {
-            results.push(CheckResult::fail("token", "the receiver responded with 401: check the token"))
-        }
-        403 => results.push(CheckResult::fail(
+        (403, _) => vec![CheckResult::fail(
             "token",
             "the receiver responded with 403: check that this token may ship",
-        )),
-        407 => results.push(CheckResult::fail(
+        )],
+        (407, _) => vec![CheckResult::fail(
             "proxy",
             "responded with 407: set `proxy_user` and `proxy_password_file`",
-        )),
-        status @ 300..=399 => results.push(CheckResult::fail(
+        )],
+        (300..=399, _) => vec![CheckResult::fail(
             "receiver",
             format!(
                 "responded with {status}: redirects are not followed, set `endpoint` to their target"
             ),
-        )),
-        status => results.push(CheckResult::fail(
+        )],
+        _ => vec![CheckResult::fail(
             "receiver",
             format!("responded with {status} after {took} ms: see the receiver's log"),
-        )),
-    }
-    results.extend(match probe.is_signed {
-        Some(true) => Some(CheckResult::ok("HMAC secret", "the same as the receiver's")),
-        Some(false) => Some(CheckResult::fail(
-            "HMAC secret",
-            "the receiver signs with another secret, or something else responds in its place",
-        )),
-        None if probe.status == 200 => Some(CheckResult::fail(
-            "HMAC secret",
-            "the response is not signed: a captive portal or a proxy may respond in place of the receiver",
-        )),
-        // A receiver without managed configuration signs nothing.
-        None if probe.status == 404 => Some(CheckResult::warn(
-            "HMAC secret",
-            "not verified, since the receiver signed nothing: run `ai-agent doctor --canary`",
-        )),
-        None => None,
-    });
+        )],
+    };
     results.extend(probe.date.map(|date| clock(date, now)));
     results
 }
@@ -177,16 +196,22 @@ mod tests {
     }
 
     #[test]
-    fn the_status_determines_the_results() {
+    fn only_a_signed_response_proves_anything() {
         use CheckOutcome::{Fail, Ok, Warn};
 
-        let ok = [("receiver", Ok), ("token", Ok), ("HMAC secret", Warn)];
-        assert_eq!(found(&probe(404, None)), ok);
-        assert_eq!(found(&probe(200, Some(true)))[2], ("HMAC secret", Ok));
-        assert_eq!(found(&probe(200, Some(false)))[2], ("HMAC secret", Fail));
-        assert_eq!(found(&probe(200, None))[2], ("HMAC secret", Fail));
+        let all = |outcomes: [CheckOutcome; 3]| {
+            ["receiver", "token", "HMAC secret"].into_iter().zip(outcomes).collect::<Vec<_>>()
+        };
+        for status in [200, 404] {
+            assert_eq!(found(&probe(status, Some(true))), all([Ok, Ok, Ok]));
+            assert_eq!(found(&probe(status, Some(false))), all([Ok, Ok, Fail]));
+        }
+        assert_eq!(found(&probe(404, None)), all([Warn, Warn, Warn]));
+        assert_eq!(found(&probe(200, None)), all([Warn, Warn, Fail]));
+        assert!(evaluate(&probe(404, None), Timestamp(0))[0].text.starts_with("not verified: "));
         assert_eq!(found(&probe(401, None)), [("token", Fail)]);
         assert_eq!(found(&probe(301, None)), [("receiver", Fail)]);
+        assert_eq!(found(&probe(304, None)), [("receiver", Fail)]);
         assert_eq!(found(&probe(407, None)), [("proxy", Fail)]);
         assert_eq!(found(&probe(503, None)), [("receiver", Fail)]);
     }

@@ -38,6 +38,10 @@ fn probe(name: &str, sink: &mut dyn Sink) -> Option<CheckResult> {
         }
     });
     Some(match probed? {
+        Ok(receiver) if !sink.probe_is_proof() => CheckResult::not_verified(
+            SUBJECT,
+            format!("`{name}`: {receiver}; run `ai-agent doctor --canary`"),
+        ),
         Ok(receiver) => CheckResult::ok(SUBJECT, format!("`{name}`: {receiver}")),
         Err(reason) => CheckResult::fail(SUBJECT, format!("`{name}`: {reason}")),
     })
@@ -47,11 +51,11 @@ fn probe(name: &str, sink: &mut dyn Sink) -> Option<CheckResult> {
 mod tests {
     use std::time::Duration;
 
-    use super::*;
+    use super::{super::check_result::CheckOutcome, *};
     use crate::stages::sink::{Batch, Delivery, DeliveryFuture, ProbeFuture};
 
     /// Responds to a probe as given.
-    struct Probed(Option<Result<String, String>>);
+    struct Probed(Option<Result<String, String>>, bool);
 
     impl Sink for Probed {
         fn deliver<'a>(&'a mut self, _: &'a Batch) -> DeliveryFuture<'a> {
@@ -62,15 +66,22 @@ mod tests {
             let result = self.0.clone()?;
             Some(Box::pin(async { result }))
         }
+
+        fn probe_is_proof(&self) -> bool {
+            self.1
+        }
     }
 
     #[test]
     fn probe_of_a_sink_is_a_check() {
-        let check = |result| probe("splunk", &mut Probed(result));
+        let check = |result| probe("splunk", &mut Probed(result, true));
         let ok = CheckResult::ok("sink", "`splunk`: Splunk 10.4.3");
         assert_eq!(check(Some(Ok("Splunk 10.4.3".into()))), Some(ok));
         let fail = CheckResult::fail("sink", "`splunk`: invalid token");
         assert_eq!(check(Some(Err("invalid token".into()))), Some(fail));
         assert_eq!(check(None), None);
+        let unproven = probe("web", &mut Probed(Some(Ok("HTTP server".into())), false)).unwrap();
+        assert_eq!(unproven.outcome, CheckOutcome::Warn);
+        assert!(unproven.text.starts_with("not verified: `web`: HTTP server"), "{}", unproven.text);
     }
 }

@@ -87,6 +87,10 @@ impl<S: SiemSink> Sink for Adapter<S> {
     fn probe<'a>(&'a mut self, within: Duration) -> Option<ProbeFuture<'a>> {
         Some(Box::pin(self.sink.probe(within)))
     }
+
+    fn probe_is_proof(&self) -> bool {
+        self.sink.probe_is_proof()
+    }
 }
 
 #[cfg(test)]

@@ -30,8 +30,21 @@ const MAX_MINISIG_BYTES: usize = 4 << 10;
 pub(super) async fn config(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
     match respond(&shared, &headers).await {
         Ok(response) => response,
+        Err(Rejection::NoConfig) => no_config(&shared, &headers),
         Err(rejection) => rejection.into_response(),
     }
+}
+
+/// Returns the response that there is no configuration, which is signed like one: it proves to the
+/// sender that its token is accepted, and that both have the same secret.
+fn no_config(shared: &Shared, headers: &HeaderMap) -> Response {
+    let body = Rejection::NoConfig.body(None, false);
+    let mut response = Rejection::NoConfig.into_response();
+    if let Ok(Some(nonce)) = nonce(headers) {
+        let signature = shared.keys.sign_answer(nonce, &body);
+        response.headers_mut().insert(header::SIGNATURE, ascii(&signature));
+    }
+    response
 }
 
 async fn respond(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Response, Rejection> {

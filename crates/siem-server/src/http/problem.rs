@@ -256,12 +256,17 @@ impl IntoResponse for Rejection {
 }
 
 impl Rejection {
+    /// Returns the body of the response, with a signed verdict if there is one.
+    pub(super) fn body(&self, verdict: Option<String>, enroll: bool) -> Vec<u8> {
+        let problem = Problem { verdict, enroll, ..self.problem() };
+        serde_json::to_vec(&problem).expect("names and numbers can be written as JSON")
+    }
+
     /// Builds the response, with a signed verdict if there is one. `enroll` tells the sender to
     /// enroll its device key.
     pub(super) fn respond(self, verdict: Option<String>, enroll: bool) -> Response {
         self.log();
-        let problem = Problem { verdict, enroll, ..self.problem() };
-        let body = serde_json::to_vec(&problem).expect("names and numbers can be written as JSON");
+        let body = self.body(verdict, enroll);
         let mut response = (self.kind().0, body).into_response();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type::PROBLEM));

@@ -79,6 +79,21 @@ async fn config_missing_is_404_and_invalid_is_500() {
     }
 }
 
+/// So that an agent can tell the receiver from any other server with status 404.
+#[tokio::test]
+async fn missing_config_is_signed_over_the_nonce() {
+    let server = Server::start().await;
+    let response = get(&server, "/config").header(header::NONCE, NONCE).send().await.unwrap();
+    assert_eq!(response.status(), 404);
+    let signature = response.headers()[header::SIGNATURE].to_str().unwrap().to_owned();
+    let body = response.bytes().await.unwrap();
+    assert!(verify_answer(SECRET.as_bytes(), NONCE, &body, &signature));
+    let wrong_path = get(&server, "/conf").header(header::NONCE, NONCE).send().await.unwrap();
+    assert!(!wrong_path.headers().contains_key(header::SIGNATURE));
+    let no_token = reqwest::Client::new().get(server.url("/config")).header(header::NONCE, NONCE);
+    assert!(!no_token.send().await.unwrap().headers().contains_key(header::SIGNATURE));
+}
+
 /// With an arbitrary nonce, the signature of a 304 could be that of a batch.
 #[tokio::test]
 async fn invalid_nonce_is_400() {

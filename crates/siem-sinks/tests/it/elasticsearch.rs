@@ -350,6 +350,7 @@ async fn probe_proves_the_right_to_create() {
     // A key that may only create documents cannot read the version.
     server.http.fail("/", [Fault::Answer(Reply::new(403, "{}"))]);
     assert!(sink.probe(within).await.unwrap().contains("may create documents"));
+    assert!(sink.probe_is_proof());
     assert_eq!(server.with(|state| state.documents().len()), 0);
 }
 

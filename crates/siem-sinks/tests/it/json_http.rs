@@ -269,6 +269,7 @@ async fn secrets_are_in_no_text() {
     let within = Duration::from_secs(5);
     let found = sink.probe(within).await.unwrap();
     assert!(found.contains("response 405") && !found.contains("s3cr3t"), "{found}");
+    assert!(!sink.probe_is_proof());
     receiver.http.fail("", [Fault::Answer(Reply::new(403, "no"))]);
     let problem = sink.probe(within).await.unwrap_err();
     assert!(problem.contains("403") && problem.contains("`headers_file`"), "{problem}");

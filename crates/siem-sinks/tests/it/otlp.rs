@@ -336,9 +336,11 @@ async fn probe_stores_nothing_and_names_the_remedy() {
     let mut sink = sink_to(&server);
     let within = Duration::from_secs(20);
     assert_eq!(sink.probe(within).await, Ok("OTLP receiver".to_owned()));
+    assert!(sink.probe_is_proof());
     let server_name = Fault::Answer(Reply::new(200, "").header("Server", "otelcol/1"));
     server.http().fail("/v1/logs", [server_name, Fault::Answer(Reply::new(422, "no records"))]);
     assert_eq!(sink.probe(within).await, Ok("OTLP receiver, otelcol/1".to_owned()));
+    assert!(!sink.probe_is_proof(), "any server may respond with status 200 and nothing else");
     assert_eq!(sink.probe(within).await, Ok("OTLP receiver".to_owned()));
     for (status, word) in [(401, "`headers`"), (404, "`endpoint`"), (400, "400"), (503, "503")] {
         server.http().fail("/v1/logs", [Fault::Answer(Reply::new(status, ""))]);

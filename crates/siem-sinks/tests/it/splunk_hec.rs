@@ -534,8 +534,11 @@ async fn probe_checks_the_token_and_stores_nothing() {
     for is_logscale in [false, true] {
         let server = HecServer::start(Collector { is_logscale, ..Collector::default() });
         let within = Duration::from_secs(5);
-        let found = sink(settings(&server)).probe(within).await.unwrap();
+        let mut probed = sink(settings(&server));
+        let found = probed.probe(within).await.unwrap();
         assert!(found.contains("token is accepted"), "{found}");
+        // LogScale answers like any server that refuses the request.
+        assert_eq!(probed.probe_is_proof(), !is_logscale);
         let token = "wrong".to_owned();
         let problem =
             sink(Settings { token, ..settings(&server) }).probe(within).await.unwrap_err();
