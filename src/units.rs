@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr, time::Duration};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// Duration, written as `"300s"`, `"5m"` or `"500ms"`; a number without unit is in seconds.
+/// Duration, written with its unit as `"300s"`, `"5m"` or `"500ms"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Time(pub Duration);
 
@@ -22,9 +22,6 @@ impl FromStr for Time {
 
     fn from_str(text: &str) -> Result<Self, WrongUnit> {
         let text = text.trim();
-        if let Ok(seconds) = text.parse() {
-            return Ok(Self::seconds(seconds));
-        }
         let wrong = |_| WrongUnit { text: text.to_owned(), example: "a duration such as \"300s\"" };
         humantime::parse_duration(text).map(Self).map_err(wrong)
     }
@@ -72,9 +69,10 @@ pub(crate) struct WrongUnit {
     example: &'static str,
 }
 
-/// Both types are read from a string or a number, and written as a string.
-macro_rules! as_text_or_number {
-    ($unit:ident, $example:literal, $from_number:expr) => {
+/// Writes a type as a string, and reads it from a string; with a third argument, which makes a value
+/// of a number, also from a number.
+macro_rules! as_text {
+    ($unit:ident, $example:literal $(, $from_number:expr)?) => {
         impl Serialize for $unit {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
                 serializer.collect_str(self)
@@ -95,45 +93,62 @@ macro_rules! as_text_or_number {
                         text.parse().map_err(E::custom)
                     }
 
-                    fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<$unit, E> {
-                        Ok($from_number(number))
-                    }
+                    $(
+                        fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<$unit, E> {
+                            Ok($from_number(number))
+                        }
 
-                    fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<$unit, E> {
-                        let number = u64::try_from(number)
-                            .map_err(|_| E::custom("must not be negative"))?;
-                        self.visit_u64(number)
-                    }
+                        fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<$unit, E> {
+                            let number = u64::try_from(number)
+                                .map_err(|_| E::custom("must not be negative"))?;
+                            self.visit_u64(number)
+                        }
+                    )?
                 }
                 deserializer.deserialize_any(Visitor)
-            }
-        }
-
-        impl JsonSchema for $unit {
-            fn schema_name() -> std::borrow::Cow<'static, str> {
-                stringify!($unit).into()
-            }
-
-            fn json_schema(_: &mut SchemaGenerator) -> Schema {
-                json_schema!({ "type": ["string", "integer"], "description": $example })
             }
         }
     };
 }
 
-as_text_or_number!(Time, "a duration such as \"300s\"", Time::seconds);
-as_text_or_number!(Size, "a size such as \"4 MiB\"", Size);
+as_text!(Time, "a duration with its unit, such as \"300s\"");
+as_text!(Size, "a size such as \"4 MiB\"", Size);
+
+impl JsonSchema for Time {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Time".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "pattern": "^\\s*[0-9]+\\s*[A-Za-z]",
+            "description": "a duration with its unit, such as \"300s\"",
+        })
+    }
+}
+
+impl JsonSchema for Size {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": ["string", "integer"], "description": "a size such as \"4 MiB\"" })
+    }
+}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read_with_and_without_a_unit() {
+    fn duration_without_a_unit_is_refused() {
         assert_eq!("300s".parse(), Ok(Time::seconds(300)));
-        assert_eq!("5m".parse(), Ok(Time::seconds(300)));
-        assert_eq!(" 300 ".parse(), Ok(Time::seconds(300)));
+        assert_eq!(" 5m ".parse(), Ok(Time::seconds(300)));
         assert_eq!("0s".parse(), Ok(Time::seconds(0)));
+        assert!("300".parse::<Time>().is_err());
+        assert!(serde_json::from_str::<Time>("300").is_err());
         let error = "soon".parse::<Time>().unwrap_err();
         assert_eq!(error.to_string(), "`soon` is not a duration such as \"300s\"");
     }

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use siem_protocol::Digest;
+use siem_protocol::{Digest, Identity};
 use tracing::warn;
 
 use super::error::SetupError;
@@ -132,13 +132,28 @@ impl ConfigSources {
         for warning in &identified.warnings {
             warn!(code = "identity_warning", "{warning}");
         }
+        self.context(loaded, state_dir, once, identified.identity)
+    }
+
+    /// Returns a context to check whether stages can be built.
+    pub(crate) fn check_context(&self, loaded: &LoadedConfig) -> AgentContext {
+        self.context(loaded, None, true, identify(None).identity)
+    }
+
+    fn context(
+        &self,
+        loaded: &LoadedConfig,
+        state_dir: Option<&Path>,
+        once: bool,
+        identity: Identity,
+    ) -> AgentContext {
         let instance = uuid::Uuid::new_v4().simple().to_string();
         let device = match state_dir {
-            Some(dir) => Device::new(KeyFile::of(dir, &identified.identity), instance),
+            Some(dir) => Device::new(KeyFile::of(dir, &identity), instance),
             None => Device::without_key(instance),
         };
         AgentContext {
-            identity: identified.identity,
+            identity,
             environment: self.environment.clone(),
             paths: self.paths.clone(),
             clock: Arc::new(SystemClock),
@@ -161,19 +176,6 @@ pub(crate) fn log_warnings(loaded: &LoadedConfig) {
     for warning in &loaded.warnings {
         warn!(code = "config_warning", "{warning}");
     }
-}
-
-/// Checks that an agent would start with this configuration, by building its stages and sinks.
-///
-/// # Errors
-/// The first mistake in a stage, those that are switched off included.
-pub(crate) fn check_startable(
-    loaded: &LoadedConfig,
-    context: &AgentContext,
-) -> Result<(), ConfigError> {
-    assembly::sinks(loaded, context)?;
-    assembly::stages(loaded, context)?;
-    check_switched_off(loaded, context)
 }
 
 /// Checks the stages that are switched off. A stage may be switched off because of the mistake, and

@@ -3,14 +3,13 @@
 use std::{error::Error, path::Path};
 
 use siem_protocol::{Digest, Identity, ManagedConfig, ManagedError, agent_event::ConfigProof};
-use tracing::warn;
 
 use super::{
     config_sequence::{self, ConfigCopy, HighestSerial, SequenceError},
     config_sources::ConfigSources,
 };
 use crate::{
-    config::{ConfigError, LoadedConfig, ManagedSettings, Settings},
+    config::{ConfigError, ConfigWarning, LoadedConfig, ManagedSettings, Settings},
     pipeline::{
         assembly,
         config_status::ManagedLayer,
@@ -231,48 +230,60 @@ pub(crate) fn stored(state_dir: &Path) -> Result<Option<SignedConfig>, String> {
 /// The first mistake in the local layers. A managed configuration that is not accepted is left out with
 /// a warning.
 pub(crate) fn load_last_in_force(sources: &ConfigSources) -> Result<LoadedConfig, ConfigError> {
-    let local = sources.load()?;
-    let accepted = last_accepted(sources, &local);
-    Ok(accepted.map_or(local, |candidate| *candidate.loaded))
+    let mut local = sources.load()?;
+    match last_accepted(sources, &local) {
+        Ok(Some(candidate)) => Ok(*candidate.loaded),
+        Ok(None) => Ok(local),
+        Err(warning) => {
+            local.warnings.push(warning);
+            Ok(local)
+        }
+    }
 }
 
-/// Returns the stored managed configuration on top of `local`, or logs why it is not valid.
-fn last_accepted(sources: &ConfigSources, local: &LoadedConfig) -> Option<Candidate> {
+/// Returns the stored managed configuration on top of `local`.
+///
+/// # Errors
+/// Warning with the reason why the stored one is not valid.
+fn last_accepted(
+    sources: &ConfigSources,
+    local: &LoadedConfig,
+) -> Result<Option<Candidate>, ConfigWarning> {
     let answer = stored(&local.settings.agent.state_dir)
-        .inspect_err(|reason| warn!(code = "managed_config_unreadable", "{reason}"))
-        .ok()??;
-    let context = sources.stage_context(local, None, true);
+        .map_err(|reason| ConfigWarning::new("managed_config_unreadable", reason))?;
+    let Some(answer) = answer else { return Ok(None) };
+    let context = sources.check_context(local);
     if !local.settings.managed_keys.is_empty() {
         let verified = answer.verify_organisation(&local.settings.managed_keys);
-        if let Err(error) = verified {
-            let reason = causes(&error);
-            warn!(code = "managed_config_foreign", reason, "{STORED_IS_INVALID}");
-            return None;
-        }
+        verified.map_err(|error| {
+            let message = format!("{STORED_IS_INVALID}: {}", causes(&error));
+            ConfigWarning::new("managed_config_foreign", message)
+        })?;
     }
     let config = ManagedConfig::parse(answer.body.as_bytes()).ok();
     if config.is_some_and(|config| !is_meant(&config, &context.identity)) {
-        return None;
+        return Ok(None);
     }
+    let mut unverified = None;
     match assembly::manager(local, &context) {
         Ok(Some(manager)) if manager.accepts(&answer) => {}
         _ if !local.settings.managed_keys.is_empty() => {}
         Ok(Some(_)) => {
-            warn!(code = "managed_config_foreign", "{STORED_IS_FOREIGN}");
-            return None;
+            return Err(ConfigWarning::new("managed_config_foreign", STORED_IS_FOREIGN));
         }
-        Ok(None) => return None,
-        Err(_) => warn!(
-            code = "managed_config_unverified",
-            "signature of the stored managed configuration is not verified: that needs the token \
-             and the HMAC secret"
-        ),
+        Ok(None) => return Ok(None),
+        Err(_) => {
+            let message = "signature of the stored managed configuration is not verified: that needs \
+                           the token and the HMAC secret";
+            unverified = Some(ConfigWarning::new("managed_config_unverified", message));
+        }
     }
-    accept(sources, Some(answer), &context, TestScope::Managed)
-        .inspect_err(|Refusal { reason, .. }| {
-            warn!(code = "managed_config_invalid", reason, "{STORED_IS_INVALID}");
-        })
-        .ok()
+    let accepted = accept(sources, Some(answer), &context, TestScope::Managed);
+    let mut candidate = accepted.map_err(|Refusal { reason, .. }| {
+        ConfigWarning::new("managed_config_invalid", format!("{STORED_IS_INVALID}: {reason}"))
+    })?;
+    candidate.loaded.warnings.extend(unverified);
+    Ok(Some(candidate))
 }
 
 #[cfg(test)]

@@ -21,6 +21,7 @@ mod restart_limit;
 mod run;
 mod silent_places;
 mod sleep_detector;
+pub(crate) mod startable;
 pub(crate) mod status_file;
 #[cfg(test)]
 mod tests;

@@ -8,7 +8,7 @@ use tracing::{error, info};
 use super::{
     compliance_monitor::ComplianceMonitor,
     config_manager::ConfigManager,
-    config_sources::{self, ConfigSources},
+    config_sources::ConfigSources,
     config_updates::{self, ConfigUpdates},
     device_key,
     error::AgentError,
@@ -16,10 +16,11 @@ use super::{
     handle::{AgentHandle, Orders},
     outbox_start,
     restart_limit::RestartLimit,
-    silent_places, watchdog,
+    silent_places,
+    startable::Startable,
+    watchdog,
 };
 use crate::{
-    config::LoadedConfig,
     event::Event,
     pipeline::{
         assembly,
@@ -58,18 +59,17 @@ impl Agent {
     /// Creates an agent with the local layers in force. `watch` was made before they were read.
     ///
     /// # Errors
-    /// [`AgentError`] when the configuration is wrong: stages are built once with the local layers,
-    /// regardless of the server's configuration.
+    /// [`AgentError`] when the state directory cannot be used.
     pub(crate) fn new(
         sources: ConfigSources,
-        loaded: LoadedConfig,
+        startable: Startable,
         watch: ConfigFileWatch,
         lock: Arc<StateLock>,
         mode: RunMode,
     ) -> Result<Self, AgentError> {
         let once = matches!(mode, RunMode::Once(_));
+        let loaded = startable.into_loaded();
         let context = sources.stage_context(&loaded, Some(lock.dir()), once);
-        config_sources::check_startable(&loaded, &context)?;
         let (manager, mut orders) =
             ConfigManager::new(sources, lock.dir(), loaded, watch, context)?;
         if once {

@@ -9,7 +9,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Agent, AgentError, ConfigFileWatch, ConfigSources, RunMode};
+use super::{Agent, AgentError, ConfigFileWatch, ConfigSources, RunMode, startable};
 use crate::{
     platform::{Environment, LockRole, StateLock, Timestamp},
     siem::device::Replacement,
@@ -44,9 +44,10 @@ fn agent(home: &Path, receiver: SocketAddr, mode: RunMode) -> Result<Agent, Agen
     ]);
     let sources = ConfigSources::new(environment, None)?;
     let watch = ConfigFileWatch::before_reading(sources.layer_files());
-    let loaded = sources.load()?;
-    let lock = StateLock::acquire(&loaded.settings.agent.state_dir, LockRole::Agent).unwrap();
-    Agent::new(sources, loaded, watch, Arc::new(lock), mode)
+    let startable = startable::check(&sources).startable().unwrap();
+    let state_dir = &startable.loaded().settings.agent.state_dir;
+    let lock = StateLock::acquire(state_dir, LockRole::Agent).unwrap();
+    Agent::new(sources, startable, watch, Arc::new(lock), mode)
 }
 
 fn home_with_record() -> tempfile::TempDir {

@@ -6,11 +6,15 @@ use tracing::warn;
 
 use super::failure::Failure;
 use crate::{
-    agent::{ConfigSources, config_sources::log_warnings, managed_config},
+    agent::{
+        ConfigSources,
+        config_sources::log_warnings,
+        managed_config,
+        startable::{self, Startable},
+    },
     config::{self, LoadedConfig, ManagedSettings},
-    platform::{Environment, Paths, file, is_root},
+    platform::{Environment, Paths, is_root},
     stages::AgentContext,
-    text::causes,
 };
 
 /// Files of a configuration to check.
@@ -19,7 +23,7 @@ pub(super) struct ConfigFiles {
     /// Configuration files to check in place of those in force, lowest priority first, as the
     /// machine's file and its `config.d`; a file that ends in `.json` is a managed configuration
     #[arg(value_name = "FILE")]
-    files: Vec<PathBuf>,
+    pub(super) files: Vec<PathBuf>,
 }
 
 /// Context of a command.
@@ -60,11 +64,16 @@ impl CliContext {
         Ok(loaded)
     }
 
-    /// Reads the configuration in force without contacting the server, and logs its warnings.
+    /// Reads the local layers, checks that an agent would start with them, and logs their warnings.
+    pub(super) fn load_startable(&self) -> Result<Startable, Failure> {
+        let checked = startable::check(&self.sources);
+        checked.loaded.iter().for_each(log_warnings);
+        checked.startable().map_err(Failure::usage)
+    }
+
+    /// Reads the configuration in force without contacting the server.
     pub(super) fn load_in_force(&self) -> Result<LoadedConfig, Failure> {
-        let loaded = managed_config::load_last_in_force(&self.sources).map_err(Failure::usage)?;
-        log_warnings(&loaded);
-        Ok(loaded)
+        managed_config::load_last_in_force(&self.sources).map_err(Failure::usage)
     }
 
     /// Reads files to check: TOML as the machine's files, without other layers; JSON
@@ -82,9 +91,6 @@ impl CliContext {
             [one] => Some(read_managed(one)?),
             _ => return Err(Failure::usage("only one managed configuration can be in force")),
         };
-        for warning in managed.iter().flat_map(|managed| &managed.warnings) {
-            warn!(code = "config_warning", "{warning}");
-        }
         let toml: Vec<PathBuf> = toml.into_iter().cloned().collect();
         let loaded = match toml.as_slice() {
             [] => self.sources.load_with(managed.as_ref()),
@@ -95,7 +101,6 @@ impl CliContext {
             managed_config::check_members(&managed.config)
                 .map_err(|error| Failure::failed(error.to_string()))?;
         }
-        log_warnings(&loaded);
         Ok(loaded)
     }
 
@@ -107,10 +112,5 @@ impl CliContext {
 
 /// Reads a managed configuration from a file, as the server would send it.
 pub(super) fn read_managed(path: &Path) -> Result<ManagedSettings, Failure> {
-    let wrong = |error: &dyn std::error::Error| {
-        Failure::failed(format!("`{}`: {}", path.display(), causes(error)))
-    };
-    let body =
-        file::read_bounded(path, file::MAX_WRITTEN_BY_HAND).map_err(|error| wrong(&error))?;
-    ManagedSettings::read(&body, None).map_err(|error| wrong(&error))
+    startable::read_managed(path).map_err(Failure::failed)
 }

@@ -33,6 +33,11 @@ enum Action {
 }
 
 impl Arguments {
+    /// Returns true if the command changes no key.
+    pub(super) fn is_read_only(&self) -> bool {
+        matches!(self.action, Action::Show { .. })
+    }
+
     pub(super) fn execute(self, explicit: Option<&Path>) -> Result<(), Failure> {
         let sources = CliContext::new(explicit)?.sources;
         let (request, json) = match self.action {

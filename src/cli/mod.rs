@@ -36,7 +36,10 @@ use std::{
 use clap::{Parser, Subcommand};
 
 use self::{failure::Failure, service::ServiceAction};
-use crate::{logging, platform::memory};
+use crate::{
+    logging::{self, Level},
+    platform::memory,
+};
 
 /// Ship Claude Code session logs to a SIEM without losing a byte
 #[derive(Parser)]
@@ -106,6 +109,34 @@ impl Command {
     }
 }
 
+impl Command {
+    /// Returns true if the command only reads and answers.
+    fn is_read_only(&self) -> bool {
+        match self {
+            Self::Check(_)
+            | Self::Status(_)
+            | Self::Config(_)
+            | Self::Doctor(_)
+            | Self::Test(_)
+            | Self::Stages(_) => true,
+            Self::Run(run) => run.is_test(),
+            Self::Hooks(hooks) => hooks.is_read_only(),
+            Self::Deadletter(letters) => letters.is_read_only(),
+            Self::Outbox(outbox) => outbox.is_read_only(),
+            Self::Device(device) => device.is_read_only(),
+            Self::Audit(audit) => audit.is_read_only(),
+            Self::Install(_)
+            | Self::Uninstall(_)
+            | Self::Start
+            | Self::Stop
+            | Self::Restart
+            | Self::Flush(_)
+            | Self::Reload(_)
+            | Self::LogLevel(_) => false,
+        }
+    }
+}
+
 /// Returns the definition of the command line, for manuals and completions.
 #[must_use]
 pub fn command_line() -> clap::Command {
@@ -136,7 +167,13 @@ pub fn main() -> ExitCode {
     {
         return hook_answer::answer_hook(hook);
     }
-    logging::start(arguments.debug);
+    logging::start(match (arguments.debug, arguments.command.is_read_only()) {
+        (true, _) => Level::Debug,
+        // Warnings about the machine would precede the answer: `doctor`, `config check` and the start
+        // of the agent report them.
+        (false, true) => Level::Error,
+        (false, false) => Level::Info,
+    });
     // Without the panic's message, which may quote a record.
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string);

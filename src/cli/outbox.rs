@@ -75,6 +75,11 @@ enum Action {
 }
 
 impl Arguments {
+    /// Returns true if the command changes nothing in the outbox.
+    pub(super) fn is_read_only(&self) -> bool {
+        !matches!(self.action, Action::ForgetSink { .. })
+    }
+
     pub(super) fn execute(self, explicit: Option<&Path>) -> Result<(), Failure> {
         let mut output = match &self.action {
             Action::Export { to, .. } => LineOutput::create(to)?,

@@ -17,6 +17,12 @@ pub(super) fn print(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
     }
 }
 
+/// Writes a note to standard error, beside the answer of a command.
+pub(super) fn note(text: &str) {
+    // With a closed standard error, the answer is enough.
+    drop(writeln!(io::stderr(), "note: {text}"));
+}
+
 /// Writes text to standard output and flushes it. A closed pipe is an error, so that a command that
 /// repeats ends.
 pub(super) fn write(text: &str) -> Result<(), Failure> {

@@ -10,8 +10,7 @@ use super::{
     signal_task::SignalTask,
 };
 use crate::{
-    agent::{Agent, ConfigFileWatch, RunMode},
-    config::LoadedConfig,
+    agent::{Agent, ConfigFileWatch, RunMode, startable::Startable},
     control::{self, ControlService},
     logging,
     pipeline::ingest::OnProgress,
@@ -34,6 +33,11 @@ pub(super) struct Arguments {
 }
 
 impl Arguments {
+    /// Returns true if the agent is not run.
+    pub(super) fn is_test(&self) -> bool {
+        self.test
+    }
+
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
         if self.test {
             return dry_run::execute(explicit, self.json);
@@ -48,11 +52,8 @@ impl Arguments {
         let signals = SignalTask::start(&runtime).map_err(Failure::failed)?;
         let context = CliContext::new(explicit)?;
         let watch = ConfigFileWatch::before_reading(context.sources.layer_files());
-        let loaded = context.load()?;
-        if let Some(missing) = loaded.missing_for_delivery() {
-            return Err(Failure::usage(missing));
-        }
-        let ended = runtime.block_on(self.run(context, loaded, watch, signals));
+        let startable = context.load_startable()?;
+        let ended = runtime.block_on(self.run(context, startable, watch, signals));
         // A blocking thread that hangs must not delay the exit.
         runtime.shutdown_background();
         ended
@@ -61,11 +62,12 @@ impl Arguments {
     async fn run(
         &self,
         context: CliContext,
-        loaded: LoadedConfig,
+        startable: Startable,
         watch: ConfigFileWatch,
         signals: SignalTask,
     ) -> Result<(), Failure> {
-        let state_dir = loaded.settings.agent.state_dir.clone();
+        let settings = &startable.loaded().settings.agent;
+        let (state_dir, log_format) = (settings.state_dir.clone(), settings.log_format);
         // Waits for a command that uses the state directory.
         let acquired = spawn_blocking(move || StateLock::acquire(&state_dir, LockRole::Agent));
         let lock = tokio::select! {
@@ -73,8 +75,8 @@ impl Arguments {
             () = signals.stopped() => return Ok(()),
         };
         let lock = Arc::new(lock);
-        let _log = logging::to_file(&lock, loaded.settings.agent.log_format);
-        let agent = Agent::new(context.sources, loaded, watch, Arc::clone(&lock), self.mode())?;
+        let _log = logging::to_file(&lock, log_format);
+        let agent = Agent::new(context.sources, startable, watch, Arc::clone(&lock), self.mode())?;
         let handle = agent.handle();
         // Dropped before the lock is released, which guards the socket's file.
         let _server = control::serve(lock.dir(), ControlService::new(handle.clone()));

@@ -13,6 +13,7 @@ use super::{
     layer::{Layer, insert},
     origin::LayerOrigin,
     sink::{SECRETS, has_option},
+    warning::ConfigWarning,
 };
 use crate::platform::Environment;
 
@@ -37,16 +38,17 @@ pub(super) fn name(sink: &str, option: &str) -> Option<String> {
 pub(super) fn read(
     environment: &Environment,
     sinks: &[(String, String)],
-    warnings: &mut Vec<String>,
+    warnings: &mut Vec<ConfigWarning>,
 ) -> Vec<Layer> {
     let Some(directory) = environment.get(DIRECTORY).map(Path::new) else { return Vec::new() };
     let names = match names_in(directory) {
         Ok(names) => names,
         Err(error) => {
-            warnings.push(format!(
+            let message = format!(
                 "cannot read the systemd credentials in `{}`: {error}",
                 directory.display()
-            ));
+            );
+            warnings.push(ConfigWarning::new("credentials_unreadable", message));
             return Vec::new();
         }
     };
@@ -67,7 +69,10 @@ pub(super) fn read(
                 insert(&mut values, key, path.into());
                 layers.push(Layer::new(LayerOrigin::Credential(name), values));
             }
-            _ => warnings.push(unknown(&name, &known)),
+            _ => {
+                let message = unknown(&name, &known);
+                warnings.push(ConfigWarning::new("credential_without_effect", message));
+            }
         }
     }
     layers

@@ -75,9 +75,9 @@ pub struct MissingSettings {
     pub(super) files: Vec<PathBuf>,
 }
 
-/// Setting that a sink requires.
+/// Setting that a sink requires. Its `Display` lists every way to set it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct MissingSetting {
+pub struct MissingSetting {
     pub(super) sink: String,
     pub(super) what: &'static str,
     pub(super) variable: Option<&'static str>,
@@ -92,19 +92,41 @@ impl fmt::Display for MissingSettings {
         what.sort_unstable();
         what.dedup();
         write!(f, "cannot deliver without {}", in_words(&what, "and"))?;
-        for MissingSetting { sink, what, variable, credential, keys } in &self.missing {
-            write!(f, "\n  {what}: ")?;
-            if let Some(variable) = variable {
-                write!(f, "set {variable}, or ")?;
-            }
-            if let Some(credential) = credential {
-                write!(f, "pass the systemd credential `{credential}`, or ")?;
-            }
-            let keys = keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>();
-            write!(f, "set {} under `[sink.{sink}]`", in_words(&keys, "or"))?;
+        for missing in &self.missing {
+            write!(f, "\n  {missing}")?;
         }
         let files = self.files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>();
         write!(f, "\nconfiguration files: {}", in_words(&files, "or"))
+    }
+}
+
+impl MissingSettings {
+    /// Returns the settings.
+    pub fn settings(&self) -> impl Iterator<Item = &MissingSetting> {
+        self.missing.iter()
+    }
+}
+
+impl MissingSetting {
+    /// Returns the dotted key that sets it.
+    #[must_use]
+    pub fn key(&self) -> String {
+        format!("sink.{}.{}", self.sink, self.keys[0])
+    }
+}
+
+impl fmt::Display for MissingSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { sink, what, variable, credential, keys } = self;
+        write!(f, "{what}: ")?;
+        if let Some(variable) = variable {
+            write!(f, "set {variable}, or ")?;
+        }
+        if let Some(credential) = credential {
+            write!(f, "pass the systemd credential `{credential}`, or ")?;
+        }
+        let keys = keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>();
+        write!(f, "set {} under `[sink.{sink}]`", in_words(&keys, "or"))
     }
 }
 

@@ -80,12 +80,12 @@ impl ExpectedOutcome {
 
 /// Removes the tests from a layer and returns them. Tests are not merged: those of every layer
 /// count.
-pub(super) fn extract(layer: &mut Layer) -> Result<Vec<InlineTest>, ConfigError> {
-    let Some(tests) = layer.values.remove("test") else { return Ok(Vec::new()) };
+pub(super) fn extract(layer: &mut Layer) -> Vec<Result<InlineTest, ConfigError>> {
+    let Some(tests) = layer.values.remove("test") else { return Vec::new() };
     let Value::Array(_, tests) = tests else {
         let (key, location) = ("test".to_owned(), layer.location(&["test".to_owned()]));
         let problem = "must be a list of tables, `[[test]]`".to_owned();
-        return Err(ConfigError::Value { key, location, problem });
+        return vec![Err(ConfigError::Value { key, location, problem })];
     };
     tests.iter().enumerate().map(|(index, test)| read(layer, index, test)).collect()
 }

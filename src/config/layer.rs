@@ -11,6 +11,7 @@ use super::{
 };
 
 /// Values of one origin.
+#[derive(Clone)]
 pub(super) struct Layer {
     pub(super) origin: LayerOrigin,
     pub(super) values: Dict,

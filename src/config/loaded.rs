@@ -21,12 +21,15 @@ use super::{
     locks::{LockedOverride, Locks},
     managed::ManagedSettings,
     merged::Merged,
-    origin::LayerOrigin,
+    on_error::OnError,
+    options::OptionTable,
+    origin::{LayerOrigin, Location},
     pipeline,
     read_layers::{self, LayerReader, LayerSet},
     settings::{self, PipelineSettings, Settings, StageTable},
     sink::{HTTP_SIEM, SECRETS, SecretOption},
     transport,
+    warning::ConfigWarning,
 };
 use crate::platform::{CERTIFICATE_VARIABLES, Environment, PROXY_VARIABLES, Paths};
 
@@ -34,8 +37,8 @@ use crate::platform::{CERTIFICATE_VARIABLES, Environment, PROXY_VARIABLES, Paths
 pub struct LoadedConfig {
     /// Typed settings.
     pub settings: Settings,
-    /// Warnings to log: one sentence each, without secrets.
-    pub warnings: Vec<String>,
+    /// Warnings to log.
+    pub warnings: Vec<ConfigWarning>,
     /// Stages with `enabled = false`.
     pub disabled: PipelineSettings,
     /// Values that were ignored because only the machine's file may set them. `warnings` contains
@@ -47,6 +50,8 @@ pub struct LoadedConfig {
     pub hashes: ConfigHashes,
     pub(super) merged: Merged,
     pub(super) locks: Locks,
+    /// Layers, dotted keys and texts of values that were removed because of an error.
+    pub(super) removed: Vec<(LayerOrigin, String, String)>,
     files: Vec<PathBuf>,
     /// True if systemd passed a credential directory.
     has_credentials: bool,
@@ -77,13 +82,10 @@ fn load_with(
     reader: &mut LayerReader,
 ) -> Result<LoadedConfig, ConfigError> {
     let mut warnings = Vec::new();
-    let read = read_layers::read(inputs, reader, &mut warnings)?;
+    let read = read_layers::read(inputs, reader, &mut warnings, &mut OnError::Stop)?;
     let Paths { user_config, machine_config, .. } = inputs.paths;
     let files = config_files(inputs.explicit, user_config, machine_config);
-    let mut loaded = LoadedConfig::new(read, inputs.paths, files, warnings)?;
-    loaded.has_credentials = credentials::are_given(inputs.environment);
-    loaded.warn_of_ignored_variables(inputs.environment);
-    Ok(loaded)
+    LoadedConfig::of_machine(read, inputs, files, warnings)
 }
 
 /// Returns the files that [`load`] reads, including those that do not exist; of `config.d` only the
@@ -98,6 +100,24 @@ pub fn files(inputs: &ConfigInputs<'_>) -> Vec<PathBuf> {
     files
 }
 
+/// Description, variable, and alternative keys of a setting.
+type NeededSetting = (&'static str, &'static str, &'static [&'static str]);
+
+/// Returns the settings that a sink of type `http-siem` needs, and these options lack.
+fn missing_in(options: &OptionTable) -> Vec<NeededSetting> {
+    const NEEDED: [NeededSetting; 3] = [
+        ("the endpoint", "CLAUDE_SIEM_ENDPOINT", &["endpoint"]),
+        ("the token", "CLAUDE_SIEM_TOKEN", &["token", "token_file"]),
+        ("the HMAC secret", "CLAUDE_SIEM_HMAC_SECRET", &["hmac_secret", "hmac_secret_file"]),
+    ];
+    let is_given = |key: &&str| match options.get(key).map(|value| value.as_str()) {
+        Some(Some(text)) => !text.trim().is_empty(),
+        Some(None) => true,
+        None => false,
+    };
+    NEEDED.into_iter().filter(|(_, _, keys)| !keys.iter().any(is_given)).collect()
+}
+
 /// Reads `files` as the only files of a machine, without environment and user file, to check a
 /// configuration before it is rolled out. Each file overrides those before it.
 ///
@@ -109,16 +129,29 @@ pub fn load_files(
     paths: &Paths,
 ) -> Result<LoadedConfig, ConfigError> {
     let mut warnings = Vec::new();
-    let read = read_layers::read_files(files, managed, &mut warnings)?;
+    let read = read_layers::read_files(files, managed, &mut warnings, &mut OnError::Stop)?;
     LoadedConfig::new(read, paths, files.to_owned(), warnings)
 }
 
 impl LoadedConfig {
-    fn new(
+    /// Builds a configuration from the layers of this machine.
+    pub(super) fn of_machine(
+        read: LayerSet,
+        inputs: &ConfigInputs<'_>,
+        files: Vec<PathBuf>,
+        warnings: Vec<ConfigWarning>,
+    ) -> Result<Self, ConfigError> {
+        let mut loaded = Self::new(read, inputs.paths, files, warnings)?;
+        loaded.has_credentials = credentials::are_given(inputs.environment);
+        loaded.warn_of_ignored_variables(inputs.environment);
+        Ok(loaded)
+    }
+
+    pub(super) fn new(
         read: LayerSet,
         paths: &Paths,
         files: Vec<PathBuf>,
-        mut warnings: Vec<String>,
+        mut warnings: Vec<ConfigWarning>,
     ) -> Result<Self, ConfigError> {
         let LayerSet { layers, locks, locked_overrides, tests, hashes } = read;
         let merged = Merged::new(layers);
@@ -135,6 +168,7 @@ impl LoadedConfig {
             hashes: ConfigHashes::default(),
             merged,
             locks,
+            removed: Vec::new(),
             files,
             has_credentials: false,
         };
@@ -168,40 +202,52 @@ impl LoadedConfig {
         self.merged.value_error(key, problem)
     }
 
+    /// Returns the text of a dotted key, and the location of its value, or of the nearest table above
+    /// it that exists.
+    #[must_use]
+    pub fn locate(&self, key: &str) -> (String, Location) {
+        self.merged.locate(key)
+    }
+
     /// Returns an error that lists every missing setting of the sinks of type `http-siem`, with
     /// every way to set it.
     #[must_use]
     pub fn missing_for_delivery(&self) -> Option<ConfigError> {
-        const NEEDED: [(&str, &str, &[&str]); 3] = [
-            ("the endpoint", "CLAUDE_SIEM_ENDPOINT", &["endpoint"]),
-            ("the token", "CLAUDE_SIEM_TOKEN", &["token", "token_file"]),
-            ("the HMAC secret", "CLAUDE_SIEM_HMAC_SECRET", &["hmac_secret", "hmac_secret_file"]),
-        ];
         let mut missing = Vec::new();
         for StageTable { name, options, .. } in self.http_siem_sinks() {
-            let given = |key: &&str| match options.get(key).map(|value| value.as_str()) {
-                Some(Some(text)) => !text.trim().is_empty(),
-                Some(None) => true,
-                None => false,
-            };
-            for (what, variable, keys) in NEEDED {
-                if !keys.iter().any(given) {
-                    // The variables set the table of the sink with this name.
-                    let variable = (name == "siem").then_some(variable);
-                    let credential = keys.iter().find_map(|key| credentials::name(name, key));
-                    let credential = credential.filter(|_| self.has_credentials);
-                    missing.push(MissingSetting {
-                        sink: name.clone(),
-                        what,
-                        variable,
-                        credential,
-                        keys,
-                    });
-                }
+            for (what, variable, keys) in missing_in(options) {
+                // The variables set the table of the sink with this name.
+                let variable = (name == "siem").then_some(variable);
+                let credential = keys.iter().find_map(|key| credentials::name(name, key));
+                let credential = credential.filter(|_| self.has_credentials);
+                let sink = name.clone();
+                missing.push(MissingSetting { sink, what, variable, credential, keys });
             }
         }
         let files = self.files.clone();
         (!missing.is_empty()).then_some(ConfigError::Incomplete(MissingSettings { missing, files }))
+    }
+
+    /// Returns a sink with any value in place of each setting that
+    /// [`missing_for_delivery`](Self::missing_for_delivery) reports, so that the others can be checked.
+    #[must_use]
+    pub fn with_placeholders(&self, sink: &StageTable) -> StageTable {
+        let mut sink = sink.clone();
+        if sink.stage == HTTP_SIEM {
+            for (_, _, keys) in missing_in(&sink.options) {
+                sink.options.set(keys[0], "http://localhost");
+            }
+        }
+        sink
+    }
+
+    /// Returns the text at a dotted key in the layer of `location`, from before it was removed because
+    /// of an error.
+    #[must_use]
+    pub fn text_in(&self, location: &Location, key: &str) -> Option<String> {
+        self.removed.iter().find_map(|(origin, path, text)| {
+            (*origin == location.origin && path == key).then(|| text.clone())
+        })
     }
 
     /// Returns the transport of the least protected sink.
@@ -229,11 +275,14 @@ impl LoadedConfig {
                     format!("leads to another machine without encryption, but {reason}: use TLS");
                 return Err(self.merged.value_error(&format!("sink.{}.{key}", sink.name), problem));
             }
-            self.warnings.push(format!(
+            let message = format!(
                 "sink `{}` sends unencrypted to another machine (`{key}`): others on the network can \
                  read the entries and the token; use TLS",
                 sink.name
-            ));
+            );
+            let (key, location) = self.merged.locate(&format!("sink.{}.{key}", sink.name));
+            let warning = ConfigWarning::new(ConfigWarning::TRANSPORT_PLAIN, message);
+            self.warnings.push(warning.about(key, location));
         }
         Ok(())
     }
@@ -273,11 +322,15 @@ impl LoadedConfig {
             for name in self.ignored_variables(&sink.name) {
                 if environment.get(name).is_some() {
                     let option = if PROXY_VARIABLES.contains(&name) { "proxy" } else { "ca_file" };
-                    self.warnings.push(format!(
+                    let message = format!(
                         "the environment variable `{name}` has no effect on sink `{}`: the machine's \
                          file locks `sink.{}.{option}`",
                         sink.name, sink.name
-                    ));
+                    );
+                    let key = format!("sink.{}.{option}", sink.name);
+                    let location = LayerOrigin::Environment(name).into();
+                    let warning = ConfigWarning::new("variable_without_effect", message);
+                    self.warnings.push(warning.about(key, location));
                 }
             }
         }

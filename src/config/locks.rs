@@ -7,6 +7,7 @@ use super::{
     layer::Layer,
     origin::{LayerOrigin, Location},
     pipeline::KINDS,
+    warning::ConfigWarning,
 };
 
 /// Tables that decide which layers may change which keys. The server can never set them; if there is a machine's
@@ -28,6 +29,14 @@ pub struct LockedOverride {
 impl std::fmt::Display for LockedOverride {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "`{}` in {} has no effect: {}", self.key, self.location, self.why)
+    }
+}
+
+impl LockedOverride {
+    /// Returns the warning about it.
+    pub(super) fn warning(&self) -> ConfigWarning {
+        ConfigWarning::new("key_locked", self.to_string())
+            .about(self.key.clone(), self.location.clone())
     }
 }
 

@@ -7,7 +7,9 @@ use siem_protocol::{ManagedConfig, ManagedError};
 use super::{
     error::{ConfigError, did_you_mean, key_text},
     layer::{Layer, insert},
-    origin::LayerOrigin,
+    on_error::OnError,
+    origin::{LayerOrigin, Location},
+    warning::ConfigWarning,
 };
 
 /// Kinds of stages whose tables a server may set if the machine allows it.
@@ -20,8 +22,8 @@ pub struct ManagedSettings {
     pub config: ManagedConfig,
     /// Revision that identifies the content: its own, or the `ETag` of the response.
     pub revision: Option<String>,
-    /// Warnings about unknown members: one sentence each.
-    pub warnings: Vec<String>,
+    /// Warnings about unknown members.
+    pub warnings: Vec<ConfigWarning>,
 }
 
 impl ManagedSettings {
@@ -34,29 +36,36 @@ impl ManagedSettings {
     /// use ai_agent::internals::config::ManagedSettings;
     /// let managed = ManagedSettings::read(br#"{"version":1,"filtrs":{}}"#, Some("\"e1\""))?;
     /// assert_eq!(managed.revision.as_deref(), Some("\"e1\""));
-    /// assert!(managed.warnings[0].ends_with("did you mean `filters`?"));
+    /// assert!(managed.warnings[0].to_string().ends_with("did you mean `filters`?"));
     /// # Ok::<(), ai_agent::internals::protocol::ManagedError>(())
     /// ```
     pub fn read(body: &[u8], etag: Option<&str>) -> Result<Self, ManagedError> {
         let config = ManagedConfig::parse(body)?;
         let revision = config.revision.clone().or_else(|| etag.map(str::to_owned));
         let value = serde_json::from_slice(body).unwrap_or_default();
-        Ok(Self { config, revision, warnings: unknown_members(&value) })
+        let location = LayerOrigin::Managed(revision.clone()).into();
+        let warnings = unknown_members(&value, &location);
+        Ok(Self { config, revision, warnings })
     }
 
-    /// Converts the configuration into a layer, completely or not at all.
-    pub(super) fn layer(&self, allowed: &ManagedAllowlist) -> Result<Layer, ConfigError> {
+    /// Converts the configuration into a layer; stages and tests with errors are left out.
+    pub(super) fn layer(
+        &self,
+        allowed: &ManagedAllowlist,
+        on_error: &mut OnError<'_>,
+    ) -> Result<Layer, ConfigError> {
         let origin = LayerOrigin::Managed(self.revision.clone());
         let mut values = Dict::new();
         for (key, value) in self.pairs() {
             insert(&mut values, key, value);
         }
         if let Some(stages) = &self.config.stages {
-            self.add_stages(stages, allowed, &mut values)?;
+            self.add_stages(stages, allowed, &mut values, on_error)?;
         }
         if let Some(tests) = &self.config.tests {
-            let tests = self.value(tests, &mut vec!["tests".to_owned()])?;
-            values.insert("test".to_owned(), tests);
+            let tests = self.value(tests, &mut vec!["tests".to_owned()]);
+            let tests = on_error.handle(tests)?;
+            values.extend(tests.map(|tests| ("test".to_owned(), tests)));
         }
         Ok(Layer::new(origin, values))
     }
@@ -86,36 +95,54 @@ impl ManagedSettings {
         stages: &serde_json::Value,
         allowed: &ManagedAllowlist,
         values: &mut Dict,
+        on_error: &mut OnError<'_>,
     ) -> Result<(), ConfigError> {
-        for (kind, named) in self.object(stages, "stages")? {
+        let Some(kinds) = on_error.handle(self.object(stages, "stages"))? else { return Ok(()) };
+        for (kind, named) in kinds {
             let key = format!("stages.{kind}");
             if !MANAGED_KINDS.contains(&&**kind) {
                 let problem =
                     "cannot be set by the server: only tables of `filter` and `enricher` can";
-                return Err(self.value_error(&key, problem));
+                on_error.handle::<()>(Err(self.value_error(&key, problem)))?;
+                continue;
             }
-            for (name, options) in self.object(named, &key)? {
-                let key = format!("{key}.{name}");
-                self.object(options, &key)?;
-                if !allowed.allows(kind, name) {
-                    let problem = format!(
-                        "is not allowed on this machine: the machine's file must contain \
-                             `managed.allow = [\"{kind}.{name}\"]`"
-                    );
-                    return Err(self.value_error(&key, problem));
-                }
-                let path = &mut vec!["stages".to_owned(), kind.clone(), name.clone()];
-                let options = self.value(options, path)?;
+            let Some(named) = on_error.handle(self.object(named, &key))? else { continue };
+            for (name, options) in named {
+                let options = self.stage(kind, name, options, allowed);
                 // Values that `filters` sets for a built-in filter are kept unless the table
                 // overrides them.
                 let table = table_at(values, kind.clone());
                 let table = table.and_then(|stages| table_at(stages, name.clone()));
-                if let (Some(table), Value::Dict(_, options)) = (table, options) {
+                if let (Some(table), Some(options)) = (table, on_error.handle(options)?) {
                     table.extend(options);
                 }
             }
         }
         Ok(())
+    }
+
+    /// Converts the table of one stage.
+    fn stage(
+        &self,
+        kind: &str,
+        name: &str,
+        options: &serde_json::Value,
+        allowed: &ManagedAllowlist,
+    ) -> Result<Dict, ConfigError> {
+        let key = format!("stages.{kind}.{name}");
+        self.object(options, &key)?;
+        if !allowed.allows(kind, name) {
+            let problem = format!(
+                "is not allowed on this machine: the machine's file must contain \
+                 `managed.allow = [\"{kind}.{name}\"]`"
+            );
+            return Err(self.value_error(&key, problem));
+        }
+        let path = &mut vec!["stages".to_owned(), kind.to_owned(), name.to_owned()];
+        match self.value(options, path)? {
+            Value::Dict(_, options) => Ok(options),
+            _ => Ok(Dict::new()),
+        }
     }
 
     fn object<'a>(
@@ -222,7 +249,7 @@ impl ManagedAllowlist {
 
 /// Returns a warning for each member that is unknown to this version, for example one of a newer
 /// server.
-fn unknown_members(body: &serde_json::Value) -> Vec<String> {
+fn unknown_members(body: &serde_json::Value, location: &Location) -> Vec<ConfigWarning> {
     let schema = schemars::schema_for!(ManagedConfig).to_value();
     let names = |schema: &serde_json::Value| -> Vec<String> {
         schema["properties"].as_object().into_iter().flat_map(|it| it.keys().cloned()).collect()
@@ -234,9 +261,11 @@ fn unknown_members(body: &serde_json::Value) -> Vec<String> {
         for member in members.filter(|member| !known.contains(&member.as_str())) {
             let hint = did_you_mean(member, &known)
                 .map_or(String::new(), |near| format!(": did you mean `{near}`?"));
-            unknown.push(format!(
-                "`{table}{member}` in the managed configuration is unknown and has no effect{hint}"
-            ));
+            let key = format!("{table}{member}");
+            let message =
+                format!("`{key}` in the managed configuration is unknown and has no effect{hint}");
+            let warning = ConfigWarning::new("managed_member_unknown", message);
+            unknown.push(warning.about(key, location.clone()));
         }
     };
     look(body, &names(&schema), "");

@@ -63,9 +63,15 @@ impl Merged {
     /// Creates an error about the value at a dotted key, or about the nearest table above it that
     /// exists.
     pub(super) fn value_error(&self, key: &str, problem: impl Into<String>) -> ConfigError {
+        let (key, location) = self.locate(key);
+        ConfigError::Value { key, location, problem: problem.into() }
+    }
+
+    /// Returns the text of a dotted key, and the location of its value, or of the nearest table above
+    /// it that exists.
+    pub(super) fn locate(&self, key: &str) -> (String, Location) {
         let path = key.split('.').map(str::to_owned).collect::<Vec<_>>();
-        let location = self.location(&path, self.nearest(&path));
-        ConfigError::Value { key: error::key_text(&path), location, problem: problem.into() }
+        (error::key_text(&path), self.location(&path, self.nearest(&path)))
     }
 
     /// Converts an error about a value below `table` into one that names key and origin.

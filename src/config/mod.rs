@@ -5,6 +5,7 @@
 
 mod credentials;
 mod error;
+mod find_errors;
 mod hashes;
 mod inline_tests;
 mod inputs;
@@ -14,6 +15,7 @@ mod locks;
 mod machine_policy;
 mod managed;
 mod merged;
+mod on_error;
 mod options;
 mod origin;
 mod pipeline;
@@ -28,8 +30,10 @@ mod template;
 mod tests;
 mod toml_text;
 mod transport;
+mod warning;
 
-pub use error::{ConfigError, did_you_mean};
+pub use error::{ConfigError, MissingSetting, did_you_mean};
+pub use find_errors::{FoundErrors, StageChecks, StageError, find_errors, find_errors_in_files};
 pub use hashes::ConfigHashes;
 pub use inline_tests::{ExpectedOutcome, InlineTest, TestLine};
 pub use inputs::ConfigInputs;
@@ -50,3 +54,4 @@ pub(crate) use settings::{AgentSettings, OutboxSettings};
 pub use settings::{LogFormat, PipelineSettings, Settings, ShippingSettings, StageTable};
 pub use sink::{HTTP_SIEM, SINK_OPTIONS, SinkSettings, Start};
 pub use template::template;
+pub use warning::ConfigWarning;

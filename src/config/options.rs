@@ -62,6 +62,13 @@ impl OptionTable {
         options.filter_map(|(key, value)| Some((key.as_str(), value.as_str()?))).collect()
     }
 
+    /// Sets one option to a text.
+    pub(super) fn set(&mut self, key: &str, text: &str) {
+        if let Value::Dict(_, dict) = &mut self.0 {
+            dict.insert(key.to_owned(), text.into());
+        }
+    }
+
     /// Removes one option.
     pub(super) fn remove(&mut self, key: &str) {
         if let Value::Dict(_, dict) = &mut self.0 {

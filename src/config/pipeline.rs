@@ -10,6 +10,7 @@ use super::{
     secret,
     settings::{PipelineSettings, PipelineTable, StageTable},
     sink::SinkSettings,
+    warning::ConfigWarning,
 };
 use crate::{platform::secure_file, units::Size};
 
@@ -30,7 +31,7 @@ const MAX_STAGES: usize = 256;
 pub(super) fn resolve(
     lists: &PipelineTable,
     merged: &Merged,
-    warnings: &mut Vec<String>,
+    warnings: &mut Vec<ConfigWarning>,
 ) -> Result<(PipelineSettings, PipelineSettings), ConfigError> {
     let mut on = PipelineSettings::default();
     let mut off = PipelineSettings::default();
@@ -167,7 +168,7 @@ impl Kind<'_> {
     fn check_unlisted(
         &self,
         names: &[String],
-        warnings: &mut Vec<String>,
+        warnings: &mut Vec<ConfigWarning>,
     ) -> Result<(), ConfigError> {
         let kind = self.kind;
         for (name, table) in self.merged.tables(kind) {
@@ -181,10 +182,12 @@ impl Kind<'_> {
             let path = [kind.to_owned(), name.to_owned()];
             let (rank, location) = self.highest_location(&path, table);
             if rank > 0 {
-                warnings.push(format!(
+                let message = format!(
                     "the table `[{kind}.{name}]` in {location} has no effect: `pipeline.{kind}s` \
                      does not list `{name}`"
-                ));
+                );
+                let warning = ConfigWarning::new("table_unlisted", message);
+                warnings.push(warning.about(format!("{kind}.{name}"), location));
             }
         }
         Ok(())
@@ -206,7 +209,7 @@ impl Kind<'_> {
 pub(super) fn warn_of_weak_secrets(
     pipeline: &PipelineSettings,
     merged: &Merged,
-    warnings: &mut Vec<String>,
+    warnings: &mut Vec<ConfigWarning>,
 ) {
     let kinds = [&pipeline.sources, &pipeline.filters, &pipeline.enrichers, &pipeline.sinks];
     for (kind, stages) in KINDS.iter().zip(kinds) {
@@ -218,23 +221,29 @@ pub(super) fn warn_of_weak_secrets(
                 let path = [(*kind).to_owned(), name.clone(), option.clone()];
                 let location = merged.location(&path, value);
                 let key = format!("{kind}.{name}.{option}");
+                let is_short = value
+                    .as_str()
+                    .and_then(secret::Secret::new)
+                    .is_some_and(|secret| secret.is_short());
+                let mut warn = |code, message| {
+                    let warning = ConfigWarning::new(code, message);
+                    warnings.push(warning.about(key.clone(), location.clone()));
+                };
                 if let Some(file) = location.origin.file()
                     && secure_file::is_readable_by_all(file)
                 {
-                    warnings.push(format!(
+                    let fix = secure_file::restrict_command(file);
+                    let message = format!(
                         "`{key}` is set in {location}, which every user of this machine can read: \
-                         fix it with {}",
-                        secure_file::restrict_command(file)
-                    ));
+                         fix it with {fix}"
+                    );
+                    warn("secret_exposed", message);
                 }
-                if value
-                    .as_str()
-                    .and_then(secret::Secret::new)
-                    .is_some_and(|secret| secret.is_short())
-                {
-                    warnings.push(format!(
+                if is_short {
+                    let message = format!(
                         "`{key}` in {location} is shorter than 16 bytes and can be guessed: use a longer one"
-                    ));
+                    );
+                    warn("secret_short", message);
                 }
             }
         }
@@ -242,7 +251,7 @@ pub(super) fn warn_of_weak_secrets(
 }
 
 /// Returns whether a name has the form `ignore-types`, `a1` or `x`.
-fn is_kebab_case(name: &str) -> bool {
+pub(super) fn is_kebab_case(name: &str) -> bool {
     let word = |word: &str| {
         !word.is_empty() && word.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
     };

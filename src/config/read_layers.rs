@@ -19,10 +19,12 @@ use super::{
     layer::{Layer, insert, tables},
     locks::{LockedOverride, Locks},
     managed::{MANAGED_KINDS, ManagedAllowlist, ManagedSettings},
+    on_error::OnError,
     origin::LayerOrigin,
     pipeline::{BUILT_IN_FILTERS, KINDS},
     sink::{HTTP_SIEM, has_option},
     toml_text::{self, ParsedToml},
+    warning::ConfigWarning,
 };
 use crate::platform::{Environment, file};
 
@@ -39,6 +41,7 @@ pub(super) const VARIABLES: [(&str, &str); 5] = [
 ];
 
 /// Layers after locked and unused values were removed.
+#[derive(Clone)]
 pub(super) struct LayerSet {
     /// Layers in the order in which they override each other.
     pub(super) layers: Vec<Layer>,
@@ -63,17 +66,21 @@ pub(super) struct LayerReader {
 pub(super) fn read(
     inputs: &ConfigInputs,
     reader: &mut LayerReader,
-    warnings: &mut Vec<String>,
+    warnings: &mut Vec<ConfigWarning>,
+    on_error: &mut OnError<'_>,
 ) -> Result<LayerSet, ConfigError> {
     let paths = inputs.paths;
     let mut layers = vec![from_text(LayerOrigin::Defaults, DEFAULTS)?];
-    layers.extend(reader.optional(LayerOrigin::Machine(paths.machine_config.clone()))?);
-    for path in files_of(&paths.machine_config_dir)? {
-        layers.push(reader.required(LayerOrigin::Machine(path))?);
+    let machine = reader.optional(LayerOrigin::Machine(paths.machine_config.clone()));
+    layers.extend(on_error.handle(machine)?.flatten());
+    for path in on_error.handle(files_of(&paths.machine_config_dir))?.unwrap_or_default() {
+        layers.extend(on_error.handle(reader.required(LayerOrigin::Machine(path)))?);
     }
-    layers.extend(reader.optional(LayerOrigin::User(paths.user_config.clone()))?);
+    let user = reader.optional(LayerOrigin::User(paths.user_config.clone()));
+    layers.extend(on_error.handle(user)?.flatten());
     if let Some(path) = inputs.explicit {
-        layers.push(reader.required(LayerOrigin::Explicit(path.to_owned()))?);
+        let explicit = reader.required(LayerOrigin::Explicit(path.to_owned()));
+        layers.extend(on_error.handle(explicit)?);
     }
     let sinks: BTreeSet<&str> = layers
         .iter()
@@ -84,28 +91,32 @@ pub(super) fn read(
     let sinks: Vec<(String, String)> = sinks.into_iter().filter_map(with_type).collect();
     // Credentials override the defaults only.
     layers.splice(1..1, credentials::read(inputs.environment, &sinks, warnings));
-    merge_layers(layers, from_environment(inputs.environment, warnings)?, inputs.managed, warnings)
+    let environment = from_environment(inputs.environment, warnings, on_error)?;
+    merge_layers(layers, environment, inputs.managed, warnings, on_error)
 }
 
 /// Reads `files` as the only files of a machine.
 pub(super) fn read_files(
     files: &[PathBuf],
     managed: Option<&ManagedSettings>,
-    warnings: &mut Vec<String>,
+    warnings: &mut Vec<ConfigWarning>,
+    on_error: &mut OnError<'_>,
 ) -> Result<LayerSet, ConfigError> {
     let mut layers = vec![from_text(LayerOrigin::Defaults, DEFAULTS)?];
     let mut reader = LayerReader::default();
     for path in files {
-        layers.push(reader.required(LayerOrigin::Machine(path.clone()))?);
+        let file = reader.required(LayerOrigin::Machine(path.clone()));
+        layers.extend(on_error.handle(file)?);
     }
-    merge_layers(layers, Vec::new(), managed, warnings)
+    merge_layers(layers, Vec::new(), managed, warnings, on_error)
 }
 
 fn merge_layers(
     mut layers: Vec<Layer>,
     environment: Vec<Layer>,
     managed: Option<&ManagedSettings>,
-    warnings: &mut Vec<String>,
+    warnings: &mut Vec<ConfigWarning>,
+    on_error: &mut OnError<'_>,
 ) -> Result<LayerSet, ConfigError> {
     let mut hashes = hashes::of_layers(layers.iter().chain(&environment));
     let locks = Locks::read(&layers);
@@ -120,13 +131,14 @@ fn merge_layers(
             layers.push(layer);
         } else {
             let origin = layer.origin;
-            warnings.push(format!(
-                "{origin} has no effect: the sink `siem` is not of type `{HTTP_SIEM}`"
-            ));
+            let message =
+                format!("{origin} has no effect: the sink `siem` is not of type `{HTTP_SIEM}`");
+            let warning = ConfigWarning::new("variable_without_effect", message);
+            warnings.push(warning.about("sink.siem.type", origin.into()));
         }
     }
     if let Some(managed) = managed {
-        let mut layer = managed.layer(&ManagedAllowlist::read(&layers))?;
+        let mut layer = managed.layer(&ManagedAllowlist::read(&layers), on_error)?;
         hashes.extend(hashes::of_layers([&layer]));
         locked_overrides.extend(locks.enforce(&mut layer));
         append_new_stages(&mut layer, &layers, &locks);
@@ -134,10 +146,12 @@ fn merge_layers(
     }
     let mut tests = Vec::new();
     for layer in &mut layers {
-        tests.extend(inline_tests::extract(layer)?);
+        for test in inline_tests::extract(layer) {
+            tests.extend(on_error.handle(test)?);
+        }
     }
     remove_options_of_other_types(&mut layers);
-    warnings.extend(locked_overrides.iter().map(ToString::to_string));
+    warnings.extend(locked_overrides.iter().map(LockedOverride::warning));
     Ok(LayerSet { layers, locks, locked_overrides, tests, hashes })
 }
 
@@ -230,7 +244,8 @@ fn from_text(origin: LayerOrigin, text: &str) -> Result<Layer, ConfigError> {
 /// Returns one layer for each variable, so that an error can name the variable.
 fn from_environment(
     environment: &Environment,
-    warnings: &mut Vec<String>,
+    warnings: &mut Vec<ConfigWarning>,
+    on_error: &mut OnError<'_>,
 ) -> Result<Vec<Layer>, ConfigError> {
     const PREFIX: &str = "CLAUDE_SIEM_";
     let known = VARIABLES.map(|(name, _)| &name[PREFIX.len()..]);
@@ -238,7 +253,10 @@ fn from_environment(
         if !known.contains(&name) {
             let hint = did_you_mean(name, &known)
                 .map_or(String::new(), |known| format!(": did you mean `{PREFIX}{known}`?"));
-            warnings.push(format!("the environment variable `{PREFIX}{name}` is unknown{hint}"));
+            warnings.push(ConfigWarning::new(
+                "variable_unknown",
+                format!("the environment variable `{PREFIX}{name}` is unknown{hint}"),
+            ));
         }
     }
     let mut layers = Vec::new();
@@ -249,20 +267,24 @@ fn from_environment(
             None => LayerOrigin::Environment(name),
         };
         let Some(value) = value.to_str() else {
+            let (key, location) = (key.to_owned(), origin.into());
             let problem = "is not valid UTF-8".to_owned();
-            return Err(ConfigError::Value {
-                key: key.to_owned(),
-                location: origin.into(),
-                problem,
-            });
+            on_error.handle::<()>(Err(ConfigError::Value { key, location, problem }))?;
+            continue;
         };
         if !value.trim().is_empty() {
             let mut values = Dict::new();
-            insert(&mut values, key, value.trim().into());
+            insert(&mut values, key, in_seconds(key, value.trim()).into());
             layers.push(Layer::new(origin, values));
         }
     }
     Ok(layers)
+}
+
+/// Adds the unit to an interval that is a number: unlike in files, the variable may have none.
+fn in_seconds(key: &str, value: &str) -> String {
+    let is_number = key.ends_with("_interval") && value.bytes().all(|byte| byte.is_ascii_digit());
+    if is_number { format!("{value}s") } else { value.to_owned() }
 }
 
 /// Removes the options of a stage that were written for another type than the last layer sets. This

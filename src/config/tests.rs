@@ -107,7 +107,12 @@ impl Machine {
     }
 
     fn warnings(&self) -> Vec<String> {
-        self.load().unwrap().warnings.iter().map(|warning| self.plain(warning)).collect()
+        self.load()
+            .unwrap()
+            .warnings
+            .iter()
+            .map(|warning| self.plain(&warning.to_string()))
+            .collect()
     }
 
     fn plain(&self, text: &str) -> String {
@@ -157,7 +162,7 @@ mod defaults {
     fn defaults_decide_every_setting() {
         let machine = Machine::new();
         let loaded = machine.load().unwrap();
-        assert_eq!(loaded.warnings, Vec::<String>::new());
+        assert_eq!(loaded.warnings, []);
         let Settings {
             agent,
             shipping,

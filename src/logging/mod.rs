@@ -34,10 +34,8 @@ use crate::{
 /// Output of this process.
 static OUTPUT: OnceLock<Mutex<Output>> = OnceLock::new();
 
-/// Starts to log to standard error from level info on, or with `debug` from level debug on.
-/// `RUST_LOG` overrides both.
-pub(crate) fn start(debug: bool) {
-    let level = if debug { Level::Debug } else { Level::Info };
+/// Starts to log to standard error from `level` on. `RUST_LOG` overrides it.
+pub(crate) fn start(level: Level) {
     let filter = EnvFilter::try_from_default_env();
     let filter = filter.unwrap_or_else(|_| EnvFilter::new(level.filter()));
     let (filter, handle) = reload::Layer::new(filter);

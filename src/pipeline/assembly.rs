@@ -7,7 +7,7 @@ use siem_protocol::names;
 
 use super::{filter_chain::FilterChain, outbox::SinkRegistration, record_stages::RecordStages};
 use crate::{
-    config::{ConfigError, HTTP_SIEM, LoadedConfig, PipelineSettings, StageTable},
+    config::{ConfigError, HTTP_SIEM, LoadedConfig, PipelineSettings, StageError, StageTable},
     siem::Connection,
     stages::{
         AgentContext, BuildError, Named, StageKind, enricher, filter,
@@ -56,14 +56,22 @@ const RESERVED: [&str; 29] = [
 pub fn stages(loaded: &LoadedConfig, context: &AgentContext) -> Result<RecordStages, ConfigError> {
     let pipeline = &loaded.settings.pipeline;
     let filters = filters(loaded)?;
-    if let Some(table) = pipeline.enrichers.iter().find(|table| RESERVED.contains(&&*table.name)) {
-        let problem = "names a member that every entry has: give the enricher another name";
-        return Err(loaded.value_error(&format!("enricher.{}", table.name), problem));
+    if let Some(table) = pipeline.enrichers.iter().find(|table| is_reserved(table)) {
+        return Err(reserved_name(loaded, table));
     }
     let enrichers = build(loaded, StageKind::Enricher, &pipeline.enrichers, |table| {
         enricher::build(&table.stage, &table.options.to_options(), context)
     })?;
     Ok(RecordStages::new(filters, enrichers))
+}
+
+fn is_reserved(enricher: &StageTable) -> bool {
+    RESERVED.contains(&&*enricher.name)
+}
+
+fn reserved_name(loaded: &LoadedConfig, enricher: &StageTable) -> ConfigError {
+    let problem = "names a member that every entry has: give the enricher another name";
+    loaded.value_error(&format!("enricher.{}", enricher.name), problem)
 }
 
 /// Builds the filters only.
@@ -184,7 +192,7 @@ pub fn check_sinks(loaded: &LoadedConfig) -> Result<(), ConfigError> {
 /// secrets.
 #[must_use]
 pub fn check(loaded: &LoadedConfig, context: &AgentContext) -> Vec<ConfigError> {
-    let mut wrong = check_all(loaded, context, &loaded.settings.pipeline);
+    let mut wrong = check_all(loaded, context, &loaded.settings.pipeline, check_sink);
     if let (true, Err(error)) = (wrong.is_empty(), stages(loaded, context)) {
         wrong.push(error);
     }
@@ -195,25 +203,62 @@ pub fn check(loaded: &LoadedConfig, context: &AgentContext) -> Vec<ConfigError> 
 /// Checks the disabled stages, so that nothing is wrong with them once they are enabled.
 #[must_use]
 pub fn check_switched_off(loaded: &LoadedConfig, context: &AgentContext) -> Vec<ConfigError> {
-    check_all(loaded, context, &loaded.disabled)
+    check_all(loaded, context, &loaded.disabled, check_sink)
+}
+
+/// Builds all stages as an agent does when it starts, and returns one error of each that cannot be
+/// built. Settings of sinks that are missing are not reported:
+/// [`LoadedConfig::missing_for_delivery`] does that.
+#[must_use]
+pub fn problems(loaded: &LoadedConfig, context: &AgentContext) -> Vec<StageError> {
+    let build_sink = |table: &StageTable| {
+        let table = loaded.with_placeholders(table);
+        let context = &context_of(loaded, &table, context);
+        sink::build(&table.stage, &table.options.to_options(), context).map(drop)
+    };
+    let mut found = errors_of(loaded, context, &loaded.settings.pipeline, build_sink);
+    let reserved = loaded.settings.pipeline.enrichers.iter().filter(|it| is_reserved(it));
+    found.extend(reserved.map(|table| StageError {
+        kind: StageKind::Enricher.to_string(),
+        name: table.name.clone(),
+        error: reserved_name(loaded, table),
+    }));
+    found.extend(errors_of(loaded, context, &loaded.disabled, check_sink));
+    found
 }
 
 fn check_all(
     loaded: &LoadedConfig,
     context: &AgentContext,
     pipeline: &PipelineSettings,
+    check_sink: impl Fn(&StageTable) -> Result<(), BuildError>,
 ) -> Vec<ConfigError> {
+    let found = errors_of(loaded, context, pipeline, check_sink);
+    found.into_iter().map(|found| found.error).collect()
+}
+
+fn check_sink(table: &StageTable) -> Result<(), BuildError> {
+    sink::check(&table.stage, &table.options.to_options())
+}
+
+fn errors_of(
+    loaded: &LoadedConfig,
+    context: &AgentContext,
+    pipeline: &PipelineSettings,
+    check_sink: impl Fn(&StageTable) -> Result<(), BuildError>,
+) -> Vec<StageError> {
     let no_waker: Waker = Arc::new(|| ());
     let PipelineSettings { sources, filters, enrichers, sinks } = pipeline;
     let one = |kind: StageKind, table: &StageTable| {
         let (stage, options) = (&*table.stage, &table.options.to_options());
-        match kind {
+        let built = match kind {
             StageKind::Source => source::build(stage, options, context, no_waker.clone()).map(drop),
             StageKind::Filter => filter::build(stage, options).map(drop),
             StageKind::Enricher => enricher::build(stage, options, context).map(drop),
-            StageKind::Sink => sink::check(stage, options),
-        }
-        .map_err(|error| explain(loaded, kind, table, error))
+            StageKind::Sink => check_sink(table),
+        };
+        let error = explain(loaded, kind, table, built.err()?);
+        Some(StageError { kind: kind.to_string(), name: table.name.clone(), error })
     };
     let all = [
         (StageKind::Source, sources),
@@ -222,7 +267,8 @@ fn check_all(
         (StageKind::Sink, sinks),
     ];
     all.into_iter()
-        .flat_map(|(kind, tables)| tables.iter().filter_map(move |table| one(kind, table).err()))
+        .flat_map(|(kind, tables)| tables.iter().map(move |table| (kind, table)))
+        .filter_map(|(kind, table)| one(kind, table))
         .collect()
 }
 

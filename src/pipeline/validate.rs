@@ -2,7 +2,7 @@
 
 use super::{assembly, config_test, record_stages::RecordStages};
 use crate::{
-    config::{ConfigError, LayerOrigin, LoadedConfig},
+    config::{ConfigError, LayerOrigin, LoadedConfig, Location},
     stages::AgentContext,
 };
 
@@ -13,12 +13,15 @@ pub enum ValidationError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// One of its tests fails.
-    #[error("test `{test}` of {origin} fails in line {line}: expected {expected}, got {found}")]
+    #[error(
+        "test `{test}` of {} fails in line {line}: expected {expected}, got {found}",
+        of(location)
+    )]
     Test {
         /// Name of the test.
         test: String,
         /// Place at which the test is defined.
-        origin: String,
+        location: Location,
         /// Number of the first line that fails, from 1.
         line: usize,
         /// Outcome that the test expects.
@@ -50,22 +53,43 @@ pub fn validate(
     if let Some(error) = assembly::check_switched_off(loaded, context).into_iter().next() {
         return Err(error.into());
     }
+    match failed_tests(loaded, tests)?.into_iter().next() {
+        Some(failed) => Err(failed),
+        None => Ok(stages),
+    }
+}
+
+/// Runs the tests of a configuration, and returns the failed ones with the first line that fails.
+///
+/// # Errors
+/// [`ConfigError`] for the first filter that cannot be built.
+pub fn failed_tests(
+    loaded: &LoadedConfig,
+    tests: TestScope,
+) -> Result<Vec<ValidationError>, ConfigError> {
     let counts = |origin: &LayerOrigin| match tests {
         TestScope::Managed => matches!(origin, LayerOrigin::Managed(_)),
         TestScope::All => true,
     };
+    let mut failed = Vec::new();
     for test in loaded.tests.iter().filter(|test| counts(&test.location.origin)) {
         let mismatch = config_test::run(test, &mut assembly::filters(loaded)?).into_iter().next();
-        if let Some(config_test::Mismatch { line, expected, found }) = mismatch {
-            let origin = match &test.location.origin {
-                LayerOrigin::Managed(_) => "the managed configuration".to_owned(),
-                _ => test.location.to_string(),
-            };
-            let test = test.name.clone();
-            let (expected, found) =
-                (expected.without_output().to_string(), found.without_output().to_string());
-            return Err(ValidationError::Test { test, origin, line, expected, found });
-        }
+        failed.extend(mismatch.map(|config_test::Mismatch { line, expected, found }| {
+            ValidationError::Test {
+                test: test.name.clone(),
+                location: test.location.clone(),
+                line,
+                expected: expected.without_output().to_string(),
+                found: found.without_output().to_string(),
+            }
+        }));
     }
-    Ok(stages)
+    Ok(failed)
+}
+
+fn of(location: &Location) -> String {
+    match &location.origin {
+        LayerOrigin::Managed(_) => "the managed configuration".to_owned(),
+        _ => location.to_string(),
+    }
 }

@@ -70,7 +70,7 @@ fn journal_lines_have_priorities_and_no_times() {
     let stat = journal.metadata().unwrap();
     let run = |stream: String| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ai-agent"));
-        command.args(["config", "check"]).env_clear().env("HOME", home.path());
+        command.args(["run", "--once"]).env_clear().env("HOME", home.path());
         // An unknown variable causes a warning.
         command.env("CLAUDE_SIEM_COLOUR", "red").env("JOURNAL_STREAM", stream);
         command.stderr(journal.try_clone().unwrap()).status().unwrap();

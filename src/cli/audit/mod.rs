@@ -36,6 +36,11 @@ enum Action {
 }
 
 impl Arguments {
+    /// Returns true if the command only reads and answers.
+    pub(super) fn is_read_only(&self) -> bool {
+        matches!(self.action, Action::Status(_))
+    }
+
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
         if Os::CURRENT != Os::Linux {
             return Err(Failure::usage("the audit system exists on Linux only"));

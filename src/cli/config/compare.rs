@@ -14,7 +14,7 @@ use crate::{
     cli::{
         context::{CliContext, read_managed},
         failure::Failure,
-        output::print,
+        output::{note, print},
         progress_bar::ProgressBar,
     },
     config::LoadedConfig,
@@ -50,10 +50,7 @@ impl Arguments {
         let accepted = validate::validate(&candidate, &context, validate::TestScope::Managed)
             .map_err(Failure::failed)?;
         if candidate.settings.pipeline.sources != in_force.settings.pipeline.sources {
-            tracing::warn!(
-                code = "candidate_sources_ignored",
-                "the candidate has other sources: the sources in force are read"
-            );
+            note("the candidate has other sources: the sources in force are read");
         }
         let found = compare(&cli, &in_force, accepted.filters)?;
         if self.json { found.as_json() } else { found.as_text() }

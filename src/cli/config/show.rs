@@ -86,7 +86,7 @@ fn as_json(shown: &[ConfigValue]) -> Value {
     root
 }
 
-fn origin(location: &Location) -> Value {
+pub(super) fn origin(location: &Location) -> Value {
     use crate::config::LayerOrigin;
 
     let mut origin = json!({ "layer": location.origin.layer() });

@@ -18,8 +18,9 @@ use super::{
     terminal::{Colours, short_hash, stdout_width},
 };
 use crate::{
-    config::LoadedConfig,
+    config::{ConfigWarning, LoadedConfig},
     pipeline::assembly,
+    platform::is_root,
     siem::SignedConfig,
     text::{causes, counted},
 };
@@ -48,7 +49,7 @@ impl Arguments {
             failed += u64::from(result.outcome == CheckOutcome::Fail);
             print(format_args!("{}", result.render(colours, width)))
         };
-        let results = configuration(&checkup).into_iter();
+        let results = user().into_iter().chain(configuration(&checkup));
         let results = results.chain(machine_checks::run(&checkup));
         let results = results.chain(connections(&checkup));
         for result in results.chain(agent_checks::run(&context)) {
@@ -72,6 +73,14 @@ fn connections(checkup: &Checkup) -> Vec<CheckResult> {
         results.push(CheckResult::warn("receiver", "no sink delivers to a receiver"));
     }
     results
+}
+
+/// Warning about the rights of this process.
+fn user() -> Option<CheckResult> {
+    is_root().then(|| {
+        let text = "running as root: the agent needs only the rights of the user";
+        CheckResult::warn("user", text)
+    })
 }
 
 /// Proof that a managed configuration needs.
@@ -111,7 +120,15 @@ fn configuration(checkup: &Checkup) -> Vec<CheckResult> {
         let mut results = vec![CheckResult::ok(SUBJECT, format!("no mistakes (hash {hash})"))];
         results.extend(managed(loaded));
         results.extend(transport(loaded));
+        results.extend(warnings(loaded));
         return results;
     }
     mistakes.iter().map(|error| CheckResult::fail(SUBJECT, causes(error))).collect()
+}
+
+/// Warnings about the configuration; those about the transport are a check of their own.
+fn warnings(loaded: &LoadedConfig) -> impl Iterator<Item = CheckResult> {
+    let warnings = loaded.warnings.iter();
+    let others = warnings.filter(|warning| warning.code != ConfigWarning::TRANSPORT_PLAIN);
+    others.map(|warning| CheckResult::warn("configuration", warning.to_string()))
 }

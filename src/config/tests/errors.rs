@@ -53,7 +53,16 @@ fn error_names_layer_key_and_accepted_value() {
                  such as \"300s\"",
         ),
         (
-            "shipping.flush_interval = 86401",
+            "shipping.flush_interval = 5",
+            "`shipping.flush_interval` in FILE is the number 5, expected a duration with its unit, such \
+                 as \"300s\"",
+        ),
+        (
+            "shipping.flush_interval = \"5\"",
+            "`shipping.flush_interval` in FILE is invalid: `5` is not a duration such as \"300s\"",
+        ),
+        (
+            "shipping.flush_interval = \"86401s\"",
             "`shipping.flush_interval` in FILE is 1day 1s, must be at most 86400s",
         ),
         (

@@ -42,7 +42,7 @@ fn environment_overrides_files() {
     assert_eq!(options.get("endpoint").unwrap().as_str(), Some("https://variable"));
     assert_eq!(options.get("token").unwrap().as_str(), Some("a-token-of-16-bytes"));
     assert!(loaded.missing_for_delivery().is_none());
-    assert_eq!(loaded.warnings, Vec::<String>::new());
+    assert_eq!(loaded.warnings, []);
 }
 
 #[test]
@@ -118,8 +118,9 @@ fn another_type_discards_options_of_the_first() {
     let sink = &loaded.settings.pipeline.sinks[0];
     assert_eq!(sink.stage, "stdout");
     assert_eq!(format!("{:?}", sink.options), r#"{"pretty"}"#);
+    let warnings: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
     assert_eq!(
-        loaded.warnings,
+        warnings,
         [
             "the environment variable `CLAUDE_SIEM_TOKEN` has no effect: the sink `siem` is not of type `http-siem`"
         ]

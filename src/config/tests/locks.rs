@@ -120,7 +120,11 @@ fn variables_of_the_user_do_not_count_for_a_locked_sink() {
         assert_eq!(ignored.contains(&"SSL_CERT_FILE"), certificates, "{locked}");
         for (name, is_ignored) in [("HTTPS_PROXY", proxy), ("SSL_CERT_FILE", certificates)] {
             let mut warnings = loaded.warnings.iter();
-            assert_eq!(warnings.any(|warning| warning.contains(name)), is_ignored, "{locked}");
+            assert_eq!(
+                warnings.any(|warning| warning.to_string().contains(name)),
+                is_ignored,
+                "{locked}"
+            );
         }
     }
 }

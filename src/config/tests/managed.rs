@@ -162,8 +162,9 @@ fn unknown_member_is_a_warning_with_a_suggestion() {
     let unknown = |member: &str, hint: &str| {
         format!("`{member}` in the managed configuration is unknown and has no effect{hint}")
     };
+    let warnings: Vec<String> = managed.warnings.iter().map(ToString::to_string).collect();
     assert_eq!(
-        managed.warnings,
+        warnings,
         [
             unknown("colour", ""),
             unknown("flters", ": did you mean `filters`?"),

@@ -1,0 +1,366 @@
+//! Finds all errors of a configuration, where loading stops at the first one.
+//!
+//! A value with an error is removed from its layer, so that the value of a lower layer takes its place,
+//! and the rest is checked again. What is only wrong because a value was removed is not an error.
+
+use std::path::PathBuf;
+
+use figment::value::{Dict, Value};
+
+use super::{
+    error::{ConfigError, MissingSetting, config_files, key_text},
+    inputs::ConfigInputs,
+    layer::{Layer, insert},
+    loaded::LoadedConfig,
+    managed::ManagedSettings,
+    on_error::OnError,
+    origin::{LayerOrigin, Location},
+    pipeline::{BUILT_IN_FILTERS, KINDS, is_kebab_case},
+    read_layers::{self, LayerReader, LayerSet},
+};
+use crate::platform::Paths;
+
+/// Errors after which the search ends. Each removes a value, so that it ends anyway.
+const MAX_ERRORS: usize = 200;
+
+/// Error of a configuration, and the stage that cannot be built because of it.
+#[derive(Debug)]
+pub struct StageError {
+    /// Kind of the stage: `source`, `filter`, `enricher` or `sink`.
+    pub kind: String,
+    /// Name of the stage.
+    pub name: String,
+    /// Error.
+    pub error: ConfigError,
+}
+
+/// Checks of a configuration that has been loaded.
+pub trait StageChecks {
+    /// Returns at most one error of each stage.
+    fn errors(&mut self, loaded: &LoadedConfig) -> Vec<StageError>;
+}
+
+/// All errors of a configuration.
+#[derive(Debug)]
+pub struct FoundErrors {
+    /// The configuration, without the values that have errors; `None` if it could not be loaded.
+    pub loaded: Option<LoadedConfig>,
+    /// Errors, each of which refuses the configuration.
+    pub errors: Vec<ConfigError>,
+}
+
+/// Finds the errors of the layers of this machine.
+pub fn find_errors(inputs: &ConfigInputs<'_>, checks: &mut dyn StageChecks) -> FoundErrors {
+    let Paths { user_config, machine_config, .. } = inputs.paths;
+    let files = config_files(inputs.explicit, user_config, machine_config);
+    let (mut warnings, mut errors) = (Vec::new(), Vec::new());
+    let mut collect = OnError::Collect(&mut errors);
+    let read = read_layers::read(inputs, &mut LayerReader::default(), &mut warnings, &mut collect);
+    let build =
+        |set: LayerSet| LoadedConfig::of_machine(set, inputs, files.clone(), warnings.clone());
+    find(read, errors, build, checks)
+}
+
+/// Finds the errors of `files`, as the only files of a machine.
+pub fn find_errors_in_files(
+    files: &[PathBuf],
+    managed: Option<&ManagedSettings>,
+    paths: &Paths,
+    checks: &mut dyn StageChecks,
+) -> FoundErrors {
+    let (mut warnings, mut errors) = (Vec::new(), Vec::new());
+    let mut collect = OnError::Collect(&mut errors);
+    let read = read_layers::read_files(files, managed, &mut warnings, &mut collect);
+    let build = |set: LayerSet| LoadedConfig::new(set, paths, files.to_owned(), warnings.clone());
+    find(read, errors, build, checks)
+}
+
+fn find(
+    read: Result<LayerSet, ConfigError>,
+    mut errors: Vec<ConfigError>,
+    build: impl Fn(LayerSet) -> Result<LoadedConfig, ConfigError>,
+    checks: &mut dyn StageChecks,
+) -> FoundErrors {
+    let set = match read {
+        Ok(set) => set,
+        Err(error) => {
+            errors.push(error);
+            return FoundErrors { loaded: None, errors };
+        }
+    };
+    // A stage or a setting may be in the file that cannot be read.
+    let is_complete = !errors.iter().any(ConfigError::hides_a_layer);
+    let mut search = Search { set, errors, removed: Vec::new(), texts: Vec::new() };
+    loop {
+        let mut loaded = match build(search.set.clone()) {
+            Ok(loaded) => loaded,
+            Err(error) => match search.add(error) {
+                true => continue,
+                false => return FoundErrors { loaded: None, errors: search.errors },
+            },
+        };
+        let found = if is_complete { checks.errors(&loaded) } else { Vec::new() };
+        if found.is_empty() || search.errors.len() >= MAX_ERRORS {
+            if let Some(missing) = loaded.missing_for_delivery().filter(|_| is_complete) {
+                search.add_missing(missing);
+            }
+            loaded.removed = search.texts;
+            return FoundErrors { loaded: Some(loaded), errors: search.errors };
+        }
+        found.into_iter().for_each(|found| search.add_of_stage(found));
+    }
+}
+
+/// Layers without the values that had errors.
+struct Search {
+    set: LayerSet,
+    errors: Vec<ConfigError>,
+    removed: Vec<(LayerOrigin, Vec<String>)>,
+    /// Layers, dotted keys and texts of removed values.
+    texts: Vec<(LayerOrigin, String, String)>,
+}
+
+impl Search {
+    /// Adds an error of loading, and removes its value; returns false if that is not possible.
+    fn add(&mut self, error: ConfigError) -> bool {
+        let Some((location, path)) = error.place() else {
+            self.errors.push(error);
+            return false;
+        };
+        if self.was_removed(&path) {
+            return self.remove_everywhere(&path);
+        }
+        let (origin, path) = (location.origin.clone(), path);
+        let original = self.original(&origin, &path);
+        self.errors.push(error.moved(&original, self.location(&origin, &original)));
+        match stage_of(&path) {
+            Some((kind, name, "" | "type")) => self.replace_stage(&kind, &name),
+            _ if self.remove(&origin, &path, original) => true,
+            _ => self.remove_everywhere(&path),
+        }
+    }
+
+    /// Adds an error of a stage, and removes its value, or makes the stage harmless.
+    fn add_of_stage(&mut self, found: StageError) {
+        let StageError { kind, name, error } = found;
+        let place = error.place();
+        let of_option = place.as_ref().and_then(|(location, path)| match stage_of(path) {
+            Some((_, _, "" | "type")) | None => None,
+            Some(_) => Some((location.origin.clone(), path.clone())),
+        });
+        let is_derived = match (&of_option, &error) {
+            (Some((_, path)), _) => self.lacks_removed(path),
+            (None, ConfigError::MissingKey { key, .. }) => self.lacks_removed(&path_of(key)),
+            (None, _) => false,
+        };
+        if is_derived {
+            self.replace_stage(&kind, &name);
+            return;
+        }
+        let Some((origin, path)) = of_option else {
+            self.errors.push(error);
+            self.replace_stage(&kind, &name);
+            return;
+        };
+        let original = self.original(&origin, &path);
+        self.errors.push(error.moved(&original, self.location(&origin, &original)));
+        if !self.remove(&origin, &path, original) {
+            self.replace_stage(&kind, &name);
+        }
+    }
+
+    /// Adds the settings that are missing and were not removed here.
+    fn add_missing(&mut self, error: ConfigError) {
+        let ConfigError::Incomplete(mut missing) = error else { return };
+        let list = ["pipeline".to_owned(), "sinks".to_owned()];
+        if self.removed.iter().any(|(_, path)| path.starts_with(&list)) {
+            return;
+        }
+        missing.missing.retain(|MissingSetting { sink, keys, .. }| {
+            let path = |key: &&str| vec!["sink".to_owned(), sink.clone(), (*key).to_owned()];
+            !keys.iter().any(|key| self.lacks_removed(&path(key)))
+        });
+        if !missing.missing.is_empty() {
+            self.errors.push(ConfigError::Incomplete(missing));
+        }
+    }
+
+    fn was_removed(&self, path: &[String]) -> bool {
+        self.removed.iter().any(|(_, removed)| removed.starts_with(path))
+            && !self.set.layers.iter().any(|layer| get(&layer.values, path).is_some())
+    }
+
+    /// Returns whether the option at `path` is missing in all layers, since it or an option that
+    /// belongs to it was removed.
+    fn lacks_removed(&self, path: &[String]) -> bool {
+        let [kind, name, option, ..] = path else { return false };
+        let is_there = self.set.layers.iter().any(|layer| get(&layer.values, path).is_some());
+        !is_there
+            && self.removed.iter().any(|(_, removed)| match removed.as_slice() {
+                [of, stage, other, ..] => {
+                    of == kind && stage == name && group_of(other) == group_of(option)
+                }
+                _ => false,
+            })
+    }
+
+    /// Returns the path with the indexes that list items had before others were removed.
+    fn original(&self, origin: &LayerOrigin, path: &[String]) -> Vec<String> {
+        let Some((last, list)) = path.split_last() else { return path.to_owned() };
+        let Ok(mut index) = last.parse::<usize>() else { return path.to_owned() };
+        let items = self.removed.iter().filter(|(of, removed)| {
+            of == origin && removed.len() == path.len() && removed.starts_with(list)
+        });
+        let mut items: Vec<usize> =
+            items.filter_map(|(_, removed)| removed.last()?.parse().ok()).collect();
+        items.sort_unstable();
+        for removed in items {
+            index += usize::from(removed <= index);
+        }
+        [list, &[index.to_string()]].concat()
+    }
+
+    fn location(&self, origin: &LayerOrigin, path: &[String]) -> Location {
+        let layer = self.set.layers.iter().find(|layer| layer.origin == *origin);
+        layer.map_or_else(|| origin.clone().into(), |layer| layer.location(path))
+    }
+
+    fn remove(&mut self, origin: &LayerOrigin, path: &[String], original: Vec<String>) -> bool {
+        let layer = self.set.layers.iter_mut().find(|layer| layer.origin == *origin);
+        let text = layer.as_ref().and_then(|layer| get(&layer.values, path)?.as_str());
+        if let Some(text) = text {
+            self.texts.push((origin.clone(), key_text(&original), text.to_owned()));
+        }
+        let is_removed = layer.is_some_and(|layer| {
+            *origin != LayerOrigin::Defaults && remove(&mut layer.values, path)
+        });
+        if is_removed {
+            self.removed.push((origin.clone(), original));
+        }
+        is_removed
+    }
+
+    /// Removes a value from all layers but the defaults; returns false if none has it.
+    fn remove_everywhere(&mut self, path: &[String]) -> bool {
+        let own = |layer: &&mut Layer| layer.origin != LayerOrigin::Defaults;
+        let layers = self.set.layers.iter_mut().filter(own);
+        let mut has_removed = false;
+        for layer in layers {
+            if remove(&mut layer.values, path) {
+                has_removed = true;
+                self.removed.push((layer.origin.clone(), path.to_owned()));
+            }
+        }
+        has_removed
+    }
+
+    /// Replaces a stage by one of a type that needs no options; returns false if it is replaced
+    /// already.
+    fn replace_stage(&mut self, kind: &str, name: &str) -> bool {
+        let path = [kind.to_owned(), name.to_owned()];
+        let mark = [&path[..], &["type".to_owned()]].concat();
+        let mark = (LayerOrigin::Defaults, mark);
+        if self.removed.contains(&mark) {
+            return false;
+        }
+        self.remove_everywhere(&path);
+        self.removed.push(mark);
+        let harmless = match kind {
+            "source" => "claude-sessions",
+            "filter" => "ignore-types",
+            "enricher" => "host",
+            _ => "stdout",
+        };
+        let is_default = kind == "filter" && BUILT_IN_FILTERS.contains(&name);
+        if is_kebab_case(name)
+            && !is_default
+            && let Some(layer) = self.set.layers.last_mut()
+        {
+            insert(&mut layer.values, &format!("{kind}.{name}.type"), harmless.into());
+        }
+        true
+    }
+}
+
+/// Returns kind and name of the stage that a path leads to, and the option or an empty text.
+fn stage_of(path: &[String]) -> Option<(String, String, &str)> {
+    let [kind, name, option @ ..] = path else { return None };
+    let option = option.first().map_or("", String::as_str);
+    KINDS.contains(&&**kind).then(|| (kind.clone(), name.clone(), option))
+}
+
+/// Returns what an option belongs to: one that needs another is not wrong because that was removed.
+fn group_of(option: &str) -> &str {
+    let option = option.strip_suffix("_file").unwrap_or(option);
+    match option {
+        "client_certificate" | "client_key" => "client",
+        "proxy_user" | "proxy_password" => "proxy",
+        other => other,
+    }
+}
+
+/// Parses the text of a key, as [`key_text`] formats it.
+fn path_of(key: &str) -> Vec<String> {
+    let parts = key.split('.').flat_map(|part| part.split('['));
+    parts.map(|part| part.trim_end_matches(']').to_owned()).collect()
+}
+
+fn get<'a>(values: &'a Dict, path: &[String]) -> Option<&'a Value> {
+    let (first, rest) = path.split_first()?;
+    let value = values.get(first)?;
+    rest.iter().try_fold(value, |value, part| super::merged::step(value, part))
+}
+
+/// Removes the value at `path`; returns false if there is none.
+fn remove(values: &mut Dict, path: &[String]) -> bool {
+    let Some((last, above)) = path.split_last() else { return false };
+    let Some((first, above)) = above.split_first() else { return values.remove(last).is_some() };
+    let table = values.get_mut(first);
+    let table = above.iter().try_fold(table, |value, part| {
+        Some(match value? {
+            Value::Dict(_, dict) => dict.get_mut(part),
+            Value::Array(_, items) => part.parse::<usize>().ok().and_then(|at| items.get_mut(at)),
+            _ => None,
+        })
+    });
+    match table.flatten() {
+        Some(Value::Dict(_, dict)) => dict.remove(last).is_some(),
+        Some(Value::Array(_, items)) => match last.parse::<usize>() {
+            Ok(at) if at < items.len() => {
+                items.remove(at);
+                true
+            }
+            _ => false,
+        },
+        _ => false,
+    }
+}
+
+impl ConfigError {
+    /// Returns the location and the path of the value that the error is about.
+    fn place(&self) -> Option<(&Location, Vec<String>)> {
+        match self {
+            Self::UnknownKey { key, location, .. } | Self::Value { key, location, .. } => {
+                Some((location, path_of(key)))
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns the error with another key and location of its value.
+    fn moved(self, path: &[String], to: Location) -> Self {
+        match self {
+            Self::Value { key, problem, location } => {
+                let is_same = path_of(&key) == path;
+                let location = if is_same { location } else { to };
+                Self::Value { key: key_text(path), location, problem }
+            }
+            other => other,
+        }
+    }
+
+    /// Returns whether the values of a whole layer are not known.
+    fn hides_a_layer(&self) -> bool {
+        matches!(self, Self::Read { .. } | Self::Syntax { .. })
+    }
+}

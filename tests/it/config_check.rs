@@ -1,0 +1,235 @@
+//! `ai-agent config check`: finds all that `run` would refuse.
+#![cfg(unix)]
+
+use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+use crate::support::{SECRET, TOKEN, home::Home, receiver::Receiver};
+use serde_json::{Value, json};
+
+/// Endpoint, token and secret.
+fn complete() -> String {
+    format!(
+        "[sink.siem]\nendpoint = \"http://127.0.0.1:9\"\ntoken = \"{TOKEN}\"\nhmac_secret = \"{SECRET}\"\n"
+    )
+}
+
+fn write(home: &Home, name: &str, text: &str, mode: u32) -> String {
+    let path = home.path().join(name);
+    fs::write(&path, text).unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// Runs `config check --json` on a file, and returns the report.
+fn report(home: &Home, text: &str, arguments: &[&str]) -> Value {
+    let arguments = [&["config", "check", "--json"], arguments].concat();
+    let ended = home.agent(&arguments).config(text).run();
+    let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
+    assert_eq!(ended.code, Some(i32::from(report["valid"] == json!(false))), "{report:#}");
+    report
+}
+
+/// Returns code, key and line of each problem.
+fn problems(report: &Value) -> Vec<(&str, &str, u64)> {
+    let problems = report["problems"].as_array().unwrap().iter();
+    problems
+        .map(|it| {
+            let text = |member: &str| it[member].as_str().unwrap_or_default();
+            (text("code"), text("key"), it["line"].as_u64().unwrap_or_default())
+        })
+        .collect()
+}
+
+#[test]
+fn check_finds_what_run_refuses() {
+    let home = Home::new();
+    let read_by_all = write(&home, "token-0644", TOKEN, 0o644);
+    let own = write(&home, "secret-0600", SECRET, 0o600);
+    let endpoint = "[sink.siem]\nendpoint = \"http://127.0.0.1:9\"\n";
+    let test = "[[test]]\nname = \"t\"\nlines = [{ input = '{}', expect = \"drop\" }]\n";
+    let url = |url: &str| complete().replace("http://127.0.0.1:9", url);
+    let secrets = |token: &str, secret: &str| {
+        format!("{endpoint}token_file = '{token}'\nhmac_secret_file = '{secret}'\n")
+    };
+    for (text, code, key) in [
+        (String::new(), "setting_missing", "sink.siem.endpoint"),
+        (endpoint.to_owned(), "setting_missing", "sink.siem.token"),
+        (url("siem.example.com"), "value_invalid", "sink.siem.endpoint"),
+        (url("htp://siem.example.com"), "value_invalid", "sink.siem.endpoint"),
+        (complete() + "ca_file = '/no/such.pem'\n", "file_unusable", "sink.siem.ca_file"),
+        (secrets("/no/such/token", &own), "file_unusable", "sink.siem.token_file"),
+        (secrets(&read_by_all, &own), "file_unusable", "sink.siem.token_file"),
+        (secrets(&own, &read_by_all), "file_unusable", "sink.siem.hmac_secret_file"),
+        (complete() + "proxy = 'proxy:3128'\n", "value_invalid", "sink.siem.proxy"),
+        (complete() + test, "test_failed", ""),
+        (complete() + "colour = 1\n", "key_unknown", "sink.siem.colour"),
+        (complete() + "[shipping]\nbatch_size = 0\n", "value_invalid", "shipping.batch_size"),
+        (complete() + "[shipping\n", "syntax_invalid", ""),
+        (
+            complete() + "[filter.path]\ndrop_cwd = ['[']\n[pipeline]\nfilters = ['path']\n",
+            "value_invalid",
+            "filter.path.drop_cwd",
+        ),
+    ] {
+        let report = report(&home, &text, &[]);
+        let errors: Vec<_> = problems(&report).iter().map(|it| (it.0, it.1)).collect();
+        assert_eq!(errors.first(), Some(&(code, key)), "{text}: {report:#}");
+        // The agent refuses it with the same words.
+        let refused = home.agent(&["run", "--once"]).config(&text).fail(2);
+        let message = report["problems"][0]["message"].as_str().unwrap();
+        assert!(refused.contains(message), "{text}: {refused} does not contain {message}");
+        home.agent(&["config", "check"]).config(&text).run();
+    }
+}
+
+#[test]
+fn check_accepts_what_run_accepts() {
+    let (home, receiver) = (Home::new(), Receiver::start());
+    let text = complete().replace("http://127.0.0.1:9", &receiver.url());
+    assert_eq!(report(&home, &text, &[])["errors"], json!(0));
+    home.agent(&["run", "--once"]).config(&text).succeed();
+}
+
+/// The first error once hid the others.
+#[test]
+fn all_problems_are_reported_at_once() {
+    let home = Home::new();
+    let text = "\
+colour = 1
+[agent]
+poll_interval = 5
+[shipping]
+batch_size = 0
+max_batch_bytes = true
+[compliance]
+permitted_email_domains = ['a.example', '@b', 'c.example', '@d']
+[pipeline]
+filters = ['mine', 'other']
+sinks = ['siem', 'archive']
+[filter.mine]
+type = 'ignore-tipes'
+[filter.other]
+type = 'path'
+drop_cwd = ['[']
+keep_cwd = 1
+[sink.siem]
+endpoint = 'siem.example.com'
+timeout = 7
+ca_file = '/no/such.pem'
+token_file = '/no/such/token'
+[sink.archive]
+type = 'file'
+pathh = 1
+path = 'archive.ndjson'
+[[test]]
+name = 'a'
+lines = []
+[[test]]
+name = 'b'
+lines = [{ input = '', expect = 'kep' }]
+";
+    let report = report(&home, text, &[]);
+    let mut found = problems(&report);
+    found.sort_by_key(|it| it.2);
+    let expected = [
+        ("setting_missing", "sink.siem.hmac_secret", 0),
+        ("key_unknown", "colour", 1),
+        ("value_invalid", "agent.poll_interval", 3),
+        ("value_invalid", "shipping.batch_size", 5),
+        ("value_invalid", "shipping.max_batch_bytes", 6),
+        ("value_invalid", "compliance.permitted_email_domains[1]", 8),
+        ("value_invalid", "compliance.permitted_email_domains[3]", 8),
+        ("value_invalid", "filter.mine.type", 13),
+        ("value_invalid", "filter.other.drop_cwd", 16),
+        ("key_unknown", "filter.other.keep_cwd", 17),
+        ("value_invalid", "sink.siem.endpoint", 19),
+        ("value_invalid", "sink.siem.timeout", 20),
+        ("file_unusable", "sink.siem.ca_file", 21),
+        ("file_unusable", "sink.siem.token_file", 22),
+        ("key_unknown", "sink.archive.pathh", 25),
+        ("value_invalid", "sink.archive.path", 26),
+        ("value_invalid", "test[0]", 27),
+        ("value_invalid", "test[1].lines[0].expect", 32),
+    ];
+    assert_eq!(found, expected, "{report:#}");
+    assert_eq!(report["errors"], json!(expected.len()));
+    let one = &report["problems"].as_array().unwrap().iter().find(|it| it["key"] == "colour");
+    let file = home.path().join("agent.toml");
+    let one = one.unwrap();
+    assert_eq!((&one["level"], &one["layer"]), (&json!("error"), &json!("command-line")));
+    assert_eq!(one["file"], json!(file.to_str().unwrap()));
+    // Each is a line of its own for people.
+    let ended = home.agent(&["config", "check"]).config(text).run();
+    let lines = ended.stderr.lines().filter(|line| line.starts_with("error: "));
+    assert_eq!(lines.count(), expected.len(), "{}", ended.stderr);
+}
+
+#[test]
+fn unreadable_files_do_not_hide_errors_of_others() {
+    let home = Home::new();
+    let user = home.path().join(".config/ai-agent/config.toml");
+    fs::create_dir_all(user.parent().unwrap()).unwrap();
+    fs::write(&user, "[shipping\n").unwrap();
+    let report = report(&home, "[outbox]\nmax_bytes = 1\n", &[]);
+    let expected = [("syntax_invalid", "", 1), ("value_invalid", "outbox.max_bytes", 2)];
+    assert_eq!(problems(&report), expected, "{report:#}");
+    assert_eq!(report["problems"][0]["layer"], json!("user"));
+}
+
+#[test]
+fn strict_makes_failures_of_warnings() {
+    let home = Home::new();
+    let machine = format!("locked = [\"snk\"]\n{}", complete());
+    let machine = write(&home, "machine.toml", &machine, 0o600);
+    let managed = r#"{"version":1,"filtrs":{},"shipping":{"batch_sise":1}}"#;
+    let managed = write(&home, "managed.json", managed, 0o600);
+    let check = |strict: &[&str]| {
+        let arguments = [&["config", "check", &machine, &managed], strict].concat();
+        home.agent(&arguments)
+    };
+    let lenient = check(&[]).succeed();
+    for name in ["`snk`", "`sink`", "`filtrs`", "`filters`", "`shipping.batch_sise`"] {
+        assert!(lenient.stderr.contains(name), "{name}: {}", lenient.stderr);
+    }
+    let strict = check(&["--strict"]).run();
+    assert_eq!(strict.code, Some(1));
+    for (json, code, level) in [
+        (check(&["--json"]).run(), 0, "warning"),
+        (check(&["--json", "--strict"]).run(), 1, "error"),
+    ] {
+        let report: Value = serde_json::from_slice(&json.stdout).unwrap();
+        assert_eq!(json.code, Some(code));
+        let problems = report["problems"].as_array().unwrap();
+        let found: Vec<_> = problems
+            .iter()
+            .map(|it| (it["code"].as_str().unwrap(), &it["key"], &it["layer"]))
+            .collect();
+        let expected = [
+            ("managed_member_unknown", &json!("filtrs"), &json!("managed")),
+            ("managed_member_unknown", &json!("shipping.batch_sise"), &json!("managed")),
+            ("locked_key_unknown", &json!("locked"), &json!("machine")),
+        ];
+        assert_eq!(found, expected, "{report:#}");
+        assert!(problems.iter().all(|it| it["level"] == level), "{report:#}");
+    }
+}
+
+/// Files are checked on another machine than theirs, or before the secrets are installed.
+#[test]
+fn files_for_other_machines_may_name_absent_files() {
+    let home = Home::new();
+    let text =
+        "[sink.siem]\nendpoint = 'https://siem.example.com'\ntoken_file = '/no/such/token'\n";
+    let file = write(&home, "roll-out.toml", text, 0o644);
+    let checked = home.agent(&["config", "check", &file]).succeed();
+    for key in ["sink.siem.token_file", "hmac_secret"] {
+        assert!(checked.stderr.contains(key), "{key}: {}", checked.stderr);
+    }
+    assert_eq!(home.agent(&["config", "check", "--strict", &file]).run().code, Some(1));
+    // A file that is there is checked.
+    let exposed = write(&home, "token", TOKEN, 0o644);
+    let file = write(&home, "roll-out.toml", &text.replace("/no/such/token", &exposed), 0o644);
+    let refused = home.agent(&["config", "check", &file]).fail(1);
+    assert!(refused.contains("sink.siem.token_file"), "{refused}");
+    assert!(Path::new(&exposed).is_file());
+}
