@@ -21,7 +21,7 @@ pub enum ValidationError {
         /// Name of the test.
         test: String,
         /// Place at which the test is defined.
-        location: Location,
+        location: Box<Location>,
         /// Number of the first line that fails, from 1.
         line: usize,
         /// Outcome that the test expects.
@@ -77,7 +77,7 @@ pub fn failed_tests(
         failed.extend(mismatch.map(|config_test::Mismatch { line, expected, found }| {
             ValidationError::Test {
                 test: test.name.clone(),
-                location: test.location.clone(),
+                location: Box::new(test.location.clone()),
                 line,
                 expected: expected.without_output().to_string(),
                 found: found.without_output().to_string(),

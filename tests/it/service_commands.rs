@@ -30,7 +30,7 @@ fn uninstall_without_an_installation_says_so() {
     assert!(text.contains("not installed") && text.contains(state.to_str().unwrap()), "{text}");
     assert!(!text.contains("is uninstalled"), "{text}");
     home.agent(&["uninstall", "--purge"]).succeed();
-    assert!(!state.exists());
+    assert!(!state.try_exists().unwrap());
 }
 
 #[test]

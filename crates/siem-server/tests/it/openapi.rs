@@ -51,7 +51,7 @@ fn document() -> Value {
         ("400", "The nonce is not 32 hexadecimal digits."),
         ("401", "The bearer token is missing or wrong."),
         ("403", "The token does not permit it."),
-        ("404", "There is no managed configuration."),
+        ("404", "There is no managed configuration; signed like one."),
         ("500", "The configuration's file cannot be read, or agents would refuse it."),
     ]);
     let mut found = answer("The managed configuration, its bytes as they are in the file.", config);

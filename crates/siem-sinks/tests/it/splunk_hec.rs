@@ -537,14 +537,18 @@ async fn probe_checks_the_token_and_stores_nothing() {
         let mut probed = sink(settings(&server));
         let found = probed.probe(within).await.unwrap();
         assert!(found.contains("token is accepted"), "{found}");
-        // LogScale answers like any server that refuses the request.
-        assert_eq!(probed.probe_is_proof(), !is_logscale);
+        assert!(probed.probe_is_proof());
         let token = "wrong".to_owned();
         let problem =
             sink(Settings { token, ..settings(&server) }).probe(within).await.unwrap_err();
         assert!(problem.contains("`token_file`") && !problem.contains("wrong"), "{problem}");
         assert!(server.collector().stored.is_empty());
     }
+    // Any server may respond with status 200.
+    let server = HecServer::start(Collector { is_logscale: true, ..Collector::default() });
+    server.http().fail("/api/v1/ingest/hec", [Fault::Answer(Reply::new(200, "<html>"))]);
+    let mut other = sink(settings(&server));
+    assert!(other.probe(Duration::from_secs(5)).await.is_ok() && !other.probe_is_proof());
     let server = HecServer::start(Collector::default());
     let (mut late, within) = (sink(settings(&server)), Duration::from_secs(5));
     let portal = Reply::new(200, "<html>sign in</html>");
