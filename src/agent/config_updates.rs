@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     pipeline::{config_status::ConfigOrigin, runner::Running},
+    platform::memory,
     siem::{FetchError, FetchedConfig},
 };
 
@@ -215,6 +216,14 @@ impl<'a> ConfigUpdates<'a> {
     /// Puts a candidate in force, if there is one. Returns false when the agent receives the order to
     /// stop meanwhile.
     async fn apply(&mut self, candidate: Option<Candidate>, from: ConfigOrigin) -> bool {
+        let goes_on = self.put_in_force(candidate, from).await;
+        // A configuration takes a multiple of its size while it is read, and twice while it replaces
+        // another.
+        memory::release_free();
+        goes_on
+    }
+
+    async fn put_in_force(&mut self, candidate: Option<Candidate>, from: ConfigOrigin) -> bool {
         let waker = self.running.waker();
         let reload = candidate.and_then(|candidate| self.manager.replace(candidate, from, &waker));
         for event in self.manager.take_events() {

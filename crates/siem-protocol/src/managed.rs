@@ -13,6 +13,9 @@ use crate::json;
 pub const VERSION: u64 = 1;
 /// Maximum size of a managed configuration, in bytes.
 pub const MAX_BYTES: usize = 4 << 20;
+/// Maximum number of values in a managed configuration, counted as its commas and opening brackets. A value
+/// of six bytes can take 2 KiB of memory once it is parsed.
+pub const MAX_VALUES: usize = 100_000;
 /// Range of `shipping.batch_size`.
 pub const BATCH_SIZE: std::ops::RangeInclusive<u64> = 1..=10_000;
 /// Range of `shipping.flush_interval_seconds`.
@@ -167,6 +170,9 @@ pub enum ManagedError {
     /// It is too large.
     #[error("the managed configuration is larger than {} MiB", MAX_BYTES >> 20)]
     TooLarge,
+    /// It has too many values.
+    #[error("the managed configuration has more than {MAX_VALUES} values")]
+    TooManyValues,
     /// It is not a JSON object, or a required member is missing.
     #[error("the managed configuration cannot be read")]
     Json(#[from] serde_json::Error),
@@ -219,6 +225,9 @@ impl ManagedConfig {
         }
         if body.len() > MAX_BYTES {
             return Err(ManagedError::TooLarge);
+        }
+        if count_values(body) > MAX_VALUES {
+            return Err(ManagedError::TooManyValues);
         }
         let Version { version } = read(body)?;
         if version != VERSION {
@@ -277,6 +286,22 @@ fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, ManagedError> {
     Ok(value)
 }
 
+/// Counts the commas and opening brackets outside of strings: not less than the values, without the first
+/// of each list and object.
+fn count_values(body: &[u8]) -> usize {
+    let (mut count, mut in_string, mut is_escaped) = (0, false, false);
+    for byte in body {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = in_string,
+            b'"' => in_string = !in_string,
+            b',' | b'[' | b'{' if !in_string => count += 1,
+            _ => {}
+        }
+    }
+    count
+}
+
 /// Members that are objects.
 const SECTIONS: [&str; 4] = ["filters", "shipping", "compliance", "audience"];
 
@@ -325,6 +350,20 @@ mod tests {
         for text in wrong {
             assert!(ManagedConfig::parse(text.as_bytes()).is_err(), "{text}");
         }
+    }
+
+    /// 4 MiB of small objects took 2.4 GiB of memory.
+    #[test]
+    fn config_with_too_many_values_is_refused_before_it_is_parsed() {
+        let config = |count: usize, text: &str| {
+            let list = vec![text; count].join(",");
+            ManagedConfig::parse(format!(r#"{{"version":1,"x":[{list}]}}"#).as_bytes())
+        };
+        assert!(config(MAX_VALUES - 3, "0").is_ok());
+        assert!(matches!(config(MAX_VALUES, "0"), Err(ManagedError::TooManyValues)));
+        assert!(matches!(config(MAX_VALUES / 2, r#"{"":0}"#), Err(ManagedError::TooManyValues)));
+        // What is in strings does not count.
+        assert!(config(10, &format!(r#""\"{}""#, "[,{".repeat(MAX_VALUES / 4))).is_ok());
     }
 
     /// Serde reads an array as a struct, member by member: `[1]` was once a valid configuration.
