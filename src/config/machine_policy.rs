@@ -11,7 +11,10 @@ use serde_json::{Map, Value};
 use siem_protocol::{managed::Compliance, minisign::OrganisationKey};
 
 use super::{
-    error::ConfigError, locks::KeyPattern, origin::LayerOrigin, read_layers::files_of,
+    error::ConfigError,
+    locks::KeyPattern,
+    origin::LayerOrigin,
+    read_layers::{MAX_FILE_BYTES, files_of},
     toml_text::SyntaxError,
 };
 use crate::platform::{Paths, file};
@@ -59,7 +62,7 @@ impl MachinePolicy {
 
     fn add(&mut self, path: &Path) -> Result<(), ConfigError> {
         let origin = || LayerOrigin::Machine(path.to_owned());
-        let read = file::read_bounded(path, file::MAX_WRITTEN_BY_HAND);
+        let read = file::read_bounded(path, MAX_FILE_BYTES);
         let read = read.and_then(|bytes| {
             String::from_utf8(bytes).map_err(|error| io::Error::new(ErrorKind::InvalidData, error))
         });

@@ -28,6 +28,9 @@ use super::{
 };
 use crate::platform::{Environment, file};
 
+/// Maximum size of a configuration file. Its parser takes up to 70 bytes of memory for each byte.
+pub(super) const MAX_FILE_BYTES: u64 = 1 << 20;
+
 /// Built-in configuration.
 pub(super) const DEFAULTS: &str = include_str!("../../config/default.toml");
 
@@ -226,7 +229,7 @@ impl LayerReader {
     }
 
     fn text(&mut self, path: &Path) -> io::Result<String> {
-        let bytes = file::read_bounded(path, file::MAX_WRITTEN_BY_HAND);
+        let bytes = file::read_bounded(path, MAX_FILE_BYTES);
         let digest = bytes.as_deref().map(Digest::of).unwrap_or_default();
         self.contents.extend_from_slice(path.as_os_str().as_encoded_bytes());
         self.contents.extend_from_slice(digest.as_bytes());
