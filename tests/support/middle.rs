@@ -71,7 +71,10 @@ impl State {
         let (wanted, takeover) = self.takeover.as_ref()?;
         let is_meant = match (wanted, target) {
             (Some(wanted), Some(target)) => target.starts_with(wanted),
-            (wanted, target) => wanted.is_none() && target.is_none(),
+            (Some(_), None) => false,
+            (None, None) => true,
+            // A connection from before is closed, so that the next request needs another one.
+            (None, Some(_)) => return Some(Arc::new(drop)),
         };
         self.forged += usize::from(is_meant);
         is_meant.then(|| Arc::clone(takeover))

@@ -60,7 +60,6 @@ fn live_records_arrive_after_hostile_managed_configs() {
         receiver.manage(ConfigResponse::SignedBytes((kind.write)(&mut random)));
         poll(&agent, &receiver, kind.name);
         assert!(agent.runs(), "{}: {}", kind.name, agent.log());
-        report.add(kind.name, peak(&agent));
 
         let good = format!("good-{case}");
         let config = format!("{{\"version\":1,\"revision\":\"{good}\"}}");
@@ -73,6 +72,7 @@ fn live_records_arrive_after_hostile_managed_configs() {
         within(LIVE, &format!("{}: the live record", kind.name), || {
             (*arrived.lock().unwrap() >= number).then_some(())
         });
+        report.add(kind.name, peak(&agent));
     }
     assert!(!fs::exists("/root/written-by-the-server").unwrap());
     agent.stop();
