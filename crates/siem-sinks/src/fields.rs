@@ -1,5 +1,7 @@
 //! Writes fields as members of a JSON object, within a limit of bytes.
 
+use std::mem;
+
 use siem_protocol::{BatchHeader, json};
 
 use crate::{
@@ -46,9 +48,16 @@ impl EventFields {
 
     /// Encodes the fields of an event, or of one of its parts.
     pub(crate) fn set(&mut self, event: &Event<'_>, part: PartOf) {
-        self.fields.clear();
-        self.fields.extend_from_slice(&self.sender);
-        let mut writer = FieldWriter::new(&mut self.fields, self.nesting, self.room);
+        let mut fields = mem::take(&mut self.fields);
+        fields.clear();
+        self.write(event, part, &mut fields);
+        self.fields = fields;
+    }
+
+    /// Appends the fields of an event, or of one of its parts, to `out`.
+    pub(crate) fn write(&self, event: &Event<'_>, part: PartOf, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.sender);
+        let mut writer = FieldWriter::new(out, self.nesting, self.room);
         event.fields(Names::Ecs, part, &mut |name, value| writer.add(name, value));
         writer.finish();
     }

@@ -65,19 +65,46 @@ impl Packer {
         Self { max_bytes, max_events: max_events.max(1), full, current }
     }
 
+    /// Allocates room for events of `bytes` together, as far as they fit into one request.
+    pub fn reserve(&mut self, bytes: usize) {
+        self.current.body.reserve(bytes.min(self.max_bytes));
+    }
+
     /// Adds an event of the entry with index `entry`, which `encode` appends to the body.
     pub fn push(&mut self, entry: usize, encode: impl FnOnce(&mut Vec<u8>)) {
+        self.push_within(entry, usize::MAX, encode);
+    }
+
+    /// Adds an event unless it turns out larger than `max_event`, and reports whether it was added.
+    pub fn push_within(
+        &mut self,
+        entry: usize,
+        max_event: usize,
+        encode: impl FnOnce(&mut Vec<u8>),
+    ) -> bool {
         if self.current.entries.len() >= self.max_events {
-            self.full.push(mem::take(&mut self.current));
+            self.next_request(Vec::new());
         }
         let start = self.current.body.len();
         encode(&mut self.current.body);
+        if self.current.body.len() - start > max_event {
+            self.current.body.truncate(start);
+            return false;
+        }
         if self.current.body.len() > self.max_bytes && start > 0 {
             let event = self.current.body.split_off(start);
-            self.full.push(mem::take(&mut self.current));
-            self.current.body = event;
+            self.next_request(event);
         }
         self.current.entries.push(entry);
+        true
+    }
+
+    /// Begins a request with the first event in `body`. It is likely to become as large as the one
+    /// before.
+    fn next_request(&mut self, mut body: Vec<u8>) {
+        body.reserve(self.current.body.len().saturating_sub(body.len()));
+        let next = Request { body, ..Request::default() };
+        self.full.push(mem::replace(&mut self.current, next));
     }
 
     /// Returns the requests in order, none of them empty.

@@ -34,6 +34,8 @@ pub(super) fn encode(
     is_wanted: impl Fn(usize) -> bool,
 ) -> Result<Vec<Request>, String> {
     let mut packer = Packer::new(limits.request, MAX_DOCUMENTS);
+    // Escapes and fields need more than the entries themselves.
+    packer.reserve(batch.lines.len() * 3 / 2);
     let mut encoder = Encoder::new(&settings.target, batch.header, limits.event);
     for (entry, line) in batch.entries().enumerate().filter(|(entry, _)| is_wanted(*entry)) {
         let event = Event::of(line, batch.header, settings.time)

@@ -27,6 +27,8 @@ pub(super) fn encode(
     from: usize,
 ) -> Result<Vec<Request>, String> {
     let mut packer = Packer::new(limits.request, settings.max_events);
+    // Escapes and fields need more than the entries themselves.
+    packer.reserve(batch.lines.len() * 3 / 2);
     let mut encoder = Encoder::new(settings.format, limits.event, batch.header);
     for (index, line) in batch.entries().enumerate().skip(from) {
         let event = Event::of(line, batch.header, settings.time).map_err(|error| {

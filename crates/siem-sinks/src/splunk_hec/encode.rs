@@ -57,6 +57,8 @@ pub(super) fn encode(
     from: usize,
 ) -> Result<Vec<Request>, String> {
     let mut packer = Packer::new(limits.request, usize::MAX);
+    // Escapes and fields need more than the entries themselves.
+    packer.reserve(batch.lines.len() * 3 / 2);
     let mut encoder = Encoder::new(settings, limits.event, batch.header);
     for (index, line) in batch.entries().enumerate().skip(from) {
         let event = Event::of(line, batch.header, settings.time).map_err(|error| {
@@ -99,6 +101,25 @@ impl<'a> Encoder<'a> {
 
     /// Adds an entry, cut into parts if it is larger than the limit.
     fn add(&mut self, event: &Event<'_>, index: usize, packer: &mut Packer) {
+        if !self.add_whole(event, index, packer) {
+            self.add_parts(event, index, packer);
+        }
+    }
+
+    /// Adds an entry that fits, as nearly all do, and reports whether it did. Counting its escapes
+    /// beforehand would be a second pass.
+    fn add_whole(&self, event: &Event<'_>, index: usize, packer: &mut Packer) -> bool {
+        let Content::Text(text) = &event.content else { return false };
+        let whole = PartOf { index: 1, total: 1 };
+        text.len() < self.max_bytes
+            && packer.push_within(index, self.max_bytes, |body| {
+                self.write(event, Part::Text(text), body, |body| {
+                    self.fields.write(event, whole, body);
+                });
+            })
+    }
+
+    fn add_parts(&mut self, event: &Event<'_>, index: usize, packer: &mut Packer) {
         let whole = PartOf { index: 1, total: 1 };
         self.fields.set(event, whole);
         // No escape is longer than 6 bytes.
@@ -115,11 +136,19 @@ impl<'a> Encoder<'a> {
             if of.total > 1 {
                 self.fields.set(event, of);
             }
-            packer.push(index, |body| self.write(event, *part, body));
+            packer.push(index, |body| {
+                self.write(event, *part, body, |body| body.extend_from_slice(self.fields.get()));
+            });
         }
     }
 
-    fn write(&self, event: &Event<'_>, part: Part<'_>, body: &mut Vec<u8>) {
+    fn write(
+        &self,
+        event: &Event<'_>,
+        part: Part<'_>,
+        body: &mut Vec<u8>,
+        write_fields: impl FnOnce(&mut Vec<u8>),
+    ) {
         body.push(b'{');
         self.write_time(event.time, body);
         body.extend_from_slice(&self.envelope);
@@ -133,7 +162,7 @@ impl<'a> Encoder<'a> {
         body.push(b',');
         body.extend_from_slice(Key::Fields.text());
         body.push(b'{');
-        body.extend_from_slice(self.fields.get());
+        write_fields(body);
         if let Some(encoding) = encoding {
             write_member(body, ENCODING_NAME, Value::Text(encoding));
         }
