@@ -10,10 +10,13 @@
 
 pub mod batch;
 mod clock;
+mod connections;
 pub mod decode;
 mod http;
 pub mod ledger;
 mod memory;
+mod open_files;
+mod regular_file;
 mod secrets;
 mod serve;
 pub mod stats;
@@ -25,6 +28,7 @@ mod write_timeout;
 
 pub use clock::{Clock, SystemClock};
 pub use http::{Limits, OPENAPI, ROUTES, Receiver, not_found, read_body};
+pub use open_files::raise_open_files;
 pub use secrets::{EmptySecret, Keys, Secret};
 pub use serve::{ServeOptions, serve};
 pub use store::{

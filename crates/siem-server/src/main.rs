@@ -9,7 +9,7 @@ use clap::Parser as _;
 use siem_protocol::statement::TrustLevel;
 use siem_server::{
     DataFormat, FileStore, FileStoreOptions, FormatError, Keys, OpenError, Receiver, ServeOptions,
-    not_found, serve,
+    not_found, raise_open_files, serve,
     trust::{Registry, RegistryError, RegistryOptions},
 };
 use tokio::net::TcpListener;
@@ -84,7 +84,9 @@ async fn run(args: &Args, keys: Keys) -> Result<(), StartError> {
     let shutdown = shutdown_signal().map_err(StartError::Start)?;
     writeln!(std::io::stdout(), "listening on http://{bound}").map_err(StartError::Start)?;
     let router = receiver.router().fallback(not_found);
-    serve(listener, router, ServeOptions::default(), shutdown).await;
+    let mut options = ServeOptions::default();
+    options.connections = options.connections.min(raise_open_files());
+    serve(listener, router, options, shutdown).await;
     tracing::info!("stopped");
     Ok(())
 }

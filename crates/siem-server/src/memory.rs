@@ -19,6 +19,19 @@ impl Reserved {
             drop(permit.split(surplus));
         }
     }
+
+    /// Size in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) * UNIT
+    }
+
+    /// Adds memory of the same budget.
+    pub(crate) fn add(&mut self, more: Self) {
+        match (&mut self.0, more.0) {
+            (Some(permit), Some(more)) => permit.merge(more),
+            (none, more) => *none = more,
+        }
+    }
 }
 
 /// Memory budget that all requests share. Requests for more than is free wait in order.
@@ -45,6 +58,11 @@ impl Budget {
         Some(Reserved(Some(permit)))
     }
 
+    /// Size in bytes.
+    pub(crate) fn total(&self) -> usize {
+        self.total * UNIT
+    }
+
     #[cfg(test)]
     pub(crate) fn free(&self) -> usize {
         self.semaphore.available_permits() * UNIT
@@ -66,6 +84,8 @@ mod tests {
         assert!(budget.reserve(3 * UNIT).await.is_none());
         first.shrink_to(2 * UNIT + 1);
         assert_eq!(budget.free(), 7 * UNIT);
+        first.add(budget.reserve(2 * UNIT).await.unwrap());
+        assert_eq!((first.bytes(), budget.free()), (5 * UNIT, 5 * UNIT));
         drop(first);
         assert_eq!(budget.free(), 10 * UNIT);
     }

@@ -1,33 +1,43 @@
 //! HTTP/1 server for a router, with limits on the cost of a connection.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
-use axum::{Router, extract::ConnectInfo};
-use hyper::{Request, body::Incoming, server::conn::http1, service::Service};
+use axum::{Router, extract::ConnectInfo, response::Response};
+use hyper::{HeaderMap, Request, body::Incoming, server::conn::http1, service::Service};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{OwnedSemaphorePermit, Semaphore, watch},
+    sync::watch,
     task::JoinSet,
 };
 use tracing::{debug, warn};
 
-use crate::write_timeout::WriteTimeout;
+use crate::{
+    connections::{Connection, Connections},
+    http::headers_too_large,
+    write_timeout::WriteTimeout,
+};
+
+/// Smallest buffer that hyper accepts for headers, in bytes.
+const MIN_BUFFER: usize = 8192;
 
 /// Limits on connections.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct ServeOptions {
-    /// Number of open connections; more wait in the listen queue of the system.
+    /// Number of open connections. One more ends the connection that is idle longest; if all have
+    /// requests, it waits in the listen queue of the system. Must leave open files for the store:
+    /// [`raise_open_files`](crate::raise_open_files) returns how many connections do.
     pub connections: usize,
     /// Time that the headers of a request may take, and that a connection may be idle.
     pub header_timeout: Duration,
     /// Time that a response may wait for the client to read any byte of it.
     pub write_timeout: Duration,
-    /// Size of a request's headers in bytes.
+    /// Size of a request's headers in bytes: names and values. A request with more is answered with
+    /// status 431.
     pub header_bytes: usize,
     /// Time that running requests may take to finish after the shutdown started.
     pub grace: Duration,
@@ -37,7 +47,7 @@ impl Default for ServeOptions {
     fn default() -> Self {
         Self {
             connections: 8192,
-            header_timeout: Duration::from_secs(60),
+            header_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(60),
             header_bytes: 64 << 10,
             grace: Duration::from_secs(10),
@@ -52,25 +62,28 @@ pub async fn serve(
     options: ServeOptions,
     shutdown: impl Future<Output = ()>,
 ) {
-    let places = Arc::new(Semaphore::new(options.connections.max(1)));
+    let connections = Connections::new(options.connections);
     let (end, ending) = watch::channel(false);
-    let mut connections = JoinSet::new();
+    let mut tasks = JoinSet::new();
     tokio::pin!(shutdown);
     loop {
         let next = tokio::select! {
             () = &mut shutdown => break,
-            Some(_) = connections.join_next() => continue,
-            next = accept(&listener, &places) => next,
+            Some(_) = tasks.join_next() => continue,
+            next = accept(&listener) => next,
         };
         match next {
-            Ok((stream, peer, place)) => {
+            Ok((stream, peer)) => {
+                // Not in the selection above: an ended task would drop the stream.
+                tokio::select! {
+                    () = &mut shutdown => break,
+                    () = connections.make_room() => {}
+                }
                 let router = TowerToHyperService::new(router.clone());
-                let service = PeerService { router, peer };
-                let serving = connection(stream, service, options, ending.clone());
-                connections.spawn(async move {
-                    serving.await;
-                    drop(place);
-                });
+                let connection = Arc::new(connections.open());
+                let header_bytes = options.header_bytes;
+                let service = PeerService { router, peer, header_bytes, connection };
+                tasks.spawn(connection_task(stream, service, options, ending.clone()));
             }
             Err(error) => {
                 // Most likely the process has no file descriptors left: some connection will end.
@@ -81,20 +94,16 @@ pub async fn serve(
     }
     drop(listener);
     end.send_replace(true);
-    let all = async { while connections.join_next().await.is_some() {} };
+    let all = async { while tasks.join_next().await.is_some() {} };
     if tokio::time::timeout(options.grace, all).await.is_err() {
         warn!(code = "shutdown_timeout", "some requests did not finish in time");
     }
 }
 
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> io::Result<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let place = places.clone().acquire_owned().await.map_err(io::Error::other)?;
+async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     let (stream, peer) = listener.accept().await?;
     stream.set_nodelay(true)?;
-    Ok((stream, peer, place))
+    Ok((stream, peer))
 }
 
 /// The router for one connection: each request names the address of its sender, in the extension
@@ -102,34 +111,59 @@ async fn accept(
 struct PeerService {
     router: TowerToHyperService<Router>,
     peer: SocketAddr,
+    header_bytes: usize,
+    connection: Arc<Connection>,
 }
 
+type RouterService = TowerToHyperService<Router>;
+type Responding<F> = Pin<Box<dyn Future<Output = F> + Send>>;
+
 impl Service<Request<Incoming>> for PeerService {
-    type Response = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Response;
-    type Error = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Error;
-    type Future = <TowerToHyperService<Router> as Service<Request<Incoming>>>::Future;
+    type Response = Response;
+    type Error = <RouterService as Service<Request<Incoming>>>::Error;
+    type Future = Responding<Result<Self::Response, Self::Error>>;
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
+        let busy = self.connection.begin_request();
+        if header_bytes(request.headers()) > self.header_bytes {
+            return Box::pin(async { Ok(headers_too_large()) });
+        }
         request.extensions_mut().insert(ConnectInfo(self.peer));
-        self.router.call(request)
+        let responding = self.router.call(request);
+        Box::pin(async move {
+            let response = responding.await;
+            drop(busy);
+            response
+        })
     }
 }
 
-async fn connection(
+/// Size of the headers as a client writes them, with the separators.
+fn header_bytes(headers: &HeaderMap) -> usize {
+    let size = |name: &hyper::header::HeaderName, value: &hyper::header::HeaderValue| {
+        name.as_str().len() + value.len() + b": \r\n".len()
+    };
+    headers.iter().map(|(name, value)| size(name, value)).sum()
+}
+
+async fn connection_task(
     stream: TcpStream,
     service: PeerService,
     options: ServeOptions,
     mut ending: watch::Receiver<bool>,
 ) {
     let stream = WriteTimeout::new(stream, options.write_timeout);
+    let place = service.connection.clone();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(options.header_timeout)
-        .max_buf_size(options.header_bytes)
+        // A larger buffer than the limit: only then a response can say what is wrong.
+        .max_buf_size(options.header_bytes.saturating_mul(2).max(MIN_BUFFER))
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,
+        () = place.evicted() => return,
         () = async { drop(ending.wait_for(|end| *end).await) } => {
             connection.as_mut().graceful_shutdown();
             connection.await

@@ -5,15 +5,13 @@ use std::{net::IpAddr, sync::Arc};
 use axum::{
     body::Body,
     extract::{Request, State},
-    http::HeaderMap,
+    http::{HeaderMap, request::Parts},
     response::{IntoResponse as _, Response},
 };
 use siem_protocol::{Digest, EnrollAnswer, EnrollRequest, KeysAnswer, statement::Enroll};
 use tracing::info;
 
-use super::{
-    Shared, ingest::receive, observe::json, peer, problem::Rejection, statements::sign_verdict,
-};
+use super::{Shared, observe::json, peer, problem::Rejection, statements::sign_verdict};
 use crate::trust::{DeviceKey, EnrollError, Event, EventKind, Grant, Registry, Scope};
 
 /// Maximum size of an enrollment in bytes. One with the longest host and user names has 4 KiB.
@@ -37,8 +35,7 @@ fn list_keys(shared: &Shared, headers: &HeaderMap) -> Result<KeysAnswer, Rejecti
 
 pub(super) async fn enroll(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, body) = request.into_parts();
-    let peer = peer(&parts.extensions);
-    match receive_enrollment(&shared, &parts.headers, body, peer).await {
+    match receive_enrollment(&shared, &parts, body).await {
         Ok(answer) => json(&answer),
         Err(refusal) => refusal.rejection.respond(refusal.verdict, false),
     }
@@ -59,14 +56,15 @@ impl<E: Into<Rejection>> From<E> for EnrollmentRefusal {
 
 async fn receive_enrollment(
     shared: &Arc<Shared>,
-    headers: &HeaderMap,
+    parts: &Parts,
     mut body: Body,
-    peer: Option<IpAddr>,
 ) -> Result<EnrollAnswer, EnrollmentRefusal> {
-    let grant = shared.authorize(headers, &SCOPES)?;
+    let grant = shared.authorize(&parts.headers, &SCOPES)?;
     let registry = shared.registry.clone().ok_or(EnrollError::NoReceiverKey)?;
-    let (body, _memory) = receive(shared, headers, &mut body, ENROLL_BYTES).await?;
-    let shared = shared.clone();
+    let sender = shared.sender(parts);
+    let receiving = shared.intake.receive(sender, &parts.headers, &mut body, ENROLL_BYTES);
+    let (body, _memory) = receiving.await?;
+    let (shared, peer) = (shared.clone(), peer(&parts.extensions));
     let working =
         tokio::task::spawn_blocking(move || enroll_device(&shared, &registry, &grant, &body, peer));
     working.await.map_err(|_| Rejection::Panicked)?

@@ -1,20 +1,21 @@
 //! `POST /ingest`.
 
-use std::{future::poll_fn, net::SocketAddr, pin::Pin, sync::Arc, time::SystemTime};
+use std::{
+    net::SocketAddr,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use axum::{
-    body::{Body, Bytes},
+    body::Body,
     extract::{ConnectInfo, Request, State},
     http::{
         HeaderMap, HeaderName, HeaderValue,
-        header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE},
+        header::{CONTENT_ENCODING, CONTENT_TYPE},
     },
     response::{IntoResponse as _, Response},
 };
-use hyper::{
-    body::{Body as _, Frame},
-    http::request::Parts,
-};
+use hyper::http::request::Parts;
 use siem_protocol::{
     BatchHeader, Digest, Encoding, Receipt,
     names::{content_type, header},
@@ -23,16 +24,18 @@ use tracing::debug;
 
 use super::{
     Limits, Shared,
+    intake::next_frame,
     managed_config::names_unknown_config,
     observe::json,
     problem::Rejection,
+    refusal_log::SealedBy,
     statements::{self, BatchSubject},
 };
 use crate::{
     batch::Batch,
     decode::{DecodeError, decode, decode_start},
     memory::Reserved,
-    trust::{BatchSeal, EventKind, Scope},
+    trust::{BatchSeal, DeviceKey, EventKind, Scope},
 };
 
 /// Likely upper bound of a text's size, as a multiple of its compressed size.
@@ -45,12 +48,23 @@ const LONGEST_HEADER: usize = 1 << 20;
 pub(super) async fn ingest(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let (parts, mut body) = request.into_parts();
     match receive_batch(&shared, &parts, &mut body).await {
-        Ok(receipt) => json(&receipt),
+        Ok(receipt) => {
+            shared.retries.serve(Instant::now());
+            json(&receipt)
+        }
         Err(refusal) => {
             // The body is read while the response is sent: a client that reads the response at once
             // need not send the rest.
             tokio::spawn(discard(body, shared.limits));
-            refusal.respond(&shared).await
+            let (device, is_load) = (refusal.device, refusal.rejection.is_load());
+            let mut response = refusal.respond(&shared).await;
+            if is_load {
+                shared.spread(&mut response);
+            }
+            if let Some(device) = device {
+                response.extensions_mut().insert(SealedBy(device));
+            }
+            response
         }
     }
 }
@@ -62,17 +76,19 @@ struct Refusal {
     subject: Option<Box<BatchSubject>>,
     /// The sender should enroll.
     enroll: bool,
+    /// The device that sealed the batch.
+    device: Option<DeviceKey>,
 }
 
 impl<E: Into<Rejection>> From<E> for Refusal {
     fn from(error: E) -> Self {
-        Self { rejection: error.into(), subject: None, enroll: false }
+        Self { rejection: error.into(), subject: None, enroll: false, device: None }
     }
 }
 
 impl Refusal {
     async fn respond(self, shared: &Arc<Shared>) -> Response {
-        let Self { rejection, subject, enroll } = self;
+        let Self { rejection, subject, enroll, device: _ } = self;
         let Some(subject) = subject.filter(|_| rejection.needs_verdict()) else {
             return rejection.respond(None, enroll);
         };
@@ -132,7 +148,7 @@ fn limit(encoding: Encoding, limits: &Limits) -> usize {
 async fn discard(mut body: Body, limits: Limits) {
     let reading = async {
         let mut length = 0;
-        while let Some(Ok(frame)) = next(&mut body).await {
+        while let Some(Ok(frame)) = next_frame(&mut body).await {
             length += frame.data_ref().map_or(0, |data| data.len());
             if length > limits.decoded {
                 return;
@@ -141,10 +157,6 @@ async fn discard(mut body: Body, limits: Limits) {
     };
     // The connection is closed for a client that takes longer.
     drop(tokio::time::timeout(limits.discard, reading).await);
-}
-
-async fn next(body: &mut Body) -> Option<Result<Frame<Bytes>, axum::Error>> {
-    poll_fn(|context| Pin::new(&mut *body).poll_frame(context)).await
 }
 
 async fn receive_batch(
@@ -158,7 +170,8 @@ async fn receive_batch(
     let encoding = encoding(headers)?;
     let signature = text(headers, header::SIGNATURE).ok_or(Rejection::Signature)?.to_owned();
     let limit = limit(encoding, &shared.limits);
-    let (body, memory) = receive(shared, headers, body, limit).await?;
+    let sender = shared.sender(parts);
+    let (body, memory) = shared.intake.receive(sender, headers, body, limit).await?;
     let received_at = shared.clock.now();
     let sent = ReceivedBody { body, memory, encoding, signature, received_at };
     let (mut batch, body) = read(shared, sent).await?;
@@ -167,6 +180,7 @@ async fn receive_batch(
     let id = batch.header.id();
     let subject = BatchSubject::new(&batch.header, body);
     let enroll = statements::should_enroll(shared, &batch.seal);
+    let device = batch.seal.valid().map(|seal| seal.device);
     let unknown_config = names_unknown_config(shared, &batch.header).await;
     let unknown_config = unknown_config.then(|| batch.event(EventKind::ConfigUnknown));
     let redelivered = batch.header.redelivery.then(|| batch.header.seqs.clone());
@@ -177,6 +191,7 @@ async fn receive_batch(
                 rejection: error.into(),
                 subject: Some(Box::new(subject)),
                 enroll,
+                device,
             });
         }
     };
@@ -240,39 +255,6 @@ fn check_headers(headers: &HeaderMap, batch: &BatchHeader) -> Result<(), Rejecti
         Some(id) if id != batch.id().to_string() => Err(Rejection::Contradiction(header::BATCH_ID)),
         _ => Ok(()),
     }
-}
-
-/// Reads the body after reserving memory for it.
-pub(super) async fn receive(
-    shared: &Shared,
-    headers: &HeaderMap,
-    body: &mut Body,
-    limit: usize,
-) -> Result<(Vec<u8>, Reserved), Rejection> {
-    let length = text(headers, CONTENT_LENGTH.as_str()).and_then(|length| length.parse().ok());
-    if length.is_some_and(|length: usize| length > limit) {
-        return Err(Rejection::BodyTooLarge { limit });
-    }
-    // A body of unknown length may have the maximum length.
-    let expected = length.unwrap_or(limit);
-    let mut memory = shared.bodies.reserve(expected).await.ok_or(Rejection::Overloaded)?;
-    let reading = collect(body, length.unwrap_or_default(), limit);
-    let reading = tokio::time::timeout(shared.limits.body_timeout, reading);
-    let body = reading.await.map_err(|_| Rejection::Slow)??;
-    memory.shrink_to(body.len());
-    Ok((body, memory))
-}
-
-async fn collect(body: &mut Body, length: usize, limit: usize) -> Result<Vec<u8>, Rejection> {
-    let mut bytes = Vec::with_capacity(length);
-    while let Some(frame) = next(body).await {
-        let Ok(data) = frame.map_err(Rejection::Body)?.into_data() else { continue };
-        if bytes.len() + data.len() > limit {
-            return Err(Rejection::BodyTooLarge { limit });
-        }
-        bytes.extend_from_slice(&data);
-    }
-    Ok(bytes)
 }
 
 /// Verifies, decodes and parses a body outside the threads that serve requests. Returns what is
@@ -376,7 +358,7 @@ fn run_step(shared: &Shared, sent: ReceivedBody, step: DecodeStep) -> Result<Ste
         Ok(batch) => batch,
         Err((error, header)) => {
             let subject = header.map(|header| Box::new(BatchSubject::new(&header, body)));
-            return Err(Refusal { rejection: error.into(), subject, enroll: false });
+            return Err(Refusal { rejection: error.into(), subject, enroll: false, device: None });
         }
     };
     if let Some(registry) = &shared.registry {
@@ -398,5 +380,5 @@ fn refuse_decoded(shared: &Shared, sent: ReceivedBody, error: DecodeError) -> Re
         .then(|| decode_start(&sent.body, sent.encoding, LONGEST_HEADER))
         .and_then(|start| Batch::header_of(&start));
     let subject = header.map(|header| Box::new(BatchSubject::new(&header, keep(shared, sent))));
-    Refusal { rejection: error.into(), subject, enroll: false }
+    Refusal { rejection: error.into(), subject, enroll: false, device: None }
 }

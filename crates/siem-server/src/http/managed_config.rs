@@ -17,12 +17,15 @@ use axum::{
 use data_encoding::BASE64;
 use siem_protocol::{
     BatchHeader, Digest, ManagedConfig,
-    managed::Audience,
+    managed::{Audience, MAX_BYTES},
     names::{content_type, header},
 };
 
 use super::{Shared, problem::Rejection};
-use crate::trust::{Scope, is_meant_for};
+use crate::{
+    regular_file::read_regular_file,
+    trust::{Scope, is_meant_for},
+};
 
 /// Maximum size of a signature: an HTTP header must not become longer than clients accept.
 const MAX_MINISIG_BYTES: usize = 4 << 10;
@@ -146,7 +149,7 @@ fn read(path: &Path) -> Result<ServedConfig, Rejection> {
 }
 
 fn read_file(path: &Path) -> Result<Option<Vec<u8>>, Rejection> {
-    match std::fs::read(path) {
+    match read_regular_file(path, MAX_BYTES as u64) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(Rejection::ConfigFile(error)),

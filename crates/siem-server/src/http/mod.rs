@@ -2,32 +2,45 @@
 
 mod enroll;
 mod ingest;
+mod intake;
 mod managed_config;
 mod observe;
 mod problem;
+mod refusal_log;
+mod retry_spread;
 mod statements;
+mod turns;
 
 use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use axum::{
     Router,
     extract::ConnectInfo,
-    http::{Extensions, HeaderMap, header::AUTHORIZATION},
+    http::{
+        Extensions, HeaderMap, HeaderValue,
+        header::{AUTHORIZATION, RETRY_AFTER},
+        request::Parts,
+    },
+    middleware,
     response::{IntoResponse as _, Response},
     routing::{get, post},
 };
 pub use ingest::read_body;
+use intake::Intake;
 pub use observe::OPENAPI;
 use percent_encoding::percent_decode_str;
 use problem::Rejection;
+use refusal_log::{RefusalLog, log_refusals};
+use retry_spread::RetrySpread;
 use siem_protocol::names::{header, path};
 use tokio::sync::Semaphore;
+use turns::Sender;
 
 use crate::{
     clock::{Clock, SystemClock},
@@ -60,8 +73,12 @@ pub struct Limits {
     pub memory: usize,
     /// Time that a request waits for memory before it is rejected with status 503.
     pub patience: Duration,
-    /// Time that a body may take to arrive.
+    /// Time that a body may take to arrive, and longer by what it takes at `body_rate`.
     pub body_timeout: Duration,
+    /// Bytes in a second that a body of any size must arrive with.
+    pub body_rate: usize,
+    /// Time for which a body may arrive without a byte while others wait for their turn.
+    pub stall: Duration,
     /// Time for which the rest of a refused body is read, so that its sender sees the response.
     /// After that the connection is closed.
     pub discard: Duration,
@@ -74,7 +91,9 @@ impl Default for Limits {
             decoded: 64 << 20,
             memory: 256 << 20,
             patience: Duration::from_secs(10),
-            body_timeout: Duration::from_secs(60),
+            body_timeout: Duration::from_secs(10),
+            body_rate: 16 << 10,
+            stall: Duration::from_secs(3),
             discard: Duration::from_secs(10),
         }
     }
@@ -157,8 +176,10 @@ impl Receiver {
             config_file: self.config_file,
             clock: self.clock,
             limits,
-            bodies: Budget::new(limits.memory / 4, limits.patience),
-            texts: Budget::new(limits.memory / 4 * 3, limits.patience),
+            intake: Intake::new(limits.memory / 2, &limits),
+            texts: Budget::new(limits.memory / 2, limits.patience),
+            retries: RetrySpread::default(),
+            refusals: RefusalLog::default(),
             cores: Semaphore::new(cores),
         });
         Router::new()
@@ -169,6 +190,7 @@ impl Receiver {
             .route("/stats", get(observe::stats))
             .route("/healthz", get(observe::healthz))
             .route("/openapi.json", get(observe::openapi))
+            .layer(middleware::from_fn_with_state(shared.clone(), log_refusals))
             .with_state(shared)
     }
 }
@@ -181,8 +203,11 @@ struct Shared {
     config_file: Option<PathBuf>,
     clock: Arc<dyn Clock>,
     limits: Limits,
-    /// Memory for bodies as sent.
-    bodies: Budget,
+    /// Memory and turns for bodies as sent.
+    intake: Intake,
+    /// Times after which refused senders should try again.
+    retries: RetrySpread,
+    refusals: RefusalLog,
     /// Memory for decoded batches, until they are stored.
     texts: Budget,
     /// Number of batches that are decoded at the same time.
@@ -190,6 +215,19 @@ struct Shared {
 }
 
 impl Shared {
+    /// Returns the sender of a request, as far as its headers tell.
+    fn sender(&self, parts: &Parts) -> Sender {
+        self.intake.turns.sender(&parts.headers, peer(&parts.extensions))
+    }
+
+    /// Lets the sender of a request that was refused under load return at a time of its own.
+    fn spread(&self, response: &mut Response) {
+        let after = self.retries.refuse(Instant::now()).as_secs();
+        let least = response.headers().get(RETRY_AFTER).and_then(|least| least.to_str().ok());
+        let least = least.and_then(|least| least.parse().ok()).unwrap_or_default();
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.max(least)));
+    }
+
     /// Checks the bearer token, which must have one of `scopes`. A token that is bound to a machine
     /// is accepted only from a request that names this machine in its header.
     fn authorize(&self, headers: &HeaderMap, scopes: &[Scope]) -> Result<Grant, Rejection> {
@@ -229,4 +267,9 @@ fn peer(extensions: &Extensions) -> Option<IpAddr> {
 /// Response to unknown paths, for a server without other routes.
 pub async fn not_found() -> Response {
     Rejection::Route.into_response()
+}
+
+/// Response to a request whose headers are larger than permitted.
+pub(crate) fn headers_too_large() -> Response {
+    Rejection::HeadersTooLarge.into_response()
 }

@@ -15,8 +15,8 @@ use siem_protocol::{
     note::SignError,
     statement::StatementError,
 };
-use tracing::{error, info};
 
+use super::refusal_log::Refused;
 use crate::{
     batch::BatchError,
     decode::DecodeError,
@@ -52,6 +52,8 @@ pub(super) enum Rejection {
     ContentType,
     #[error("the body has more than {limit} bytes")]
     BodyTooLarge { limit: usize },
+    #[error("the headers are larger than permitted")]
+    HeadersTooLarge,
     #[error("cannot read the body")]
     Body(#[source] axum::Error),
     #[error("the body took too long to arrive")]
@@ -122,6 +124,9 @@ impl Rejection {
             | Self::Batch(BatchError::TooMany) => {
                 (S::PAYLOAD_TOO_LARGE, problem::TOO_LARGE, "batch too large")
             }
+            Self::HeadersTooLarge => {
+                (S::REQUEST_HEADER_FIELDS_TOO_LARGE, problem::TOO_LARGE, "headers too large")
+            }
             Self::Slow => (S::REQUEST_TIMEOUT, problem::SLOW, "request too slow"),
             Self::Batch(BatchError::Entry { .. }) => {
                 (S::UNPROCESSABLE_ENTITY, problem::ENTRY, "entry refused")
@@ -157,6 +162,11 @@ impl Rejection {
     /// Status of the response.
     pub(super) fn status(&self) -> u16 {
         self.kind().0.as_u16()
+    }
+
+    /// Reports whether the receiver has too much to do.
+    pub(super) fn is_load(&self) -> bool {
+        matches!(self, Self::Overloaded | Self::Store(StoreError::Busy { .. }))
     }
 
     fn retry_after(&self) -> Option<Duration> {
@@ -214,13 +224,10 @@ impl Rejection {
         cause.map_or_else(|| self.to_string(), |cause| format!("{self}: {cause}"))
     }
 
-    /// Logs the rejection. Causes may quote the request, so only those of the receiver itself are
-    /// logged.
-    fn log(&self) {
-        let status = self.kind().0.as_u16();
-        if status < 500 {
-            info!(status, reason = %self, "rejected a request");
-            return;
+    /// Returns what is logged; `None` for an agent that asks for a configuration that is not there.
+    fn refused(&self) -> Option<Refused> {
+        if matches!(self, Self::NoConfig) {
+            return None;
         }
         let cause = match self {
             Self::Store(error) => error.source().map(ToString::to_string),
@@ -229,7 +236,7 @@ impl Rejection {
             Self::Config(error) => Some(error.to_string()),
             _ => None,
         };
-        error!(code = "request_failed", status, reason = %self, cause, "cannot serve a request");
+        Some(Refused { status: self.status(), reason: self.to_string(), cause })
     }
 }
 
@@ -265,9 +272,11 @@ impl Rejection {
     /// Builds the response, with a signed verdict if there is one. `enroll` tells the sender to
     /// enroll its device key.
     pub(super) fn respond(self, verdict: Option<String>, enroll: bool) -> Response {
-        self.log();
         let body = self.body(verdict, enroll);
         let mut response = (self.kind().0, body).into_response();
+        if let Some(refused) = self.refused() {
+            response.extensions_mut().insert(refused);
+        }
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type::PROBLEM));
         match self {

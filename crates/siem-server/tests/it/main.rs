@@ -7,6 +7,7 @@ mod common;
 mod admin;
 mod attacks;
 mod body;
+mod bounds;
 mod config;
 mod enroll;
 mod faults;

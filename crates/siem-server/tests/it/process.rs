@@ -290,6 +290,27 @@ mod with_signals {
         }
     }
 
+    /// A limit of open files below the number of connections, as `ulimit -n` sets it.
+    #[tokio::test]
+    async fn silent_connections_beyond_the_open_files_stop_nobody() {
+        let data = tempfile::tempdir().unwrap();
+        let server = env!("CARGO_BIN_EXE_demo-server");
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "ulimit -n 128; exec \"$0\" \"$@\"", server]);
+        limited.args(["--listen", "127.0.0.1:0", "--data"]).arg(data.path());
+        limited.env("CLAUDE_SIEM_TOKEN", TOKEN).env("CLAUDE_SIEM_HMAC_SECRET", SECRET);
+        let mut process = Process::spawn(limited.stdout(Stdio::piped()).stderr(Stdio::piped()));
+        drop(process.child.stderr.take());
+        let address = process.url.strip_prefix("http://").unwrap().to_owned();
+        let mut silent = Vec::new();
+        for _ in 0..300 {
+            silent.push(std::net::TcpStream::connect(&address).unwrap());
+        }
+        let client = reqwest::Client::builder().timeout(Duration::from_secs(8)).build().unwrap();
+        let response = process.request(&client, &BatchText::new(1, 4)).send().await.unwrap();
+        assert_eq!(response.status(), 200);
+    }
+
     #[tokio::test]
     async fn sigterm_stops_cleanly_and_logs_no_secret() {
         let data = tempfile::tempdir().unwrap();

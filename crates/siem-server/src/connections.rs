@@ -1,0 +1,204 @@
+//! Table of open connections. When it is full, the connection that is idle longest makes room.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::Notify;
+
+/// Open connections, at most as many as the process has files for.
+#[derive(Debug)]
+pub(crate) struct Connections {
+    limit: usize,
+    table: Mutex<Table>,
+    /// Notified when a connection ends or becomes idle.
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    open: usize,
+    /// Number of the next change from busy to idle.
+    next: u64,
+    /// Idle connections; the one that is idle longest comes first.
+    idle: BTreeMap<u64, Arc<Notify>>,
+    /// Number of connections that were asked to end, and are still open and idle.
+    ending: usize,
+}
+
+impl Connections {
+    /// Creates a table for `limit` connections, at least one.
+    pub(crate) fn new(limit: usize) -> Arc<Self> {
+        let (table, changed) = (Mutex::default(), Notify::new());
+        Arc::new(Self { limit: limit.max(1), table, changed })
+    }
+
+    /// Waits until the table has room, and asks the connection that is idle longest to end. Waits
+    /// without asking while all connections are busy.
+    pub(crate) async fn make_room(&self) {
+        loop {
+            let changed = self.changed.notified();
+            {
+                let mut table = self.table();
+                if table.open < self.limit {
+                    return;
+                }
+                if table.ending == 0
+                    && let Some((_, evicted)) = table.idle.pop_first()
+                {
+                    table.ending += 1;
+                    evicted.notify_one();
+                }
+            }
+            changed.await;
+        }
+    }
+
+    /// Adds a connection, which is idle until its first request.
+    pub(crate) fn open(self: &Arc<Self>) -> Connection {
+        let evicted = Arc::new(Notify::new());
+        let mut table = self.table();
+        table.open += 1;
+        let number = table.rest(&evicted);
+        drop(table);
+        Connection { connections: self.clone(), evicted, idle: Mutex::new(Some(number)) }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Table {
+    /// Adds an idle connection, and returns its number.
+    fn rest(&mut self, evicted: &Arc<Notify>) -> u64 {
+        self.next += 1;
+        self.idle.insert(self.next, evicted.clone());
+        self.next
+    }
+
+    /// Ends the time that a connection was idle under `number`.
+    fn leave_idle(&mut self, number: Option<u64>) {
+        if number.is_some_and(|number| self.idle.remove(&number).is_none()) {
+            self.ending -= 1;
+        }
+    }
+}
+
+/// A connection in the table, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    connections: Arc<Connections>,
+    evicted: Arc<Notify>,
+    /// Number among the idle connections; `None` while a request runs.
+    idle: Mutex<Option<u64>>,
+}
+
+impl Connection {
+    /// Marks the connection as busy until the guard is dropped.
+    pub(crate) fn begin_request(self: &Arc<Self>) -> Busy {
+        let number = self.idle().take();
+        self.connections.table().leave_idle(number);
+        Busy(self.clone())
+    }
+
+    /// Completes when the connection has to make room for another one.
+    pub(crate) async fn evicted(&self) {
+        loop {
+            self.evicted.notified().await;
+            // A request may have begun after the connection was selected.
+            if self.idle().is_some() {
+                return;
+            }
+        }
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Option<u64>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        let number = self.idle().take();
+        let mut table = self.connections.table();
+        table.leave_idle(number);
+        table.open -= 1;
+        drop(table);
+        self.connections.changed.notify_waiters();
+    }
+}
+
+/// A request that runs on a connection.
+#[derive(Debug)]
+pub(crate) struct Busy(Arc<Connection>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let connection = &self.0;
+        let mut idle = connection.idle();
+        let number = connection.connections.table().rest(&connection.evicted);
+        // The second request of a pipeline cannot begin before the first one ended.
+        *idle = Some(number);
+        drop(idle);
+        connection.connections.changed.notify_waiters();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{pin::pin, task::Poll};
+
+    use super::*;
+
+    /// Polls a future once.
+    async fn is_ready<F: Future<Output = ()>>(future: F) -> bool {
+        let mut future = pin!(future);
+        std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_ready())).await
+    }
+
+    #[tokio::test]
+    async fn longest_idle_connection_is_evicted() {
+        let connections = Connections::new(3);
+        let open = || Arc::new(connections.open());
+        let (first, second, third) = (open(), open(), open());
+        drop(first.begin_request());
+        let _busy = second.begin_request();
+        // The third one has been idle since it was opened, the first one since its request.
+        let mut room = pin!(connections.make_room());
+        assert!(!is_ready(room.as_mut()).await);
+        assert!(is_ready(third.evicted()).await);
+        assert!(!is_ready(first.evicted()).await);
+        drop(third);
+        room.await;
+    }
+
+    #[tokio::test]
+    async fn busy_connections_are_not_evicted() {
+        let connections = Connections::new(1);
+        let only = Arc::new(connections.open());
+        let busy = only.begin_request();
+        let mut room = pin!(connections.make_room());
+        assert!(!is_ready(room.as_mut()).await);
+        assert!(!is_ready(only.evicted()).await);
+        drop(busy);
+        assert!(!is_ready(room.as_mut()).await, "the connection still has to end");
+        assert!(is_ready(only.evicted()).await);
+        drop(only);
+        room.await;
+    }
+
+    #[tokio::test]
+    async fn connection_with_a_request_ignores_its_eviction() {
+        let connections = Connections::new(1);
+        let only = Arc::new(connections.open());
+        let mut room = pin!(connections.make_room());
+        assert!(!is_ready(room.as_mut()).await);
+        let busy = only.begin_request();
+        assert!(!is_ready(only.evicted()).await);
+        drop(busy);
+        assert!(!is_ready(room.as_mut()).await);
+        assert!(is_ready(only.evicted()).await, "it is selected again when it is idle again");
+    }
+}

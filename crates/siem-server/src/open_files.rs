@@ -1,0 +1,48 @@
+//! Limit of open files of the process.
+
+/// Open files that are not connections: those of the store, the logs and the runtime.
+const RESERVED: usize = 128;
+
+/// Raises the limit of open files to the highest that the system permits, and returns how many
+/// connections fit into it; `usize::MAX` without a limit.
+#[cfg(unix)]
+#[must_use]
+pub fn raise_open_files() -> usize {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // macOS refuses more than `OPEN_MAX`, even where it reports no maximum.
+    let highest = if cfg!(target_os = "macos") { Some(10_240) } else { maximum };
+    let wanted = [highest, maximum].into_iter().flatten().min();
+    let raised = Rlimit { current: wanted, maximum };
+    let current = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => raised.current,
+        Err(_) => current,
+    };
+    current.map_or(usize::MAX, |files| connections(usize::try_from(files).unwrap_or(usize::MAX)))
+}
+
+/// Returns how many connections the process can have: Windows has no limit of open files.
+#[cfg(not(unix))]
+#[must_use]
+pub fn raise_open_files() -> usize {
+    usize::MAX
+}
+
+/// Returns how many connections fit into a limit of open files: a quarter of a small limit stays free.
+#[cfg_attr(not(unix), allow(dead_code, reason = "Windows has no limit of open files"))]
+fn connections(files: usize) -> usize {
+    files.saturating_sub(RESERVED.min(files / 4)).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn some_files_are_left_for_the_store() {
+        assert_eq!(connections(1024), 896);
+        assert_eq!(connections(100), 75);
+        assert_eq!(connections(0), 1);
+    }
+}

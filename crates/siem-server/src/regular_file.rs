@@ -1,0 +1,67 @@
+//! Reads regular files only: a FIFO would block its reader, and a device may never end.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read as _},
+    path::Path,
+};
+
+/// Reads a regular file, or one that a link leads to.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`] if `path` is anything else, or larger than `limit` bytes; errors of
+/// the file system.
+pub(crate) fn read_regular_file(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
+    let file = open(path)?;
+    let metadata = file.metadata()?;
+    if !metadata.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    // Files of /proc have no size, and a file may grow while it is read.
+    file.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        let text = format!("larger than {limit} bytes");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    }
+    Ok(bytes)
+}
+
+/// Opens a file without waiting for a writer of a FIFO.
+fn open(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt as _;
+
+        let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+        options.custom_flags(flags.bits().cast_signed());
+    }
+    options.open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_regular_files_within_the_limit_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, b"four").unwrap();
+        assert_eq!(read_regular_file(&path, 4).unwrap(), b"four");
+        let kind = |path: &Path, limit| read_regular_file(path, limit).unwrap_err().kind();
+        assert_eq!(kind(&path, 3), io::ErrorKind::InvalidInput);
+        assert_eq!(kind(&folder.path().join("absent"), 4), io::ErrorKind::NotFound);
+        assert!(read_regular_file(folder.path(), 4).is_err());
+        #[cfg(unix)]
+        {
+            let fifo = folder.path().join("fifo");
+            let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
+            assert!(made.success());
+            assert_eq!(kind(&fifo, 4), io::ErrorKind::InvalidInput);
+            assert_eq!(kind(Path::new("/dev/zero"), 4), io::ErrorKind::InvalidInput);
+        }
+    }
+}
