@@ -52,6 +52,8 @@ pub struct LoadedConfig {
     pub(super) locks: Locks,
     /// Layers, dotted keys and texts of values that were removed because of an error.
     pub(super) removed: Vec<(LayerOrigin, String, String)>,
+    /// Tables of stages that were left out, since a higher layer sets another type.
+    pub(super) retyped: Vec<(Vec<String>, Location)>,
     files: Vec<PathBuf>,
     /// True if systemd passed a credential directory.
     has_credentials: bool,
@@ -153,7 +155,7 @@ impl LoadedConfig {
         files: Vec<PathBuf>,
         mut warnings: Vec<ConfigWarning>,
     ) -> Result<Self, ConfigError> {
-        let LayerSet { layers, locks, locked_overrides, tests, hashes } = read;
+        let LayerSet { layers, locks, locked_overrides, tests, hashes, retyped } = read;
         let merged = Merged::new(layers);
         let tables: settings::Tables = merged.read()?;
         let (pipeline, disabled) = pipeline::resolve(&tables.pipeline, &merged, &mut warnings)?;
@@ -169,6 +171,7 @@ impl LoadedConfig {
             merged,
             locks,
             removed: Vec::new(),
+            retyped,
             files,
             has_credentials: false,
         };
@@ -334,6 +337,11 @@ impl LoadedConfig {
                 }
             }
         }
+    }
+
+    /// Returns whether a sink asks a server for a managed configuration.
+    pub(super) fn has_server(&self) -> bool {
+        self.http_siem_sinks().next().is_some()
     }
 
     fn hashes(&self, layers: Vec<LayerHash>) -> ConfigHashes {

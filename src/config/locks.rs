@@ -23,7 +23,7 @@ pub struct LockedOverride {
     pub key: String,
     /// Layer and line of the value.
     pub location: Location,
-    why: &'static str,
+    pub(super) why: &'static str,
 }
 
 impl std::fmt::Display for LockedOverride {
@@ -98,6 +98,16 @@ impl Locks {
             .then_some("the machine's file locks the key")
     }
 
+    /// Returns the locked keys below the table at `path`, as written in the file.
+    pub(super) fn below(&self, path: &[String]) -> Vec<String> {
+        let written = self.written().filter(|pattern| pattern.is_below(path));
+        let written = written.map(ToString::to_string);
+        let single = MACHINE_ONLY_KEYS.iter().filter(|key| {
+            self.has_machine && key.len() > path.len() && key.iter().zip(path).all(|(a, b)| a == b)
+        });
+        written.chain(single.map(|key| key.join("."))).collect()
+    }
+
     /// Returns true if the machine's file locks the value at `path`, or a table around it.
     pub(super) fn covers(&self, path: &[String]) -> bool {
         let mut around = (1..=path.len()).map(|length| &path[..length]);
@@ -156,6 +166,12 @@ impl KeyPattern {
     pub(super) fn is(&self, path: &[String]) -> bool {
         let same = |(own, part): (&String, &String)| own == "*" || own == part;
         self.0.len() == path.len() && self.0.iter().zip(path).all(same)
+    }
+
+    /// Returns whether the pattern matches a key below the table at `path`.
+    fn is_below(&self, path: &[String]) -> bool {
+        let same = |(own, part): (&String, &String)| own == "*" || own == part;
+        self.0.len() > path.len() && self.0.iter().zip(path).all(same)
     }
 
     /// Returns the key of the stage's type, for a key below a stage's table.

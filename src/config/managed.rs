@@ -238,6 +238,12 @@ impl ManagedAllowlist {
         self.0.iter().any(is_it)
     }
 
+    /// Returns the items for tables of `kind`.
+    pub(super) fn of_kind(&self, kind: &str) -> impl Iterator<Item = &str> {
+        let is_of = move |item: &&String| item.split_once('.').is_some_and(|(it, _)| it == kind);
+        self.0.iter().filter(is_of).map(String::as_str)
+    }
+
     /// Returns whether an item of `managed.allow` can match any table.
     pub(super) fn is_pattern(text: &str) -> bool {
         let named = |(kind, name): (&str, &str)| {

@@ -41,6 +41,18 @@ impl LayerOrigin {
         }
     }
 
+    /// Returns whether the layer overrides the user's file.
+    #[must_use]
+    pub fn is_above_user(&self) -> bool {
+        match self {
+            Self::Defaults | Self::Credential(_) | Self::Machine(_) | Self::User(_) => false,
+            Self::Explicit(_)
+            | Self::Environment(_)
+            | Self::ServiceVariable(..)
+            | Self::Managed(_) => true,
+        }
+    }
+
     /// Returns the name of the layer used in machine-readable output.
     #[must_use]
     pub fn layer(&self) -> &'static str {

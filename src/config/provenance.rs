@@ -4,15 +4,8 @@
 use figment::value::{Dict, Value};
 
 use super::{
-    error::key_text,
-    loaded::LoadedConfig,
-    locks::KeyPattern,
-    managed::ManagedAllowlist,
-    merged::step,
-    options::masked,
-    origin::{LayerOrigin, Location},
-    pipeline::KINDS,
-    secret,
+    error::key_text, loaded::LoadedConfig, locks::KeyPattern, merged::step, options::masked,
+    origin::Location, permissions::Permission, pipeline::KINDS, secret,
 };
 
 /// Value of a key in one layer, without secrets.
@@ -31,22 +24,11 @@ pub struct ConfigValue {
 pub struct KeyExplanation {
     /// Values that layers set, the one in force first.
     pub values: Vec<ConfigValue>,
-    /// Reason why the user may not change the key; `None` if they may.
-    pub user: Option<&'static str>,
-    /// Reason why the server may not change the key; `None` if it may.
-    pub server: Option<&'static str>,
+    /// Whether a file of the user may set it.
+    pub user: Permission,
+    /// Whether the server may set it.
+    pub server: Permission,
 }
-
-/// Keys that the server may always set, with everything below them.
-const SERVERS: [&str; 7] = [
-    "filter.ignore-types.types",
-    "filter.sidechain.enabled",
-    "filter.meta.enabled",
-    "filter.tool-call.enabled",
-    "shipping.batch_size",
-    "shipping.flush_interval",
-    "compliance",
-];
 
 /// Tables in the order in which they are shown.
 pub(super) const ORDER: [&str; 11] = [
@@ -102,6 +84,19 @@ impl LoadedConfig {
         }
     }
 
+    /// Returns the values in force that differ from the built-in defaults.
+    #[must_use]
+    pub fn changed_values(&self) -> Vec<ConfigValue> {
+        let mut changed = self.effective_values();
+        let Some(defaults) = self.merged.layers.first() else { return changed };
+        let defaults = Value::from(defaults.values.clone());
+        let at = |root: &Value, path: &[String]| {
+            path.iter().try_fold(root, |value, part| step(value, part)).cloned()
+        };
+        changed.retain(|shown| at(&defaults, &shown.path) != at(&self.merged.root, &shown.path));
+        changed
+    }
+
     /// Returns the type of a stage that a list contains.
     #[must_use]
     pub fn type_of_stage(&self, kind: &str, name: &str) -> Option<&str> {
@@ -143,21 +138,10 @@ impl LoadedConfig {
                 });
             }
         }
-        let refused = |origin: &LayerOrigin| {
-            (1..=path.len()).find_map(|length| self.locks.refusal(origin, &path[..length]))
-        };
-        let may_server = {
-            let key = path.join(".");
-            let mut always = SERVERS.iter();
-            always.any(|own| key == *own || key.starts_with(&format!("{own}.")))
-                || matches!(path, [kind, name, ..]
-                    if ManagedAllowlist::read(&self.merged.layers).allows(kind, name))
-        };
-        let of_server = (!may_server).then_some("`managed.allow` does not contain it");
         KeyExplanation {
             values,
-            user: refused(&LayerOrigin::User("".into())),
-            server: refused(&LayerOrigin::Managed(None)).or(of_server),
+            user: self.user_permission(path),
+            server: self.server_permission(path),
         }
     }
 }
@@ -175,7 +159,7 @@ fn is_empty_table(value: &Value) -> bool {
 }
 
 /// Replaces secrets by `***`.
-fn without_secrets(path: &[String], value: &Value) -> Value {
+pub(super) fn without_secrets(path: &[String], value: &Value) -> Value {
     if is_secret_path(path) {
         return secret::MASK.into();
     }

@@ -20,7 +20,7 @@ use super::{
     locks::{LockedOverride, Locks},
     managed::{MANAGED_KINDS, ManagedAllowlist, ManagedSettings},
     on_error::OnError,
-    origin::LayerOrigin,
+    origin::{LayerOrigin, Location},
     pipeline::{BUILT_IN_FILTERS, KINDS},
     sink::{HTTP_SIEM, has_option},
     toml_text::{self, ParsedToml},
@@ -56,6 +56,8 @@ pub(super) struct LayerSet {
     pub(super) tests: Vec<InlineTest>,
     /// Hash of each layer, as it was read.
     pub(super) hashes: Vec<LayerHash>,
+    /// Tables of stages that were left out, since a higher layer sets another type.
+    pub(super) retyped: Vec<(Vec<String>, Location)>,
 }
 
 /// Reads the files of layers, each once, and identifies their contents.
@@ -153,9 +155,9 @@ fn merge_layers(
             tests.extend(on_error.handle(test)?);
         }
     }
-    remove_options_of_other_types(&mut layers);
+    let retyped = remove_options_of_other_types(&mut layers);
     warnings.extend(locked_overrides.iter().map(LockedOverride::warning));
-    Ok(LayerSet { layers, locks, locked_overrides, tests, hashes })
+    Ok(LayerSet { layers, locks, locked_overrides, tests, hashes, retyped })
 }
 
 /// Appends stages that only the server defines to the lists of this machine, sorted by name.
@@ -293,7 +295,9 @@ fn in_seconds(key: &str, value: &str) -> String {
 /// Removes the options of a stage that were written for another type than the last layer sets. This
 /// makes `[sink.siem] type = "stdout"` valid on its own, although the defaults have options of
 /// `http-siem` in this table. A credential is named after an option, and is for any type that has it.
-fn remove_options_of_other_types(layers: &mut [Layer]) {
+/// Returns the tables that were removed.
+fn remove_options_of_other_types(layers: &mut [Layer]) -> Vec<(Vec<String>, Location)> {
+    let mut removed = Vec::new();
     for kind in KINDS {
         let names = layers.iter().flat_map(|layer| tables(&layer.values, kind));
         let names: BTreeSet<String> = names.map(|(name, _)| name.to_owned()).collect();
@@ -301,6 +305,8 @@ fn remove_options_of_other_types(layers: &mut [Layer]) {
             let Some(last) = type_in(layers, kind, &name).map(str::to_owned) else { continue };
             let mut in_force = None;
             for layer in &mut *layers {
+                let path = [kind.to_owned(), name.clone()];
+                let location = layer.location(&path);
                 let Some(Value::Dict(_, tables)) = layer.values.get_mut(kind) else { continue };
                 let own = tables.get(&name).and_then(|table| type_of(table.as_dict()?));
                 in_force = own.map(str::to_owned).or(in_force);
@@ -311,12 +317,14 @@ fn remove_options_of_other_types(layers: &mut [Layer]) {
                 };
                 if in_force.as_ref().is_some_and(|stage| *stage != last)
                     && !(is_credential && tables.get(&name).is_some_and(is_of_type))
+                    && tables.remove(&name).is_some()
                 {
-                    tables.remove(&name);
+                    removed.push((path.to_vec(), location));
                 }
             }
         }
     }
+    removed
 }
 
 /// Returns the type that the last layer that sets one gives a stage.

@@ -8,6 +8,7 @@ mod layer_order;
 mod locks;
 mod managed;
 mod options_of_stages;
+mod permissions;
 mod secrets;
 mod sinks;
 

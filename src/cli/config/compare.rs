@@ -17,7 +17,7 @@ use crate::{
         output::{note, print},
         progress_bar::ProgressBar,
     },
-    config::LoadedConfig,
+    config::{HiddenValue, LayerOrigin, LoadedConfig},
     pipeline::{
         accounting::{Count, Share},
         assembly,
@@ -52,12 +52,21 @@ impl Arguments {
         if candidate.settings.pipeline.sources != in_force.settings.pipeline.sources {
             note("the candidate has other sources: the sources in force are read");
         }
-        let found = compare(&cli, &in_force, accepted.filters)?;
+        let mut found = compare(&cli, &in_force, accepted.filters)?;
+        found.hidden = candidate.hidden_values(|origin| match origin {
+            LayerOrigin::Explicit(path) => *path == self.file,
+            LayerOrigin::Managed(_) => self.is_managed(),
+            _ => false,
+        });
         if self.json { found.as_json() } else { found.as_text() }
     }
 
+    fn is_managed(&self) -> bool {
+        self.file.extension().is_some_and(|it| it == "json")
+    }
+
     fn candidate(&self, cli: &CliContext) -> Result<LoadedConfig, Failure> {
-        if self.file.extension().is_some_and(|it| it == "json") {
+        if self.is_managed() {
             let managed = read_managed(&self.file)?;
             return cli.sources.load_with(Some(&managed)).map_err(Failure::failed);
         }
@@ -114,6 +123,8 @@ struct Comparison {
     cut: BTreeMap<String, [u64; 2]>,
     /// Number of masked strings, now and by the candidate, by filter and pattern.
     masked: BTreeMap<(String, String), [u64; 2]>,
+    /// Values of the candidate that have no effect on this machine.
+    hidden: Vec<HiddenValue>,
 }
 
 impl Comparison {
@@ -180,6 +191,9 @@ impl Comparison {
         for ((by, pattern), [now, then]) in masked.clone() {
             print(format_args!("masked by {by} ({pattern}): {then} times instead of {now}"))?;
         }
+        for HiddenValue { key, location, reason } in &self.hidden {
+            print(format_args!("no effect: `{key}` in {location}, since {reason}"))?;
+        }
         let edits = changed.count() + masked.count();
         if self.more.is_empty() && self.less.is_empty() && edits == 0 {
             print(format_args!("the candidate changes nothing for these session logs"))?;
@@ -201,10 +215,15 @@ impl Comparison {
         let masked = self.masked.iter().map(|((stage, pattern), [now, then])| {
             json!({ "stage": stage, "pattern": pattern, "count_now": now, "count_candidate": then })
         });
+        let hidden = |hidden: &HiddenValue| {
+            let HiddenValue { key, location, reason } = hidden;
+            json!({ "key": key, "line": location.line, "reason": reason })
+        };
         let found = json!({
             "read": self.read, "shipped_now": self.shipped, "shipped_candidate": self.would_ship,
             "dropped_more": causes(&self.more), "dropped_less": causes(&self.less),
             "cut": cut.collect::<Vec<_>>(), "masked": masked.collect::<Vec<_>>(),
+            "without_effect": self.hidden.iter().map(hidden).collect::<Vec<_>>(),
         });
         print(format_args!("{found}"))
     }

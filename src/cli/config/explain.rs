@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::values::{inline, refuse_mistakes, schema};
 use crate::{
     cli::{context::CliContext, failure::Failure, output::print},
-    config::{LoadedConfig, StageTable, did_you_mean},
+    config::{LoadedConfig, Permission, StageTable, did_you_mean},
 };
 
 #[derive(Args)]
@@ -52,9 +52,19 @@ impl Arguments {
         if let Some(about) = about {
             print(format_args!("  {}", about.replace('\n', " ")))?;
         }
-        let may = |why: Option<&str>| why.map_or("yes".to_owned(), |why| format!("no, {why}"));
-        print(format_args!("  may the user change it? {}", may(explained.user)))?;
-        print(format_args!("  may the server change it? {}", may(explained.server)))
+        let may = |permission: &Permission| match permission {
+            Permission::Full => "yes".to_owned(),
+            Permission::Partial(what) => format!("in part, {what}"),
+            Permission::None(why) => format!("no, {why}"),
+        };
+        let above = explained.values.first().map(|value| &value.location);
+        let above = above.filter(|location| location.origin.is_above_user());
+        let hidden = match (&explained.user, above) {
+            (Permission::None(_), _) | (_, None) => String::new(),
+            (_, Some(above)) => format!("; now {above} overrides it"),
+        };
+        print(format_args!("  may the user change it? {}{hidden}", may(&explained.user)))?;
+        print(format_args!("  may the server change it? {}", may(&explained.server)))
     }
 }
 
