@@ -104,6 +104,7 @@ fn find(
             if let Some(missing) = loaded.missing_for_delivery().filter(|_| is_complete) {
                 search.add_missing(missing);
             }
+            loaded.replaced = search.replaced();
             loaded.removed = search.texts;
             return FoundErrors { loaded: Some(loaded), errors: search.errors };
         }
@@ -183,6 +184,12 @@ impl Search {
         if !missing.missing.is_empty() {
             self.errors.push(ConfigError::Incomplete(missing));
         }
+    }
+
+    /// Returns the kinds and names of replaced stages.
+    fn replaced(&self) -> Vec<Vec<String>> {
+        let marks = self.removed.iter().filter(|(origin, _)| *origin == LayerOrigin::Defaults);
+        marks.map(|(_, path)| path[..2].to_vec()).collect()
     }
 
     fn was_removed(&self, path: &[String]) -> bool {

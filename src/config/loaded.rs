@@ -50,6 +50,8 @@ pub struct LoadedConfig {
     pub hashes: ConfigHashes,
     pub(super) merged: Merged,
     pub(super) locks: Locks,
+    /// Kinds and names of stages that were replaced by harmless ones because of an error.
+    pub(super) replaced: Vec<Vec<String>>,
     /// Layers, dotted keys and texts of values that were removed because of an error.
     pub(super) removed: Vec<(LayerOrigin, String, String)>,
     /// Tables of stages that were left out, since a higher layer sets another type.
@@ -170,6 +172,7 @@ impl LoadedConfig {
             hashes: ConfigHashes::default(),
             merged,
             locks,
+            replaced: Vec::new(),
             removed: Vec::new(),
             retyped,
             files,

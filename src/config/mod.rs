@@ -50,7 +50,7 @@ pub use origin::{LayerOrigin, Location};
 pub use permissions::Permission;
 #[cfg(feature = "internals")]
 pub use pipeline::ALWAYS_ON;
-pub use provenance::ConfigValue;
+pub use provenance::{ConfigValue, ShownValue};
 pub use schema::{StageSchema, schema};
 pub use secret::Secret;
 #[cfg(test)]

@@ -5,6 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use serde_json::json;
+
 /// Layer that a value comes from. Its `Display` follows the word `in`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -104,6 +106,31 @@ pub struct Location {
     pub origin: LayerOrigin,
     /// Line, starting at 1, if the origin is a file.
     pub line: Option<usize>,
+}
+
+impl Location {
+    /// Returns layer, file, line, variable, credential and revision as members of an object, as far
+    /// as the origin has them.
+    #[must_use]
+    pub fn to_json(&self) -> serde_json::Value {
+        let mut origin = json!({ "layer": self.origin.layer() });
+        match &self.origin {
+            LayerOrigin::Credential(name) => origin["credential"] = json!(name),
+            LayerOrigin::Environment(variable) => origin["variable"] = json!(variable),
+            LayerOrigin::ServiceVariable(variable, file) => {
+                origin["variable"] = json!(variable);
+                origin["file"] = json!(file.to_string_lossy());
+            }
+            LayerOrigin::Managed(revision) => origin["revision"] = json!(revision),
+            file => {
+                if let Some(path) = file.file() {
+                    origin["file"] = json!(path.to_string_lossy());
+                    origin["line"] = json!(self.line);
+                }
+            }
+        }
+        origin
+    }
 }
 
 impl fmt::Display for Location {

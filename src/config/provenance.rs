@@ -2,6 +2,7 @@
 //! it.
 
 use figment::value::{Dict, Value};
+use serde::{Deserialize, Serialize};
 
 use super::{
     error::key_text, loaded::LoadedConfig, locks::KeyPattern, merged::step, options::masked,
@@ -17,6 +18,29 @@ pub struct ConfigValue {
     pub value: Value,
     /// Layer and line of the value.
     pub location: Location,
+}
+
+/// Value in force, without secrets, as a command shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShownValue {
+    /// Parts of the key.
+    pub path: Vec<String>,
+    /// Value; `***` for a secret.
+    pub value: serde_json::Value,
+    /// True if it differs from the built-in default.
+    pub is_changed: bool,
+    /// Layer and line, for people.
+    pub location: String,
+    /// Layer and line, for programs.
+    pub origin: serde_json::Value,
+}
+
+impl ShownValue {
+    /// Returns the dotted key.
+    #[must_use]
+    pub fn key(&self) -> String {
+        key_text(&self.path)
+    }
 }
 
 /// Values of one key in all layers, and who may change it.
@@ -61,7 +85,7 @@ impl LoadedConfig {
     fn collect(&self, path: &mut Vec<String>, value: &Value, shown: &mut Vec<ConfigValue>) {
         if let [kind, name] = path.as_slice()
             && KINDS.contains(&&**kind)
-            && self.type_of_stage(kind, name).is_none()
+            && (self.type_of_stage(kind, name).is_none() || self.replaced.contains(path))
         {
             return;
         }
@@ -84,17 +108,26 @@ impl LoadedConfig {
         }
     }
 
-    /// Returns the values in force that differ from the built-in defaults.
+    /// Returns every value in force as it is shown.
     #[must_use]
-    pub fn changed_values(&self) -> Vec<ConfigValue> {
-        let mut changed = self.effective_values();
-        let Some(defaults) = self.merged.layers.first() else { return changed };
-        let defaults = Value::from(defaults.values.clone());
+    pub fn shown_values(&self) -> Vec<ShownValue> {
         let at = |root: &Value, path: &[String]| {
             path.iter().try_fold(root, |value, part| step(value, part)).cloned()
         };
-        changed.retain(|shown| at(&defaults, &shown.path) != at(&self.merged.root, &shown.path));
-        changed
+        let defaults = self.merged.layers.first().map(|layer| Value::from(layer.values.clone()));
+        let shown =
+            self.effective_values().into_iter().map(|ConfigValue { path, value, location }| {
+                let default = defaults.as_ref().and_then(|defaults| at(defaults, &path));
+                ShownValue {
+                    is_changed: default != at(&self.merged.root, &path),
+                    // A value of a configuration has no other keys than strings.
+                    value: serde_json::to_value(value).unwrap_or_default(),
+                    origin: location.to_json(),
+                    location: location.to_string(),
+                    path,
+                }
+            });
+        shown.collect()
     }
 
     /// Returns the type of a stage that a list contains.

@@ -13,7 +13,10 @@ use serde::{Deserialize, Serialize};
 use siem_protocol::{Digest, Kind};
 
 use super::{device_status::DeviceStatus, status::AgentStatus};
-use crate::{agent::handle::ReloadReport, logging::Level, pipeline::delivery::RetryOutcome};
+use crate::{
+    agent::handle::ReloadReport, config::ShownValue, logging::Level,
+    pipeline::delivery::RetryOutcome,
+};
 
 /// Version of the protocol.
 pub(crate) const VERSION: u32 = 1;
@@ -38,6 +41,8 @@ pub(crate) enum Request {
         /// Longest wait.
         within_ms: u64,
     },
+    /// Report the configuration in force.
+    Config,
     /// Read the configuration again, the server's part included.
     Reload,
     /// Change the log level; without a level, report it.
@@ -141,6 +146,8 @@ pub(crate) enum Response {
         /// Time until the acknowledgement.
         took_ms: u64,
     },
+    /// Every value in force, without secrets.
+    Config(Vec<ShownValue>),
     /// Outcome of a reload.
     Reloaded(ReloadReport),
     /// The log filter in force.

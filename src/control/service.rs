@@ -66,6 +66,7 @@ impl ControlService {
             Request::Status => Response::Status(Box::new(self.status().await)),
             Request::Flush { within_ms } => self.flush(Duration::from_millis(within_ms)).await?,
             Request::Canary { within_ms } => self.canary(Duration::from_millis(within_ms)).await?,
+            Request::Config => Response::Config(self.agent.in_force().0.shown_values()),
             Request::Reload => self.reload().await?,
             Request::LogLevel { level } => log_level(level)?,
             Request::Outbox(request) => {

@@ -111,6 +111,79 @@ mod show {
         assert!(text.text().contains(&format!("pipeline={short}")), "{}", text.text());
     }
 
+    /// It printed the first error and nothing else.
+    #[test]
+    fn show_with_errors_prints_the_other_values_and_then_all_errors() {
+        let home = home("shipping.batch_size = 7\nagent.poll_interval = \"1s\"\n");
+        let broken = write(&home, "broken.toml", "[shipping\n");
+        for flags in [&[][..], &["--json"], &["--origin"], &["--changed"]] {
+            let show = [&["--config", &broken, "config", "show"][..], flags].concat();
+            let ended = home.agent(&show).run();
+            assert_eq!(ended.code, Some(2), "{flags:?}");
+            let shown = ended.text();
+            assert!(shown.contains("batch_size"), "{flags:?}: {shown}");
+            for file in ["broken.toml", "config.toml:2"] {
+                assert!(ended.stderr.contains(file), "{flags:?}: {}", ended.stderr);
+            }
+            if flags.is_empty() {
+                let table: toml::Table = shown.parse().unwrap();
+                assert_eq!(table["shipping"]["batch_size"].as_integer(), Some(7));
+                assert_eq!(table["agent"]["poll_interval"].as_str(), Some("300s"));
+                assert!(shown.starts_with("# no agent is running"), "{shown}");
+            }
+        }
+        // Under a misspelt key, in a layer that can be read, a secret is not recognised.
+        write(&home, USER, &format!("[sink.siem]\ntokn = \"{TOKEN}\"\n"));
+        let ended = home.agent(&["--config", &broken, "config", "show"]).run();
+        assert_eq!((ended.code, ended.text()), (Some(2), ""));
+    }
+
+    #[test]
+    fn show_with_a_broken_file_prints_what_the_agent_has_in_force() {
+        let home = Home::new();
+        let copy = home.path().join("copy");
+        let config = format!(
+            "pipeline.sinks = [\"copy\"]\nshipping.batch_size = 7\n\
+             [sink.copy]\ntype = \"file\"\npath = {copy:?}\n"
+        );
+        let agent = home.agent(&["run"]).config(&config).start_and_wait();
+        let file = home.path().join("agent.toml");
+        let show = |flag: &str| {
+            home.agent(&["config", "show", flag, "--config", file.to_str().unwrap()]).run()
+        };
+        assert_eq!(show("--json").code, Some(0));
+        fs::write(&file, "[shipping\n").unwrap();
+        let ended = show("--json");
+        assert_eq!(ended.code, Some(2));
+        let shown: Value = serde_json::from_str(ended.text()).unwrap();
+        assert_eq!(shown["shipping"]["batch_size"], 7);
+        assert!(ended.stderr.contains("agent.toml"), "{}", ended.stderr);
+        let text = show("--changed");
+        let lines: Vec<&str> = text.text().lines().filter(|it| it.contains(" = ")).collect();
+        assert_eq!(lines.len(), 4, "{lines:?}");
+        assert!(lines[0].starts_with("batch_size = 7"), "{lines:?}");
+        agent.stop();
+    }
+
+    #[test]
+    fn changed_values_are_shown_with_their_layer() {
+        let home = home("[shipping]\nbatch_size = 1000\nflush_interval = \"9s\"\n");
+        let text = printed(&home, &["config", "show", "--changed"]);
+        let file = "HOME/.config/ai-agent/config.toml";
+        let expected =
+            format!("\n[shipping]\nflush_interval = \"9s\"  # the user's file `{file}:3`\n");
+        assert_eq!(text, expected);
+        let line = printed(&home, &["config", "show", "--changed", "--json"]);
+        assert_eq!(
+            serde_json::from_str::<Value>(&line).unwrap(),
+            json!({
+                "key": "shipping.flush_interval", "value": "9s", "layer": "user", "file": file,
+                "line": 3,
+            })
+        );
+        assert_eq!(printed(&super::home(""), &["config", "show", "--changed"]), "");
+    }
+
     #[test]
     fn shown_values_name_their_origin() {
         let home = home("[shipping]\nbatch_size = 7\n");
@@ -195,7 +268,8 @@ mod explain {
     fn explain_of_an_unset_key_says_so() {
         let text = printed(&home(""), &["config", "explain", "sink.siem.endpoint"]);
         assert!(text.starts_with("sink.siem.endpoint "), "{text}");
-        assert!(text.contains("`managed.allow`"), "the server may not change it: {text}");
+        // It said that `managed.allow` lacks the key, which can never be in it.
+        assert!(text.contains("may the server change it? no, it may only set filters"), "{text}");
     }
 
     #[test]
@@ -595,6 +669,29 @@ mod candidate {
         assert_eq!(found["dropped_less"][0]["type"], "progress");
         let same = write(&home, "same.json", "{\"version\":1}");
         printed(&home, &["config", "try", &same]);
+    }
+
+    /// The comparison showed no difference, and said nothing of the reason.
+    #[test]
+    fn try_names_values_that_a_higher_layer_hides() {
+        let home = sessions();
+        let text = "[sink.siem]\nendpoint = \"https://new.example.com\"\n[agent]\n\
+                    poll_interval = \"61s\"\n";
+        let file = write(&home, "candidate.toml", text);
+        let run = |arguments: &[&str]| {
+            let arguments = [&["config", "try"][..], arguments, &[&*file]].concat();
+            let ended = home.agent(&arguments).env("CLAUDE_SIEM_POLL_INTERVAL", "99s").succeed();
+            plain(&home, ended.text())
+        };
+        let expected = "no effect: `agent.poll_interval` in the file `HOME/candidate.toml:4` given \
+                        with --config, since the environment variable `CLAUDE_SIEM_POLL_INTERVAL` \
+                        sets `\"99s\"`\n";
+        let text = run(&[]);
+        assert!(text.contains(expected), "{text}");
+        assert_eq!(text.matches("no effect").count(), 1, "{text}");
+        let found: Value = serde_json::from_str(&run(&["--json"])).unwrap();
+        assert_eq!(found["without_effect"][0]["key"], "agent.poll_interval");
+        assert_eq!(found["without_effect"][0]["line"], 4);
     }
 
     #[test]

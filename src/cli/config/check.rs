@@ -8,7 +8,7 @@ use std::{
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{explain::known_keys, show::origin, values::schema};
+use super::{explain::known_keys, values::schema};
 use crate::{
     agent::startable::{self, Checked, StartError},
     cli::{
@@ -144,7 +144,7 @@ impl Problem {
         let Self { is_error, code, key, location, message } = self;
         let level = if *is_error { "error" } else { "warning" };
         let mut problem = json!({ "level": level, "code": code, "key": key, "message": message });
-        let place = location.as_ref().map_or_else(|| json!({ "layer": null }), origin);
+        let place = location.as_ref().map_or_else(|| json!({ "layer": null }), Location::to_json);
         if let (Value::Object(problem), Value::Object(place)) = (&mut problem, place) {
             problem.extend(place);
         }

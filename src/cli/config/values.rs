@@ -1,5 +1,6 @@
 //! Values and schema of the configuration, as the `config` commands print them.
 
+use serde::Serialize;
 use serde_json::Value;
 
 use crate::{
@@ -29,6 +30,6 @@ pub(super) fn refuse_mistakes(cli: &CliContext, loaded: &LoadedConfig) -> Result
 }
 
 /// Formats a value as TOML, on one line.
-pub(super) fn inline(value: &figment::value::Value) -> String {
+pub(super) fn inline(value: &impl Serialize) -> String {
     toml::Value::try_from(value).map_or_else(|_| "?".to_owned(), |value| value.to_string())
 }

@@ -200,11 +200,10 @@ fn changed_values_are_those_that_differ_from_the_defaults() {
         .user("[pipeline]\nenrichers = ['host', 'labels']\n[enricher.labels.labels]\nteam = 'a'")
         .variable("CLAUDE_SIEM_POLL_INTERVAL", "61s");
     let loaded = machine.load().unwrap();
-    let changed: Vec<(String, &str)> = loaded
-        .changed_values()
-        .iter()
-        .map(|shown| (shown.key(), shown.location.origin.layer()))
-        .collect();
+    let shown = loaded.shown_values();
+    let changed = shown.iter().filter(|shown| shown.is_changed);
+    let changed: Vec<(String, &str)> =
+        changed.map(|shown| (shown.key(), shown.origin["layer"].as_str().unwrap())).collect();
     let expected = [
         ("agent.poll_interval", "environment"),
         ("outbox.max_bytes", "machine"),
