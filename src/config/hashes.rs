@@ -14,9 +14,24 @@ use super::{
     layer::Layer,
     origin::LayerOrigin,
     pipeline::KINDS,
-    provenance::{ORDER, is_secret_path, without_passwords},
+    redact::{is_secret_path, without_passwords},
     secret,
 };
+
+/// Sections: tables in the order in which they are shown.
+pub(super) const SECTIONS: [&str; 11] = [
+    "locked",
+    "agent",
+    "shipping",
+    "outbox",
+    "managed",
+    "compliance",
+    "pipeline",
+    "source",
+    "filter",
+    "enricher",
+    "sink",
+];
 
 /// Hashes of a configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,7 +60,7 @@ impl ConfigHashes {
             if let (true, Value::Dict(_, stages)) = (KINDS.contains(&&**name), &mut section) {
                 stages.retain(|stage, _| is_listed(name, stage));
             }
-            let shown = ORDER.contains(&&**name);
+            let shown = SECTIONS.contains(&&**name);
             let hidden =
                 shown.then(|| canonical(&mut vec![name.clone()], &section, &is_credential));
             all.extend(hidden.flatten().map(|section| (name.clone(), section)));

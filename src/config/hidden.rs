@@ -7,7 +7,7 @@ use super::{
     loaded::LoadedConfig,
     merged::step,
     origin::{LayerOrigin, Location},
-    provenance::without_secrets,
+    redact::without_secrets,
     sink::SECRETS,
 };
 

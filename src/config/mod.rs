@@ -23,6 +23,7 @@ mod permissions;
 mod pipeline;
 mod provenance;
 mod read_layers;
+mod redact;
 mod schema;
 mod secret;
 mod settings;

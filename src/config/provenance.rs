@@ -5,8 +5,8 @@ use figment::value::{Dict, Value};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    error::key_text, loaded::LoadedConfig, locks::KeyPattern, merged::step, options::masked,
-    origin::Location, permissions::Permission, pipeline::KINDS, secret,
+    error::key_text, hashes::SECTIONS, loaded::LoadedConfig, locks::KeyPattern, merged::step,
+    origin::Location, permissions::Permission, pipeline::KINDS, redact::without_secrets,
 };
 
 /// Value of a key in one layer, without secrets.
@@ -54,28 +54,13 @@ pub struct KeyExplanation {
     pub server: Permission,
 }
 
-/// Tables in the order in which they are shown.
-pub(super) const ORDER: [&str; 11] = [
-    "locked",
-    "agent",
-    "shipping",
-    "outbox",
-    "managed",
-    "compliance",
-    "pipeline",
-    "source",
-    "filter",
-    "enricher",
-    "sink",
-];
-
 impl LoadedConfig {
     /// Returns every value in force, table by table. Tables of stages that no list contains are
     /// omitted, since they have no effect.
     #[must_use]
     pub fn effective_values(&self) -> Vec<ConfigValue> {
         let mut shown = Vec::new();
-        for table in ORDER {
+        for table in SECTIONS {
             let Some(value) = step(&self.merged.root, table) else { continue };
             self.collect(&mut vec![table.to_owned()], value, &mut shown);
         }
@@ -189,43 +174,4 @@ impl ConfigValue {
 
 fn is_empty_table(value: &Value) -> bool {
     value.as_dict().is_some_and(Dict::is_empty)
-}
-
-/// Replaces secrets by `***`.
-pub(super) fn without_secrets(path: &[String], value: &Value) -> Value {
-    if is_secret_path(path) {
-        return secret::MASK.into();
-    }
-    without_passwords(masked(value))
-}
-
-/// Returns whether a part of the key says that its value is a secret. The name of a stage does not.
-pub(super) fn is_secret_path(path: &[String]) -> bool {
-    let options = match path {
-        [kind, _, options @ ..] if KINDS.contains(&&**kind) => options,
-        path => path,
-    };
-    options.iter().any(|part| secret::is_secret_key(part))
-}
-
-/// Removes user name and password from URLs.
-pub(super) fn without_passwords(value: Value) -> Value {
-    match value {
-        Value::String(tag, text) => {
-            let hidden = text.split_once("://").and_then(|(scheme, rest)| {
-                let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-                let at = authority.rfind('@')?;
-                Some(format!("{scheme}://{}{}", secret::MASK, &rest[at..]))
-            });
-            Value::String(tag, hidden.unwrap_or(text))
-        }
-        Value::Array(tag, items) => {
-            Value::Array(tag, items.into_iter().map(without_passwords).collect())
-        }
-        Value::Dict(tag, dict) => {
-            let items = dict.into_iter().map(|(key, value)| (key, without_passwords(value)));
-            Value::Dict(tag, items.collect())
-        }
-        other => other,
-    }
 }

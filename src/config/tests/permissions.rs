@@ -51,14 +51,20 @@ fn managed_for(key: &str) -> Vec<serde_json::Value> {
 
 /// Returns whether any managed configuration changes the key.
 fn server_can_set(machine: &mut Machine, key: &str) -> bool {
+    let value_of = |machine: &Machine| {
+        let found = machine.load().ok()?.explain_key(&path(key)).values.into_iter().next()?;
+        Some((found.value, found.location.origin))
+    };
+    // A stage is enabled by default.
+    let before = value_of(machine).map(|(value, _)| value);
+    let before = before.or(key.ends_with(".enabled").then(|| true.into()));
     let can = managed_for(key).into_iter().any(|mut body| {
         body["version"] = json!(1);
         let Ok(config) = ManagedConfig::parse(body.to_string().as_bytes()) else { return false };
         machine.managed = Some(config.into());
-        let loaded = machine.load().ok();
-        let first =
-            loaded.and_then(|loaded| loaded.explain_key(&path(key)).values.into_iter().next());
-        first.is_some_and(|value| matches!(value.location.origin, LayerOrigin::Managed(_)))
+        value_of(machine).is_some_and(|(value, origin)| {
+            matches!(origin, LayerOrigin::Managed(_)) && Some(value) != before
+        })
     });
     machine.managed = None;
     can
@@ -177,7 +183,7 @@ fn values_that_a_higher_layer_hides_are_found() {
         hidden,
         [
             ("outbox", Some(4), "the machine's file locks the key"),
-            ("filter.mine", Some(13), &*format!("{server} another type")),
+            ("filter.mine", Some(12), &*format!("{server} another type")),
             ("shipping.batch_size", Some(2), &format!("{server} `500`")),
             (
                 "sink.siem.endpoint",
