@@ -20,8 +20,11 @@ use super::{
 };
 use crate::platform::Paths;
 
-/// Errors after which the search ends. Each removes a value, so that it ends anyway.
-const MAX_ERRORS: usize = 200;
+/// Number of errors after which the search ends.
+const MAX_ERRORS: usize = 100;
+/// Number of values that are merged, in all layers and for all errors: the layers are merged again after
+/// each error, and a file may have a million keys.
+const MAX_MERGED: usize = 500_000;
 
 /// Error of a configuration, and the stage that cannot be built because of it.
 #[derive(Debug)]
@@ -90,17 +93,22 @@ fn find(
     };
     // A stage or a setting may be in the file that cannot be read.
     let is_complete = !errors.iter().any(ConfigError::hides_a_layer);
+    let values: usize = set.layers.iter().map(|layer| count(&layer.values)).sum();
+    let max = (MAX_MERGED / values.max(1)).clamp(1, MAX_ERRORS);
     let mut search = Search { set, errors, removed: Vec::new(), texts: Vec::new() };
     loop {
         let mut loaded = match build(search.set.clone()) {
             Ok(loaded) => loaded,
-            Err(error) => match search.add(error) {
-                true => continue,
-                false => return FoundErrors { loaded: None, errors: search.errors },
-            },
+            Err(error) => {
+                let is_removed = search.add(error);
+                if is_removed && search.errors.len() < max {
+                    continue;
+                }
+                return FoundErrors { loaded: None, errors: search.errors };
+            }
         };
         let found = if is_complete { checks.errors(&loaded) } else { Vec::new() };
-        if found.is_empty() || search.errors.len() >= MAX_ERRORS {
+        if found.is_empty() || search.errors.len() >= max {
             if let Some(missing) = loaded.missing_for_delivery().filter(|_| is_complete) {
                 search.add_missing(missing);
             }
@@ -310,6 +318,12 @@ fn group_of(option: &str) -> &str {
 fn path_of(key: &str) -> Vec<String> {
     let parts = key.split('.').flat_map(|part| part.split('['));
     parts.map(|part| part.trim_end_matches(']').to_owned()).collect()
+}
+
+/// Returns the number of values in a table and in the tables below it.
+fn count(values: &Dict) -> usize {
+    let below = |value: &Value| value.as_dict().map_or(1, |table| 1 + count(table));
+    values.values().map(below).sum()
 }
 
 fn get<'a>(values: &'a Dict, path: &[String]) -> Option<&'a Value> {

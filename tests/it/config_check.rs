@@ -164,6 +164,15 @@ lines = [{ input = '', expect = 'kep' }]
     assert_eq!(lines.count(), expected.len(), "{}", ended.stderr);
 }
 
+/// The layers are merged again after each error.
+#[test]
+fn thousands_of_errors_end_the_check_in_time() {
+    let home = Home::new();
+    let keys: String = (0..20_000).map(|number| format!("key-{number} = 1\n")).collect();
+    let report = report(&home, &keys, &[]);
+    assert!((1..=100).contains(&report["errors"].as_u64().unwrap()), "{}", report["errors"]);
+}
+
 #[test]
 fn unreadable_files_do_not_hide_errors_of_others() {
     let home = Home::new();
