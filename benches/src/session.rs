@@ -86,7 +86,7 @@ pub fn pieces(session: &[u8]) -> Vec<Piece<'_>> {
             let size = line.len() as u64;
             let bytes = line.strip_suffix(b"\n").unwrap_or(line);
             offset += size;
-            Piece::Line { offset: offset - size, bytes, size, incomplete: false }
+            Piece::line(offset - size, bytes, size)
         })
         .collect()
 }

@@ -111,6 +111,7 @@ fn check_round_trip(line: &[u8]) {
         cut: &[],
         masked: &[],
         sha256: None,
+        folded: None,
         incomplete: false,
         content,
     };

@@ -2,13 +2,17 @@
 //!
 //! The first five bytes control the reading: sizes of the buffer, of the longest record and of a part,
 //! each minus one; the behaviour of the file (see [`File`]); and how many of the following bytes are
-//! cuts, the sizes at which the growing file is read. The rest is the content of the file.
+//! cuts, the sizes at which the growing file is read. The rest is the content of the file; in one
+//! behaviour each NUL of it stands for many, and the sizes are larger.
 
 use std::{cell::Cell, io};
 
 use ai_agent::internals::{
     platform::file::ReadAt,
-    protocol::Digest,
+    protocol::{
+        Digest, NulRun,
+        nul_runs::{Segment, first_run, segments},
+    },
     tail::{Piece, fuzzing::FuzzReader},
 };
 
@@ -58,10 +62,13 @@ pub fn run(data: &[u8]) {
         return;
     };
     let (cuts, bytes) = rest.split_at(usize::from(cuts % 16).min(rest.len()));
+    let bytes = if behaviour & 32 != 0 { &with_runs(bytes)[..] } else { bytes };
     let mut cuts: Vec<_> =
         cuts.iter().map(|cut| bytes.len() * usize::from(*cut) / 256).chain([bytes.len()]).collect();
     cuts.sort_unstable();
-    let [buffer, record, part] = [buffer, record, part].map(|size| usize::from(size) + 1);
+    let has_runs = behaviour & 32 != 0;
+    let unit = if has_runs { 64 } else { 1 };
+    let [buffer, record, part] = [buffer, record, part].map(|size| (usize::from(size) + 1) * unit);
     let mut reading = FuzzReader::new(buffer, record, part);
     let mut out = Out::default();
     for (turn, cut) in cuts.into_iter().enumerate() {
@@ -71,36 +78,67 @@ pub fn run(data: &[u8]) {
         if behaviour & 16 != 0 && turn % 2 == 1 {
             reading.restart(&file).unwrap();
         }
-        let scanned = reading.read_on(&file, &mut |piece| out.take(&piece, record)).unwrap();
+        let sizes = (record, part);
+        let scanned = reading.read_on(&file, &mut |piece| out.take(&piece, sizes)).unwrap();
         assert_eq!(scanned, cut as u64, "offset up to which the reader has scanned");
         assert_eq!(out.lines, naive_lines(file.bytes), "after {cut} bytes");
     }
 }
 
 impl Out {
-    fn take(&mut self, piece: &Piece<'_>, record: usize) {
+    fn take(&mut self, piece: &Piece<'_>, (record, most): (usize, usize)) {
         match *piece {
-            Piece::Line { offset, bytes, size, incomplete } => {
+            Piece::Line { offset, bytes, size, incomplete, folded: None } => {
                 assert!(self.open.is_none() && !incomplete && bytes.len() <= record);
                 self.lines.push(Line { offset, bytes: bytes.to_vec(), size });
             }
-            Piece::Part { offset, part, bytes, size, whole, incomplete } => {
-                assert!(!bytes.is_empty() && !incomplete);
+            Piece::Line { offset, bytes, size, incomplete, folded: Some(folded) } => {
+                assert!(self.open.is_none() && !incomplete && bytes.len() <= most);
+                let bytes = unfold(bytes, folded.runs);
+                assert_eq!(folded.digests.sha256, Some(Digest::of(&bytes)));
+                assert_eq!(folded.digests.length, bytes.len() as u64);
+                self.lines.push(Line { offset, bytes, size });
+            }
+            Piece::Part { offset, part, bytes, nul_runs, size, whole, incomplete } => {
+                assert!(!(bytes.is_empty() && nul_runs.is_empty()) && !incomplete);
                 let begun = || (Line { offset, bytes: Vec::new(), size: 0 }, 0);
                 let (line, parts) = self.open.get_or_insert_with(begun);
                 *parts += 1;
                 assert_eq!((line.offset, *parts), (offset, part));
-                line.bytes.extend_from_slice(bytes);
+                line.bytes.extend(unfold(bytes, nul_runs));
                 line.size += size;
                 let Some(whole) = whole else { return };
                 let (line, _) = self.open.take().unwrap();
-                assert_eq!(whole, (line.bytes.len() as u64, Digest::of(&line.bytes)));
-                assert!(line.bytes.len() > record, "a record came in parts");
+                let digest = Some(Digest::of(&line.bytes));
+                assert_eq!((whole.length, whole.sha256), (line.bytes.len() as u64, digest));
+                let is_long = line.bytes.len() > record || first_run(&line.bytes).is_some();
+                assert!(is_long, "a record came in parts");
                 self.lines.push(line);
             }
             Piece::Lines { .. } | Piece::Skipped { .. } => panic!("a file has lines"),
         }
     }
+}
+
+/// Returns the bytes with 3000 NULs in place of each.
+fn with_runs(bytes: &[u8]) -> Vec<u8> {
+    let mut file = Vec::new();
+    for byte in bytes {
+        file.resize(file.len() + if *byte == 0 { 3000 } else { 1 }, *byte);
+    }
+    file
+}
+
+/// Returns the content of data and runs of NUL.
+fn unfold(data: &[u8], runs: &[NulRun]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for segment in segments(data, runs).unwrap() {
+        match segment {
+            Segment::Data(data) => bytes.extend_from_slice(data),
+            Segment::Nuls(count) => bytes.resize(bytes.len() + count as usize, 0),
+        }
+    }
+    bytes
 }
 
 /// Returns the complete lines of a file, found naively.

@@ -33,7 +33,7 @@ impl ProgressBar {
         if self.bar.is_hidden() && self.started.elapsed() >= DELAY {
             self.bar.set_draw_target(ProgressDrawTarget::stderr());
         }
-        self.bar.set_length(read + unread);
+        self.bar.set_length(read.saturating_add(unread));
         self.bar.set_position(read);
         self.bar.set_message(counted(files as u64, "file", "files"));
     }

@@ -277,7 +277,7 @@ impl ReadingStatus {
         for (_, survey) in &status.sources {
             all.files += survey.files as u64;
             all.files_unread += survey.files_unread as u64;
-            all.unread_bytes += survey.bytes_unread;
+            all.unread_bytes = all.unread_bytes.saturating_add(survey.bytes_unread);
             // A source without files has nothing to watch.
             all.watching &= survey.is_watching || survey.sweeps == 0;
             all.unreadable += survey.unreadable.len() as u64;

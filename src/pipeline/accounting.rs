@@ -28,7 +28,7 @@ impl AddAssign for Share {
     fn add_assign(&mut self, other: Self) {
         self.shipped += other.shipped;
         self.parts += other.parts;
-        self.endings += other.endings;
+        self.endings = self.endings.saturating_add(other.endings);
         self.filtered += other.filtered;
         self.blank += other.blank;
         self.deleted_unread += other.deleted_unread;
@@ -40,7 +40,10 @@ impl Share {
     #[must_use]
     pub fn sent(&self) -> Count {
         let Self { shipped, parts, endings, .. } = self;
-        Count { lines: shipped.lines + parts.lines, bytes: shipped.bytes + parts.bytes + endings }
+        let mut sent = *shipped;
+        sent += Count { lines: parts.lines, bytes: parts.bytes };
+        sent += Count { lines: 0, bytes: *endings };
+        sent
     }
 
     /// Returns the lines and bytes that were read.
@@ -57,7 +60,7 @@ impl Share {
         let Self { shipped, parts, endings, filtered: _, blank, deleted_unread } = self;
         totals.shipped += *shipped;
         totals.parts += *parts;
-        totals.endings += endings;
+        totals.endings = totals.endings.saturating_add(*endings);
         totals.blank += *blank;
         totals.deleted_unread += *deleted_unread;
     }

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Members of an entry, and of each line of a file. No enricher may have one of these names.
-const RESERVED: [&str; 29] = [
+const RESERVED: [&str; 31] = [
     "seq",
     "kind",
     "source",
@@ -30,11 +30,13 @@ const RESERVED: [&str; 29] = [
     "record",
     "raw",
     "raw_base64",
+    "nul_runs",
     "raw_lines",
     "audit",
     "cut",
     "masked",
     "sha256",
+    "folded_sha256",
     "part",
     "last",
     "incomplete",

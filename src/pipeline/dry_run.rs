@@ -69,7 +69,8 @@ impl DryRun {
                 }
             }
         }
-        let unread = self.sources.iter().map(|(_, source)| source.survey().bytes_unread).sum();
+        let unread = self.sources.iter().map(|(_, source)| source.survey().bytes_unread);
+        let unread = unread.fold(0, u64::saturating_add);
         Ok(Summary { totals: builder.totals().clone(), unfinished_bytes: unread })
     }
 }

@@ -11,6 +11,7 @@ use siem_protocol::{
     Content, Digest,
     entry::{EventLine, PartLine, RecordLine},
     names::severity,
+    nul_runs::{Folded, LineDigests, NulRun, total_length},
 };
 use tracing::warn;
 
@@ -198,11 +199,11 @@ impl GroupBuilder {
         share: &mut Share,
     ) {
         match *piece {
-            Piece::Line { offset, bytes, size, .. } if is_blank(bytes) => {
+            Piece::Line { offset, bytes, size, folded: None, .. } if is_blank(bytes) => {
                 share.blank += Count::line(size);
                 stages.observe_blank(|| Record::new(chunk.origin, offset, bytes));
             }
-            Piece::Line { offset, bytes, size, incomplete } => {
+            Piece::Line { offset, bytes, size, incomplete, folded } => {
                 let record = Record::new(chunk.origin, offset, bytes);
                 match stages.check(&record) {
                     Outcome::Drop { stage, reason } => {
@@ -211,10 +212,23 @@ impl GroupBuilder {
                     }
                     Outcome::Keep(edited) => {
                         let edited = edited.as_ref();
-                        let content =
-                            edited.map_or_else(|| record.content(), |it| Content::of(&it.line));
-                        let length = bytes.len() as u64;
-                        let kept = KeptRecord { record: &record, edited, length, size, incomplete };
+                        let content = match (folded, edited) {
+                            // Without its runs, a line must not be taken for the whole.
+                            (Some(_), edited) => {
+                                Content::Bytes(edited.map_or(bytes, |edited| &edited.line))
+                            }
+                            (None, Some(edited)) => Content::of(&edited.line),
+                            (None, None) => record.content(),
+                        };
+                        let length = folded.map_or(bytes.len() as u64, |it| it.digests.length);
+                        let kept = KeptRecord {
+                            record: &record,
+                            edited,
+                            length,
+                            size,
+                            incomplete,
+                            folded,
+                        };
                         self.add_record(&kept, content, chunk, stages, share);
                     }
                 }
@@ -226,8 +240,8 @@ impl GroupBuilder {
             Piece::Skipped { lines, size, reason } => {
                 self.count_filtered(share, chunk.instance, reason, Count { lines, bytes: size });
             }
-            Piece::Part { offset, part, bytes, size, whole, incomplete } => {
-                let part = LinePart { offset, part, bytes, size, whole, incomplete };
+            Piece::Part { offset, part, bytes, nul_runs, size, whole, incomplete } => {
+                let part = LinePart { offset, part, bytes, nul_runs, size, whole, incomplete };
                 self.add_part(&part, chunk, stages, share);
             }
         }
@@ -255,7 +269,8 @@ impl GroupBuilder {
                 let lines = edited.map_or(record.line(), |edited| &edited.line);
                 let facts = facts(lines);
                 let content = Content::Lines { lines, audit: &facts };
-                let kept = KeptRecord { record, edited, length, size, incomplete: false };
+                let (incomplete, folded) = (false, None);
+                let kept = KeptRecord { record, edited, length, size, incomplete, folded };
                 self.add_record(&kept, content, chunk, stages, share);
             }
         }
@@ -270,9 +285,9 @@ impl GroupBuilder {
         stages: &mut RecordStages,
         share: &mut Share,
     ) {
-        let KeptRecord { record, edited, length, size, incomplete } = *kept;
+        let KeptRecord { record, edited, length, size, incomplete, folded } = *kept;
         share.shipped += Count::line(length);
-        share.endings += size - length;
+        share.endings = share.endings.saturating_add(size - length);
         // What a filter masks or cuts out must not come back beside the record.
         match edited {
             Some(edited) => {
@@ -298,6 +313,7 @@ impl GroupBuilder {
             cut,
             masked,
             sha256: edited.map(|_| Digest::of(record.line())),
+            folded,
             incomplete,
             content,
         };
@@ -313,7 +329,7 @@ impl GroupBuilder {
         stages: &mut RecordStages,
         share: &mut Share,
     ) {
-        let LinePart { offset, part, bytes, size, whole, incomplete } = *piece;
+        let LinePart { offset, part, bytes, nul_runs, size, whole, incomplete } = *piece;
         let record = Record::first_part(chunk.origin, offset, bytes);
         if part == 1 {
             self.check_first_part(&record, stages);
@@ -328,9 +344,9 @@ impl GroupBuilder {
             }
             return;
         }
-        let length = bytes.len() as u64;
+        let length = (bytes.len() as u64).saturating_add(total_length(nul_runs));
         share.parts += Parts { parts: 1, lines, bytes: length };
-        share.endings += size - length;
+        share.endings = share.endings.saturating_add(size - length);
         // A later part starts in the middle of the line, and could be taken for another record.
         let start = if part == 1 { bytes } else { &[] };
         self.enrich(&Record::first_part(chunk.origin, offset, start), &mut stages.enrichers);
@@ -345,6 +361,7 @@ impl GroupBuilder {
             enriched: &enriched,
             whole,
             incomplete,
+            nul_runs,
             bytes,
         };
         self.push(false, chunk.now, |seq, raw| line.write(seq, raw));
@@ -518,6 +535,8 @@ struct KeptRecord<'a, 'l> {
     size: u64,
     /// True if the line never got its newline.
     incomplete: bool,
+    /// Runs of NUL of a line that `record` contains without them.
+    folded: Option<Folded<'a>>,
 }
 
 /// The fields of [`Piece::Part`].
@@ -525,8 +544,9 @@ struct LinePart<'a> {
     offset: u64,
     part: u32,
     bytes: &'a [u8],
+    nul_runs: &'a [NulRun],
     size: u64,
-    whole: Option<(u64, Digest)>,
+    whole: Option<LineDigests>,
     incomplete: bool,
 }
 

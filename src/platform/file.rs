@@ -64,6 +64,16 @@ pub trait ReadAt {
     /// The error of the system.
     fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
 
+    /// Returns the offset of the first byte at `offset` or after it that the file system stores, or
+    /// `None` if there is none: the bytes before it are a hole, and are read as NUL. Where the system
+    /// does not report holes, every byte is stored.
+    ///
+    /// # Errors
+    /// The error of the system.
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        Ok(Some(offset))
+    }
+
     /// Reads at `offset` until `bytes` is full or the file ends, and returns the number of bytes.
     ///
     /// # Errors
@@ -97,6 +107,10 @@ impl ReadAt for File {
         #[cfg(all(test, unix))]
         super::faults::check_open(super::faults::Call::Read, self)?;
         system::read_at(self, bytes, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        system::next_data(self, offset)
     }
 }
 
@@ -208,6 +222,15 @@ pub fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// Returns the disk space that an open file occupies, in bytes; its size where the system does not
+/// report that.
+///
+/// # Errors
+/// The error of the system.
+pub fn occupied(file: &File) -> io::Result<u64> {
+    Ok(system::occupied(&file.metadata()?))
+}
+
 /// Returns whether an error means that a file system cannot be reached at present, as those of a
 /// network or a broken disk, and not that a path is wrong.
 #[must_use]
@@ -267,13 +290,31 @@ mod system {
         path::Path,
     };
 
-    use rustix::{fs::OFlags, io::Errno};
+    use rustix::{
+        fs::{OFlags, SeekFrom},
+        io::Errno,
+    };
 
     use super::{FileId, FileInfo, Stamp, kind};
     use crate::platform::long_path;
 
     pub(super) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         file.read_at(bytes, offset)
+    }
+
+    pub(super) fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
+        match rustix::fs::seek(file, SeekFrom::Data(offset)) {
+            Ok(data) => Ok(Some(data)),
+            // No data up to the end of the file.
+            Err(Errno::NXIO) => Ok(None),
+            // The file system does not report holes.
+            Err(_) => Ok(Some(offset)),
+        }
+    }
+
+    pub(super) fn occupied(metadata: &Metadata) -> u64 {
+        // The unit is 512 bytes, whatever the size of a block.
+        metadata.blocks().saturating_mul(512)
     }
 
     pub(super) fn stamp(file: &File) -> io::Result<Stamp> {
@@ -359,7 +400,7 @@ mod system {
 mod system {
     use std::{
         ffi::OsString,
-        fs::{DirEntry, File, OpenOptions},
+        fs::{DirEntry, File, Metadata, OpenOptions},
         io,
         os::windows::{
             ffi::{OsStrExt as _, OsStringExt as _},
@@ -388,6 +429,14 @@ mod system {
 
     pub(super) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
         file.seek_read(bytes, offset)
+    }
+
+    pub(super) fn next_data(_: &File, offset: u64) -> io::Result<Option<u64>> {
+        Ok(Some(offset))
+    }
+
+    pub(super) fn occupied(metadata: &Metadata) -> u64 {
+        metadata.len()
     }
 
     pub(super) fn stamp(file: &File) -> io::Result<Stamp> {
@@ -536,6 +585,21 @@ mod tests {
         assert_eq!(read_bounded(&path("to-file"), 4).unwrap(), b"four");
         let too_large = read_bounded(&path("file"), 3).unwrap_err();
         assert_eq!(too_large.kind(), io::ErrorKind::FileTooLarge);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn hole_ends_at_the_next_data() {
+        use std::os::unix::fs::FileExt as _;
+
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(b"x", 64 << 20).unwrap();
+        file.set_len(128 << 20).unwrap();
+        assert_eq!(file.next_data(0).unwrap(), Some(64 << 20));
+        assert_eq!(file.next_data(64 << 20).unwrap(), Some(64 << 20));
+        assert_eq!(file.next_data(96 << 20).unwrap(), None);
+        assert_eq!(file.next_data(200 << 20).unwrap(), None);
+        assert!((1..1 << 20).contains(&occupied(&file).unwrap()));
     }
 
     #[test]

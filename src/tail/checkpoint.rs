@@ -5,8 +5,13 @@ use std::{io, path::PathBuf};
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize};
 
-use super::fingerprint::{
-    Borders, EdgeSamples, FileMatch, Fingerprint, LongLinePosition, Sample, compare,
+use siem_protocol::nul_runs::{NulRun, NulRunsError};
+
+use super::{
+    fingerprint::{
+        Borders, EdgeSamples, FileMatch, Fingerprint, LongLinePosition, Sample, compare,
+    },
+    partial_line::PartialLine,
 };
 use crate::platform::file::{self, ReadAt, Stamp};
 
@@ -17,6 +22,8 @@ pub(super) enum RowError {
     Json(#[from] serde_json::Error),
     #[error("invalid base64 in a checkpoint row")]
     Base64(#[from] data_encoding::DecodeError),
+    #[error("invalid runs of NUL in a checkpoint row")]
+    Runs(#[from] NulRunsError),
     #[error("a checkpoint row has no path")]
     NoPath,
 }
@@ -75,7 +82,7 @@ pub(super) struct CheckpointRow {
     /// Long line that contains the offset.
     pub(super) long: Option<LongLinePosition>,
     /// Bytes after the offset: an incomplete last line that has not changed for a while.
-    pub(super) saved_line: Option<Vec<u8>>,
+    pub(super) saved_line: Option<PartialLine>,
 }
 
 /// Members of a row that are kept in memory for every file.
@@ -118,6 +125,9 @@ struct StoredRow {
     long: Option<LongLinePosition>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     kept: Option<String>,
+    /// Runs of NUL that are not in `kept`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    kept_runs: Vec<NulRun>,
 }
 
 /// Members of a summary; the others are skipped without being decoded.
@@ -200,7 +210,8 @@ impl CheckpointRow {
             base: self.borders.base(),
             borders: BASE64.encode(&self.borders.pack()),
             long: self.long,
-            kept: self.saved_line.as_deref().map(|line| BASE64.encode(line)),
+            kept: self.saved_line.as_ref().map(|line| BASE64.encode(line.data())),
+            kept_runs: self.saved_line.as_ref().map_or_else(Vec::new, |line| line.runs().to_vec()),
         };
         serde_json::to_vec(&stored).expect("a row has only strings as keys")
     }
@@ -218,7 +229,13 @@ impl CheckpointRow {
         if borders.end() != line_start {
             borders.restart(line_start);
         }
-        let saved_line = stored.kept.map(|line| BASE64.decode(line.as_bytes())).transpose()?;
+        let saved_line = match stored.kept {
+            Some(line) => {
+                let data = BASE64.decode(line.as_bytes())?;
+                Some(PartialLine::new(data, stored.kept_runs)?)
+            }
+            None => None,
+        };
         Ok(Self {
             path: path(stored.path, stored.path_base64)?,
             start: stored.start,
@@ -289,6 +306,17 @@ mod tests {
         assert!(bytes.len() < 1024, "{}", bytes.len());
         let summary = CheckpointRow::summary(&bytes).unwrap();
         assert_eq!((summary.offset, summary.stamp), (row.offset, row.stamp));
+    }
+
+    #[test]
+    fn saved_line_with_a_run_of_nul_is_decoded_unchanged() {
+        let line = PartialLine::fold(&[b"ab", &vec![0; 1 << 20][..]].concat());
+        let row = CheckpointRow { saved_line: Some(line), ..row(Path::new("/p/a.jsonl")) };
+        let bytes = row.encode();
+        assert_eq!(CheckpointRow::decode(&bytes).unwrap(), row);
+        assert!(bytes.len() < 1200, "{}", bytes.len());
+        let text = String::from_utf8(bytes).unwrap().replace("[2,1048576]", "[3,1048576]");
+        CheckpointRow::decode(text.as_bytes()).unwrap_err();
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{
     file_table::Lane,
     generation_end::{FinalPiece, GenerationEnd, end_generation},
     open_files::{ChunkProgress, DrainOutcome},
+    partial_line::PartialLine,
 };
 use crate::platform::file::Stamp;
 
@@ -26,7 +27,7 @@ impl Tail {
             self.start_drain(key);
             self.files.enqueue(key, Lane::Live, 0);
         } else {
-            self.end_deleted_file(key, Vec::new(), intake);
+            self.end_deleted_file(key, PartialLine::default(), intake);
         }
     }
 
@@ -53,22 +54,31 @@ impl Tail {
     }
 
     /// Reads the incomplete last line of an open file whose complete lines were handed over.
-    pub(super) fn read_partial_line(&mut self, key: FileKey, outcome: DrainOutcome) -> Vec<u8> {
+    pub(super) fn read_partial_line(&mut self, key: FileKey, outcome: DrainOutcome) -> PartialLine {
         let (Some(open), Some(known)) = (self.open.get(&key), self.files.get(key)) else {
-            return Vec::new();
+            return PartialLine::default();
         };
         if outcome != DrainOutcome::Complete {
-            return Vec::new();
+            return PartialLine::default();
         }
-        let len = known.scanned.min(open.size()).saturating_sub(known.offset);
-        let len = usize::try_from(len).unwrap_or_default();
+        let end = known.scanned.min(open.size());
+        if let Some(content) = known.incomplete_content(end) {
+            let line = self.reader.read_incomplete(&open.file, known.offset, content);
+            return line.ok().flatten().unwrap_or_default();
+        }
+        let len = usize::try_from(end.saturating_sub(known.offset)).unwrap_or_default();
         let line = self.reader.copy(&open.file, known.offset, len);
-        line.map_or_else(|_| Vec::new(), <[u8]>::to_vec)
+        line.map_or_else(|_| PartialLine::default(), PartialLine::fold)
     }
 
     /// Ends a deleted file: hands over its incomplete last line, from the handle or from the row,
     /// and reports bytes that could not be read.
-    fn end_deleted_file(&mut self, key: FileKey, partial_line: Vec<u8>, intake: &mut dyn Intake) {
+    fn end_deleted_file(
+        &mut self,
+        key: FileKey,
+        partial_line: PartialLine,
+        intake: &mut dyn Intake,
+    ) {
         let Some(known) = self.files.get(key) else { return };
         // Without its row the file cannot be ended. The group is then not stored, and the file is
         // handled again.
@@ -122,15 +132,24 @@ impl Tail {
         let Some(known) = self.files.get(key) else { return };
         let Ok(mut row) = self.row(key, known, intake) else { return };
         let (path, origin, offset) = (known.path.clone(), known.origin(key), row.offset);
-        let len = usize::try_from(known.unread().min(MAX_SAVED_BYTES)).unwrap_or_default();
+        let scanned = known.incomplete_content(known.size);
+        let scanned = scanned.filter(|content| content.data_len() <= MAX_SAVED_BYTES);
+        let len = known.unread().min(MAX_SAVED_BYTES);
         let Ok(Some((file, stamp))) = self.access.open(&path) else { return };
         let drained = known.drained;
         let is_unchanged = drained.is_some_and(|drained| drained.agrees_with(&stamp));
-        let Ok(line) = self.reader.copy(&file, offset, len) else { return };
-        if !is_unchanged || row.long.is_some() || line.len() < len {
+        let line = match scanned {
+            Some(content) => self.reader.read_incomplete(&file, offset, content).ok().flatten(),
+            None => {
+                let len = usize::try_from(len).unwrap_or_default();
+                self.reader.copy(&file, offset, len).ok().map(PartialLine::fold)
+            }
+        };
+        let Some(line) = line.filter(|line| line.size() >= len) else { return };
+        if !is_unchanged || row.long.is_some() {
             return;
         }
-        row.saved_line = Some(line.to_vec());
+        row.saved_line = Some(line);
         row.stamp = Stamp { id: known.id, ..drained.unwrap_or(row.stamp) };
         row.is_drained = true;
         let checkpoint = row.encode();

@@ -9,7 +9,10 @@ use std::{
 
 use ai_agent_stage::{FileKey, GenerationId, Origin};
 
-use super::long_line::LongLine;
+use super::{
+    line_scan::{LineScan, ScannedContent},
+    long_line::LongLine,
+};
 use crate::platform::{
     Timestamp,
     file::{FileId, Stamp},
@@ -33,6 +36,8 @@ pub(super) struct KnownFile {
     pub(super) scanned: u64,
     /// Long line that contains the offset.
     pub(super) long: Option<Box<LongLine>>,
+    /// Scan of a line with runs of NUL at the offset.
+    pub(super) scan: Option<Box<LineScan>>,
     /// Number of the last sweep that found it.
     pub(super) last_sweep: u32,
     /// Time at which a change was last found.
@@ -89,6 +94,7 @@ impl KnownFile {
             offset: 0,
             scanned: 0,
             long: None,
+            scan: None,
             last_sweep: 0,
             changed: Duration::ZERO,
             replaced_by: None,
@@ -113,6 +119,13 @@ impl KnownFile {
         let mut origin = Origin::new(key, self.path.to_path_buf(), self.generation.clone());
         origin.era = self.era;
         origin
+    }
+
+    /// Content of an incomplete last line with runs of NUL that was scanned up to `end`.
+    pub(super) fn incomplete_content(&self, end: u64) -> Option<ScannedContent> {
+        let scan = self.scan.as_ref()?;
+        let is_current = scan.continues(self.offset, end) && scan.end() == end;
+        is_current.then(|| scan.incomplete())
     }
 
     /// Number of bytes that were not handed over.

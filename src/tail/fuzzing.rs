@@ -5,9 +5,11 @@
 use std::io;
 
 use ai_agent_stage::Piece;
+use siem_protocol::nul_runs::Folded;
 
 use super::{
-    line_reader::{LineReader, ReadOutcome, ReadPosition, ReadSizes},
+    line_reader::{LineReader, ReadOutcome, ReadPosition, ReadSizes, ScannedLine},
+    line_scan::LineScan,
     long_line::LongLine,
 };
 use crate::platform::file::ReadAt;
@@ -18,6 +20,7 @@ pub struct FuzzReader {
     reader: LineReader,
     position: ReadPosition,
     long: Option<LongLine>,
+    scan: Option<Box<LineScan>>,
 }
 
 impl FuzzReader {
@@ -27,7 +30,7 @@ impl FuzzReader {
         let reader = LineReader::new(ReadSizes { buffer, record, part });
         // Unlimited: no stamp of the file was taken.
         let position = ReadPosition { end: u64::MAX, ..ReadPosition::default() };
-        Self { reader, position, long: None }
+        Self { reader, position, long: None, scan: None }
     }
 
     /// Passes the new lines and parts of `file` to `visit`; returns the end of the searched bytes.
@@ -41,7 +44,22 @@ impl FuzzReader {
     ) -> io::Result<u64> {
         loop {
             let offset = self.position.offset;
-            match self.reader.read(file, &self.position)? {
+            match self.reader.read(file, &self.position, self.long.as_ref(), &mut self.scan)? {
+                ReadOutcome::Paused => {}
+                ReadOutcome::Scanned(found) => {
+                    let ScannedLine { data: bytes, runs, size, is_last, hasher } = found;
+                    visit(if is_last && self.long.is_none() {
+                        let folded = Some(Folded { runs, digests: hasher.finish() });
+                        Piece::Line { offset, bytes, size, incomplete: false, folded }
+                    } else {
+                        let long = self.long.get_or_insert_with(|| LongLine::new(offset));
+                        let (part, whole) = long.add_scanned(bytes, hasher, is_last);
+                        let (offset, nul_runs) = (long.position().start, runs);
+                        let incomplete = false;
+                        Piece::Part { offset, part, bytes, nul_runs, size, whole, incomplete }
+                    });
+                    self.end_part(size, is_last);
+                }
                 ReadOutcome::Nothing { scanned } => {
                     self.position.scanned = scanned;
                     return Ok(scanned);
@@ -55,15 +73,20 @@ impl FuzzReader {
                     let long = self.long.get_or_insert_with(|| LongLine::new(offset));
                     let (part, whole) = long.add(found.bytes, found.is_last);
                     let (offset, size) = (long.position().start, found.raw.len() as u64);
-                    let bytes = found.bytes;
-                    visit(Piece::Part { offset, part, bytes, size, whole, incomplete: false });
-                    self.position.offset += size;
-                    self.position.scanned = self.position.offset;
-                    self.position.in_long_line = !found.is_last;
-                    self.long = self.long.take().filter(|_| !found.is_last);
+                    let (bytes, is_last, nul_runs) = (found.bytes, found.is_last, &[][..]);
+                    let incomplete = false;
+                    visit(Piece::Part { offset, part, bytes, nul_runs, size, whole, incomplete });
+                    self.end_part(size, is_last);
                 }
             }
         }
+    }
+
+    fn end_part(&mut self, size: u64, is_last: bool) {
+        self.position.offset += size;
+        self.position.scanned = self.position.offset;
+        self.long.take_if(|_| is_last);
+        self.position.in_long_line = self.long.is_some();
     }
 
     /// Continues with the state that a checkpoint stores, as after a restart.
@@ -72,9 +95,10 @@ impl FuzzReader {
     /// Errors of reading the file.
     pub fn restart(&mut self, file: &dyn ReadAt) -> io::Result<()> {
         self.position.scanned = self.position.offset;
-        if let Some(long) = self.long.take() {
-            let (at, offset) = (long.position(), self.position.offset);
-            self.long = Some(LongLine::resume(at, offset, file, &mut self.reader)?);
+        self.scan = None;
+        if let Some(long) = &mut self.long {
+            *long = LongLine::restored(long.position());
+            while !long.catch_up(file, self.position.offset, self.reader.step_buffer())? {}
         }
         Ok(())
     }

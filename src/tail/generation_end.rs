@@ -1,9 +1,12 @@
 //! The end of a generation: its incomplete last line, and events about unread bytes.
 
 use ai_agent_stage::{Origin, Piece};
-use siem_protocol::{AgentEvent, Digest};
+use siem_protocol::{
+    AgentEvent,
+    nul_runs::{Folded, LineDigests},
+};
 
-use super::{checkpoint::CheckpointRow, long_line::LongLine};
+use super::{checkpoint::CheckpointRow, long_line::LongLine, partial_line::PartialLine};
 use crate::event::Event;
 
 /// Data that is handed over when a generation ends.
@@ -18,18 +21,24 @@ pub(super) struct GenerationEnd {
 /// Incomplete last line, or its last part.
 pub(super) struct FinalPiece {
     offset: u64,
-    bytes: Vec<u8>,
-    part: Option<(u32, Option<(u64, Digest)>)>,
+    line: PartialLine,
+    part: Option<u32>,
+    /// Digests of the line, if it was handed over in parts or has runs of NUL.
+    digests: Option<LineDigests>,
 }
 
 impl FinalPiece {
     pub(super) fn piece(&self) -> Piece<'_> {
-        let Self { offset, ref bytes, part } = *self;
-        let size = bytes.len() as u64;
+        let Self { offset, ref line, part, digests } = *self;
+        let (bytes, runs, size) = (line.data(), line.runs(), line.size());
         match part {
-            None => Piece::Line { offset, bytes, size, incomplete: true },
-            Some((part, whole)) => {
-                Piece::Part { offset, part, bytes, size, whole, incomplete: true }
+            None => {
+                let folded = digests.map(|digests| Folded { runs, digests });
+                Piece::Line { offset, bytes, size, incomplete: true, folded }
+            }
+            Some(part) => {
+                let (nul_runs, whole) = (runs, digests);
+                Piece::Part { offset, part, bytes, nul_runs, size, whole, incomplete: true }
             }
         }
     }
@@ -41,22 +50,26 @@ pub(super) fn end_generation(
     origin: &Origin,
     row: &mut CheckpointRow,
     long: Option<&mut LongLine>,
-    partial_line: Vec<u8>,
+    partial_line: PartialLine,
     size: u64,
 ) -> GenerationEnd {
     let saved = row.saved_line.take();
-    let bytes = if partial_line.is_empty() { saved.unwrap_or_default() } else { partial_line };
-    let part = match (row.long, long) {
-        (Some(_), Some(long)) if !bytes.is_empty() => Some(long.add(&bytes, true)),
-        _ => None,
+    let line = if partial_line.is_empty() { saved.unwrap_or_default() } else { partial_line };
+    let long = long.filter(|long| long.is_at(row.offset));
+    let (part, digests) = match (row.long, long) {
+        (Some(_), Some(long)) if !line.is_empty() => {
+            let (part, whole) = long.add_incomplete(&line);
+            (Some(part), whole)
+        }
+        _ => (None, line.digests()),
     };
     let offset = row.long.map_or(row.offset, |long| long.start);
     // The last part of a long line is useless without the hash of the parts before it, which cannot
     // be computed any more.
-    let is_usable = !bytes.is_empty() && part.is_some() == row.long.is_some();
-    let piece = is_usable.then_some(FinalPiece { offset, bytes, part });
+    let is_usable = !line.is_empty() && part.is_some() == row.long.is_some();
+    let piece = is_usable.then_some(FinalPiece { offset, line, part, digests });
     if let Some(piece) = &piece {
-        row.offset += piece.bytes.len() as u64;
+        row.offset += piece.line.size();
         row.long = None;
     }
     let abandoned = record_abandoned(origin, row);

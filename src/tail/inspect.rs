@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use ai_agent_stage::{Chunk, FileKey, GenerationId, Intake, Origin, Piece};
-use siem_protocol::{AgentEvent, agent_event::FileReplaced};
+use siem_protocol::{AgentEvent, agent_event::FileReplaced, nul_runs::total_length};
 
 use super::{
     Tail,
@@ -16,7 +16,8 @@ use super::{
     line_reader::{LineReader, ReadOutcome, ReadPosition},
     long_line::LongLine,
     open_files::{ChunkProgress, DrainOutcome, OpenFile, ReplacedFile},
-    row_update::{add_lines, add_part, trimmed_row},
+    partial_line::PartialLine,
+    row_update::{add_lines, add_part, add_scanned, trimmed_row},
 };
 use crate::platform::file::{self, Stamp};
 
@@ -107,7 +108,7 @@ impl Tail {
     fn open_replacement(
         &mut self,
         key: FileKey,
-        partial_line: Vec<u8>,
+        partial_line: PartialLine,
         intake: &dyn Intake,
     ) -> io::Result<bool> {
         let Some(old) = self.open.remove(&key) else { return Ok(true) };
@@ -143,9 +144,13 @@ impl Tail {
         if decide(FoundAt::SamePath, file_match) != FileDecision::Continue {
             return Ok(None);
         }
-        restore_long_line(open, known, &mut self.reader)?;
-        let (pieces, end) =
-            read_pieces(&mut self.reader, &mut self.edges, open, known, stamp.size)?;
+        let is_restored = restore_long_line(open, known, &mut self.reader)?;
+        let found = match is_restored {
+            true => read_pieces(&mut self.reader, &mut self.edges, open, known, stamp.size)?,
+            false => FoundPieces::PAUSED,
+        };
+        let FoundPieces { pieces, end, is_paused } = found;
+        self.slices_left -= u32::from(is_paused).min(self.slices_left);
         self.schedule.clear_settling(key);
         open.replaced = None;
         let has_new_id = record_read(open, known, &stamp, end, !pieces.is_empty());
@@ -248,41 +253,63 @@ impl Tail {
     }
 }
 
-/// Restores the state of a long line after the row was loaded.
+/// Restores the state of a long line after the row was loaded. Returns whether it is complete; if
+/// not, a slice was read, and the call must be repeated.
 fn restore_long_line(
     open: &OpenFile,
     known: &mut KnownFile,
     reader: &mut LineReader,
-) -> io::Result<()> {
-    if open.row.long.is_some() != known.long.is_some() {
-        known.long = match open.row.long {
-            Some(position) => {
-                let line = LongLine::resume(position, open.row.offset, &open.file, reader)?;
-                Some(Box::new(line))
-            }
-            None => None,
-        };
+) -> io::Result<bool> {
+    let Some(position) = open.row.long else {
+        known.long = None;
+        return Ok(true);
+    };
+    let long = known.long.get_or_insert_with(|| Box::new(LongLine::restored(position)));
+    match long.is_at(open.row.offset) {
+        true => Ok(true),
+        false => long.catch_up(&open.file, open.row.offset, reader.step_buffer()),
     }
-    Ok(())
 }
 
-/// Reads the next pieces of a file of `size` bytes, and advances its row. Also returns the end of the
-/// file if no complete line follows.
+/// Pieces that were read.
+struct FoundPieces<'b> {
+    pieces: Vec<Piece<'b>>,
+    /// End of the file, if no complete line follows.
+    end: Option<u64>,
+    /// True if only a slice of a line was scanned.
+    is_paused: bool,
+}
+
+impl FoundPieces<'_> {
+    const PAUSED: Self = Self { pieces: Vec::new(), end: None, is_paused: true };
+}
+
+/// Reads the next pieces of a file of `size` bytes, and advances its row.
 fn read_pieces<'b>(
     reader: &'b mut LineReader,
     edges: &mut EdgeSamples,
     open: &mut OpenFile,
     known: &mut KnownFile,
     size: u64,
-) -> io::Result<(Vec<Piece<'b>>, Option<u64>)> {
+) -> io::Result<FoundPieces<'b>> {
     let row = &mut open.row;
     let scanned = if known.scanned > size { row.offset } else { known.scanned };
     let in_long_line = row.long.is_some();
     let position = ReadPosition { offset: row.offset, scanned, in_long_line, end: size };
-    Ok(match reader.read(&open.file, &position)? {
+    let long = known.long.as_deref();
+    let (pieces, end) = match reader.read(&open.file, &position, long, &mut known.scan)? {
+        ReadOutcome::Paused => return Ok(FoundPieces::PAUSED),
         ReadOutcome::Nothing { scanned } => {
             known.scanned = scanned;
             (Vec::new(), Some(scanned))
+        }
+        ReadOutcome::Scanned(scanned) => {
+            let nuls = total_length(scanned.runs);
+            let piece = add_scanned(row, edges, &open.file, &mut known.long, scanned)?;
+            known.long.take_if(|_| row.long.is_none());
+            known.scanned = row.offset;
+            open.skipped_nuls = open.skipped_nuls.saturating_add(nuls);
+            (vec![piece], None)
         }
         ReadOutcome::Lines(lines) => {
             add_lines(row, edges, &lines);
@@ -298,7 +325,8 @@ fn read_pieces<'b>(
             known.scanned = row.offset;
             (vec![piece], None)
         }
-    })
+    };
+    Ok(FoundPieces { pieces, end, is_paused: false })
 }
 
 /// Updates the row and the known state after a read. Returns whether the file has another id than
@@ -337,7 +365,7 @@ fn reset_known(
 ) -> bool {
     known.generation = generation;
     (known.offset, known.scanned, known.size) = (row.offset, row.offset, row.stamp.size);
-    known.drained = None;
+    (known.drained, known.scan) = (None, None);
     // While a replaced file is drained, the other one is still at its path.
     if !is_draining {
         known.replaced_by = None;
@@ -354,7 +382,7 @@ struct PreviousGeneration {
     size: u64,
     long: Option<Box<LongLine>>,
     /// Incomplete last line as read from a handle.
-    partial_line: Vec<u8>,
+    partial_line: PartialLine,
     /// True if its row was stored or handed over.
     had_row: bool,
 }

@@ -2,13 +2,19 @@
 //!
 //! One buffer serves all files. It grows for a line that does not fit, up to the largest record,
 //! and shrinks again; a longer line is handed over in parts. Nothing is copied: lines borrow from the
-//! buffer.
+//! buffer. A line that contains a long run of NUL is left to a [`LineScan`].
 
 use std::io;
 
 use ai_agent_stage::Piece;
 use memchr::{memchr, memchr_iter};
+use siem_protocol::nul_runs::{LineHasher, MIN_NUL_RUN, NulRun, first_run};
 
+use super::{
+    line_scan::{LineScan, ScanState, ScannedContent},
+    long_line::LongLine,
+    partial_line::PartialLine,
+};
 use crate::platform::file::ReadAt;
 
 /// Sizes in bytes.
@@ -35,6 +41,10 @@ pub(super) struct ReadPosition {
     pub(super) end: u64,
 }
 
+/// Length of the longest run of NUL that is not removed from a line, in bytes.
+#[expect(clippy::cast_possible_truncation, reason = "the length of a short run is small")]
+const SHORT_RUN: usize = MIN_NUL_RUN as usize - 1;
+
 /// Result of reading at a position.
 #[derive(Debug)]
 pub(super) enum ReadOutcome<'b> {
@@ -42,6 +52,10 @@ pub(super) enum ReadOutcome<'b> {
     Lines(CompleteLines<'b>),
     /// The next part of a line that is longer than a record.
     Part(LongLinePart<'b>),
+    /// A line with runs of NUL, or the next part of one.
+    Scanned(ScannedLine<'b>),
+    /// A slice of a line with runs of NUL was scanned: the call must be repeated.
+    Paused,
     /// No newline up to the end of the file.
     Nothing {
         /// End of the file.
@@ -71,11 +85,28 @@ pub(super) struct LongLinePart<'b> {
     pub(super) is_last: bool,
 }
 
+/// A line with runs of NUL, or a part of one.
+#[derive(Debug)]
+pub(super) struct ScannedLine<'b> {
+    /// Bytes without the runs and the line's ending.
+    pub(super) data: &'b [u8],
+    /// Runs of NUL.
+    pub(super) runs: &'b [NulRun],
+    /// Number of bytes of the file, including runs and ending.
+    pub(super) size: u64,
+    /// True if the line ends here.
+    pub(super) is_last: bool,
+    /// Hash of the line up to here.
+    pub(super) hasher: LineHasher,
+}
+
 /// Reads lines through a buffer.
 #[derive(Debug)]
 pub(super) struct LineReader {
     sizes: ReadSizes,
     buffer: Vec<u8>,
+    /// Runs of the last line or part.
+    runs: Vec<NulRun>,
 }
 
 impl LineReader {
@@ -83,10 +114,11 @@ impl LineReader {
     pub(super) fn new(sizes: ReadSizes) -> Self {
         let part = sizes.part.clamp(1, sizes.record.max(1));
         let sizes = ReadSizes { buffer: sizes.buffer.max(1), part, ..sizes };
-        Self { sizes, buffer: Vec::new() }
+        Self { sizes, buffer: Vec::new(), runs: Vec::new() }
     }
 
-    /// Reads the lines at `position` that fit in the buffer, or one longer line or part.
+    /// Reads the lines at `position` that fit in the buffer, or one longer line or part. `long` is the
+    /// line that contains the offset. `scan` is kept by the caller for the next call.
     ///
     /// # Errors
     /// Errors of reading the file; the call can be repeated.
@@ -94,7 +126,13 @@ impl LineReader {
         &mut self,
         file: &dyn ReadAt,
         position: &ReadPosition,
+        long: Option<&LongLine>,
+        scan: &mut Option<Box<LineScan>>,
     ) -> io::Result<ReadOutcome<'_>> {
+        scan.take_if(|scan| !scan.continues(position.offset, position.end));
+        if scan.is_some() {
+            return self.read_scanned(file, position, scan);
+        }
         let ReadSizes { buffer: step, record, part } = self.sizes;
         let offset = position.offset;
         // If so many bytes contain no newline, the line is longer than a record (or a part), even if
@@ -116,7 +154,13 @@ impl LineReader {
             let newline = newline.map(|found| filled + found);
             let at_end = filled + count < target;
             let is_first = filled == 0;
+            let unsearched = filled.saturating_sub(SHORT_RUN);
             filled += count;
+            if first_run(&self.buffer[unsearched..newline.unwrap_or(filled)]).is_some() {
+                let hasher = long.map(|long| long.hasher().clone()).unwrap_or_default();
+                *scan = Some(Box::new(LineScan::new(offset, part, hasher)));
+                return self.read_scanned(file, position, scan);
+            }
             if newline.is_some() || filled >= limit {
                 break (newline, is_first && at_end);
             }
@@ -138,6 +182,59 @@ impl LineReader {
         let is_drained = at_end && rest.len() < record + 2 && memchr(b'\n', rest).is_none();
         let end = is_drained.then(|| offset + filled as u64);
         Ok(ReadOutcome::Lines(CompleteLines { pieces, raw: &bytes[..size], end }))
+    }
+
+    /// Scans the next slice of a line with runs of NUL, and reads its data if that was the last.
+    fn read_scanned(
+        &mut self,
+        file: &dyn ReadAt,
+        position: &ReadPosition,
+        scan: &mut Option<Box<LineScan>>,
+    ) -> io::Result<ReadOutcome<'_>> {
+        let Some(line) = scan else { return Ok(ReadOutcome::Paused) };
+        let state = line.advance(file, position.end, self.step_buffer())?;
+        let is_last = match state {
+            ScanState::Paused => return Ok(ReadOutcome::Paused),
+            ScanState::AtEnd => return Ok(ReadOutcome::Nothing { scanned: line.end() }),
+            ScanState::Complete => true,
+            ScanState::PartComplete => false,
+        };
+        let size = line.size(state);
+        let Some(line) = scan.take() else { return Ok(ReadOutcome::Paused) };
+        let content = line.into_content();
+        let Some(len) = content.read_data(file, position.offset, &mut self.buffer)? else {
+            // The file is being changed: the line is scanned again.
+            return Ok(ReadOutcome::Paused);
+        };
+        let (runs, hasher) = content.into_parts();
+        self.runs = runs;
+        let (data, runs) = (&self.buffer[..len], &self.runs[..]);
+        Ok(ReadOutcome::Scanned(ScannedLine { data, runs, size, is_last, hasher }))
+    }
+
+    /// Reads an incomplete last line that was scanned; `None` if its bytes have changed.
+    ///
+    /// # Errors
+    /// Errors of reading the file.
+    pub(super) fn read_incomplete(
+        &mut self,
+        file: &dyn ReadAt,
+        offset: u64,
+        content: ScannedContent,
+    ) -> io::Result<Option<PartialLine>> {
+        self.step_buffer();
+        let Some(len) = content.read_data(file, offset, &mut self.buffer)? else {
+            return Ok(None);
+        };
+        let (runs, _) = content.into_parts();
+        Ok(PartialLine::new(self.buffer[..len].to_vec(), runs).ok())
+    }
+
+    /// The buffer in its usual size.
+    pub(super) fn step_buffer(&mut self) -> &mut [u8] {
+        self.fit(self.sizes.buffer);
+        self.buffer.resize(self.sizes.buffer, 0);
+        &mut self.buffer
     }
 
     /// Reads `len` bytes at `offset`; fewer at the end of the file.
@@ -189,21 +286,18 @@ fn content_len(bytes: &[u8], start: usize, end: usize) -> usize {
     end - start - usize::from(has_return)
 }
 
-/// Returns the complete lines of `bytes` up to one that is longer than a record, and their size.
+/// Returns the complete lines of `bytes` up to one that is longer than a record or has a long run of
+/// NUL, and their size.
 fn split_lines(bytes: &[u8], offset: u64, record: usize) -> (Vec<Piece<'_>>, usize) {
     let mut pieces = Vec::with_capacity(bytes.len() / 1024 + 1);
     let mut start = 0;
     for end in memchr_iter(b'\n', bytes) {
         let len = content_len(bytes, start, end);
-        if len > record {
+        let line = &bytes[start..start + len];
+        if len > record || first_run(line).is_some() {
             break;
         }
-        pieces.push(Piece::Line {
-            offset: offset + start as u64,
-            bytes: &bytes[start..start + len],
-            size: (end + 1 - start) as u64,
-            incomplete: false,
-        });
+        pieces.push(Piece::line(offset + start as u64, line, (end + 1 - start) as u64));
         start = end + 1;
     }
     (pieces, start)
@@ -225,10 +319,12 @@ fn next_part(bytes: &[u8], part: usize) -> LongLinePart<'_> {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use siem_protocol::Digest;
+    use siem_protocol::{
+        Digest, LineDigests,
+        nul_runs::{MAX_NUL_RUNS, Segment, segments},
+    };
 
     use super::*;
-    use crate::tail::long_line::LongLine;
 
     /// Line as it was read: offset, bytes, size and number of parts.
     #[derive(Debug, PartialEq)]
@@ -237,6 +333,8 @@ mod tests {
         bytes: Vec<u8>,
         size: u64,
         parts: usize,
+        /// Number of bytes outside of runs.
+        data: usize,
     }
 
     /// Reads from a position to the current end of a file, as the tail does.
@@ -244,9 +342,22 @@ mod tests {
     struct LineFollower {
         position: ReadPosition,
         long: Option<LongLine>,
+        scan: Option<Box<LineScan>>,
         partial: Vec<u8>,
         partial_size: u64,
+        partial_data: usize,
         out: Vec<ReadLine>,
+    }
+
+    fn unfold(data: &[u8], runs: &[NulRun]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for segment in segments(data, runs).unwrap() {
+            match segment {
+                Segment::Data(data) => bytes.extend_from_slice(data),
+                Segment::Nuls(count) => bytes.resize(bytes.len() + count as usize, 0),
+            }
+        }
+        bytes
     }
 
     impl LineFollower {
@@ -254,7 +365,20 @@ mod tests {
             loop {
                 let ReadSizes { record, part, buffer } = reader.sizes;
                 self.position.end = file.len() as u64;
-                match reader.read(&file, &self.position).unwrap() {
+                let long = self.long.as_ref();
+                match reader.read(&file, &self.position, long, &mut self.scan).unwrap() {
+                    ReadOutcome::Paused => {}
+                    ReadOutcome::Scanned(found) => {
+                        let ScannedLine { data, runs, size, is_last, hasher } = found;
+                        assert!(data.len() <= part && runs.len() <= MAX_NUL_RUNS);
+                        assert!(is_last || !data.is_empty() || !runs.is_empty());
+                        let start = self.position.offset;
+                        let long = self.long.get_or_insert_with(|| LongLine::new(start));
+                        let (_, whole) = long.add_scanned(data, hasher, is_last);
+                        self.partial.extend(unfold(data, runs));
+                        self.partial_data += data.len();
+                        self.end_part(size, whole);
+                    }
                     ReadOutcome::Nothing { scanned } => {
                         assert_eq!(scanned, file.len() as u64);
                         self.position.scanned = scanned;
@@ -263,7 +387,13 @@ mod tests {
                     ReadOutcome::Lines(lines) => {
                         let first = self.position.offset;
                         for piece in &lines.pieces {
-                            let Piece::Line { offset, bytes, size, incomplete: false } = *piece
+                            let Piece::Line {
+                                offset,
+                                bytes,
+                                size,
+                                incomplete: false,
+                                folded: None,
+                            } = *piece
                             else {
                                 panic!("{piece:?}");
                             };
@@ -274,6 +404,7 @@ mod tests {
                                 bytes: bytes.to_vec(),
                                 size,
                                 parts: 0,
+                                data: bytes.len(),
                             });
                             self.position.offset += size;
                         }
@@ -287,25 +418,30 @@ mod tests {
                         let start = self.position.offset;
                         let long = self.long.get_or_insert_with(|| LongLine::new(start));
                         let (_, whole) = long.add(found.bytes, found.is_last);
-                        let (line, parts) = (long.position().start, long.position().parts as usize);
                         self.partial.extend_from_slice(found.bytes);
-                        self.partial_size += found.raw.len() as u64;
-                        self.position.offset += found.raw.len() as u64;
-                        self.position.scanned = self.position.offset;
-                        self.position.in_long_line = !found.is_last;
-                        if found.is_last {
-                            let bytes = std::mem::take(&mut self.partial);
-                            let expected = (bytes.len() as u64, Digest::of(&bytes));
-                            assert_eq!(whole, Some(expected));
-                            let size = std::mem::take(&mut self.partial_size);
-                            self.out.push(ReadLine { offset: line, bytes, size, parts });
-                            self.long = None;
-                        } else {
-                            assert_eq!(found.raw, found.bytes);
-                        }
+                        self.partial_data += found.bytes.len();
+                        assert!(found.is_last || found.raw == found.bytes);
+                        self.end_part(found.raw.len() as u64, whole);
                     }
                 }
             }
+        }
+
+        fn end_part(&mut self, size: u64, whole: Option<LineDigests>) {
+            self.partial_size += size;
+            self.position.offset += size;
+            self.position.scanned = self.position.offset;
+            self.position.in_long_line = whole.is_none();
+            let Some(whole) = whole else { return };
+            let bytes = std::mem::take(&mut self.partial);
+            let digest = Some(Digest::of(&bytes));
+            assert_eq!((whole.length, whole.sha256), (bytes.len() as u64, digest));
+            let size = std::mem::take(&mut self.partial_size);
+            let data = std::mem::take(&mut self.partial_data);
+            let position = self.long.take().unwrap().position();
+            let (offset, parts) = (position.start, position.parts as usize);
+            assert_eq!(whole.folded_sha256.is_some(), first_run(&bytes).is_some());
+            self.out.push(ReadLine { offset, bytes, size, parts, data });
         }
     }
 
@@ -333,8 +469,146 @@ mod tests {
             follower.out.iter().map(|out| (out.offset, out.bytes.clone(), out.size)).collect();
         assert_eq!(out, expected_lines(file));
         for line in &follower.out {
-            assert_eq!(line.parts > 0, line.bytes.len() > sizes.record, "{line:?}");
+            let ReadLine { parts, data, .. } = *line;
+            match first_run(&line.bytes) {
+                None => assert_eq!(parts > 0, line.bytes.len() > sizes.record, "{line:?}"),
+                Some(_) if sizes.record > 5000 => {
+                    assert!(parts <= data / sizes.part + data / 4097 / MAX_NUL_RUNS + 2);
+                }
+                Some(_) => {}
+            }
         }
+    }
+
+    #[test]
+    fn runs_of_nul_are_removed_from_lines() {
+        let sizes = ReadSizes { buffer: 16 << 10, record: 100_000, part: 20_000 };
+        let run = |len| vec![0; len];
+        for (line, data) in [
+            (run(4096), 0),
+            (run(1 << 20), 0),
+            ([run(5000), b"{}\r".to_vec(), run(5000)].concat(), 3),
+            ([b"a".to_vec(), run(4096), b"{}".to_vec(), run(9000)].concat(), 3),
+            ([run(30_000), vec![b'x'; 20_000]].concat(), 20_000),
+        ] {
+            let file = [b"before\n", &line[..], b"\r\nafter\n"].concat();
+            let mut follower = LineFollower::default();
+            follower.follow(&mut LineReader::new(sizes), &file);
+            let found = &follower.out[1];
+            assert_eq!((found.parts, found.data, &found.bytes), (1, data, &line));
+            let bytewise: Vec<_> = (0..file.len()).step_by(997).collect();
+            check(&file, &bytewise, sizes);
+        }
+        // Shorter runs are kept.
+        let mut follower = LineFollower::default();
+        follower.follow(&mut LineReader::new(sizes), &[&run(4095)[..], b"\n"].concat());
+        assert_eq!((follower.out[0].parts, follower.out[0].data), (0, 4095));
+    }
+
+    #[test]
+    fn line_with_many_runs_or_much_data_comes_in_parts() {
+        let sizes = ReadSizes { buffer: 16 << 10, record: 100_000, part: 20_000 };
+        let many = [&[0; 5000][..], b"x"].concat().repeat(3 * MAX_NUL_RUNS);
+        let much = [&[0; 5000][..], &[b'x'; 20_001]].concat();
+        for (line, parts) in [(many, 3), (much, 2)] {
+            let mut follower = LineFollower::default();
+            follower.follow(&mut LineReader::new(sizes), &[&line[..], b"\n"].concat());
+            assert_eq!((follower.out[0].parts, &follower.out[0].bytes), (parts, &line));
+        }
+    }
+
+    /// A file whose end is a hole, and which counts what is read.
+    struct Sparse<'a> {
+        start: &'a [u8],
+        hole: u64,
+        end: &'a [u8],
+        read: std::cell::Cell<u64>,
+    }
+
+    impl ReadAt for Sparse<'_> {
+        fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+            let hole_end = self.start.len() as u64 + self.hole;
+            let filled = if offset < self.start.len() as u64 {
+                self.start.read_at(bytes, offset)?
+            } else if offset < hole_end {
+                let left = usize::try_from(hole_end - offset).unwrap_or(usize::MAX);
+                let len = bytes.len().min(left);
+                bytes[..len].fill(0);
+                len
+            } else {
+                self.end.read_at(bytes, offset - hole_end)?
+            };
+            self.read.set(self.read.get() + filled as u64);
+            Ok(filled)
+        }
+
+        fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+            let hole_end = self.start.len() as u64 + self.hole;
+            let is_in_hole = (self.start.len() as u64..hole_end).contains(&offset);
+            let next = if is_in_hole { hole_end } else { offset };
+            Ok((next < hole_end + self.end.len() as u64).then_some(next))
+        }
+    }
+
+    #[test]
+    fn hole_of_eight_exbibytes_is_not_read() {
+        let mut reader =
+            LineReader::new(ReadSizes { buffer: 1 << 18, record: 8 << 20, part: 2 << 20 });
+        let hole = (1 << 63) - 100;
+        let read = std::cell::Cell::default();
+        let mut file = Sparse { start: b"a\nb", hole, end: b"", read };
+        let mut position = ReadPosition { end: hole + 3, ..ReadPosition::default() };
+        let mut scan = None;
+        let ReadOutcome::Lines(lines) = reader.read(&file, &position, None, &mut scan).unwrap()
+        else {
+            panic!("there is a line");
+        };
+        assert_eq!((lines.pieces.len(), lines.end), (1, None));
+        position.offset = 2;
+        for _ in 0..2 {
+            let outcome = reader.read(&file, &position, None, &mut scan).unwrap();
+            let ReadOutcome::Nothing { scanned } = outcome else { panic!("{outcome:?}") };
+            assert_eq!(scanned, position.end);
+        }
+        file.end = b"c\r\nd\n";
+        position.end += file.end.len() as u64;
+        let outcome = reader.read(&file, &position, None, &mut scan).unwrap();
+        let ReadOutcome::Scanned(line) = outcome else { panic!("{outcome:?}") };
+        assert_eq!((line.data, line.size, line.is_last), (&b"bc"[..], hole + 4, true));
+        assert_eq!(line.runs, [NulRun { offset: 1, length: hole }]);
+        let digests = line.hasher.finish();
+        assert_eq!((digests.length, digests.sha256), (hole + 2, None));
+        assert_eq!(digests, LineDigests::of(b"bc", line.runs).unwrap());
+        assert!(file.read.get() < 2 << 20, "{}", file.read.get());
+    }
+
+    /// What changes while a line is scanned is not mixed with what was scanned before.
+    #[test]
+    fn line_that_changes_during_the_scan_is_scanned_again() {
+        let mut reader =
+            LineReader::new(ReadSizes { buffer: 1 << 18, record: 8 << 20, part: 2 << 20 });
+        let mut file = [b"abc", &[0; 20 << 20][..], b"def\n"].concat();
+        let position = ReadPosition { end: file.len() as u64, ..ReadPosition::default() };
+        let mut scan = None;
+        let mut pauses = 0;
+        let mut read = |file: &[u8]| {
+            let outcome = reader.read(&file, &position, None, &mut scan).unwrap();
+            match outcome {
+                ReadOutcome::Paused => None,
+                ReadOutcome::Scanned(line) => Some((line.data.to_vec(), line.runs.to_vec())),
+                outcome => panic!("{outcome:?}"),
+            }
+        };
+        assert_eq!(read(&file), None);
+        file[1] = b'B';
+        let found = loop {
+            match read(&file) {
+                Some(found) => break found,
+                None => pauses += 1,
+            }
+        };
+        assert_eq!(found, (b"aBcdef".to_vec(), vec![NulRun { offset: 3, length: 20 << 20 }]));
+        assert!(pauses >= 4, "{pauses}");
     }
 
     const SIZES: ReadSizes = ReadSizes { buffer: 16, record: 40, part: 10 };
@@ -395,7 +669,8 @@ mod tests {
         for end in (0..file.len()).step_by(1 << 9) {
             let file = Counted(&file[..end], std::cell::Cell::default());
             position.end = end as u64;
-            let ReadOutcome::Nothing { scanned } = reader.read(&file, &position).unwrap() else {
+            let outcome = reader.read(&file, &position, None, &mut None).unwrap();
+            let ReadOutcome::Nothing { scanned } = outcome else {
                 panic!("there is no newline");
             };
             position.scanned = scanned;
@@ -416,7 +691,33 @@ mod tests {
         proptest::collection::vec(piece, 0..40).prop_map(|pieces| pieces.concat())
     }
 
+    fn bytes_with_runs() -> impl Strategy<Value = Vec<u8>> {
+        let piece = prop_oneof![
+            3 => Just(b"\n".to_vec()),
+            1 => Just(b"\r\n".to_vec()),
+            1 => Just(b"\r".to_vec()),
+            2 => (4090..4100_usize).prop_map(|len| vec![0; len]),
+            2 => (1..30_000_usize).prop_map(|len| vec![0; len]),
+            2 => (0..3000_usize).prop_map(|len| vec![b'x'; len]),
+            2 => proptest::collection::vec(any::<u8>(), 0..20),
+        ];
+        proptest::collection::vec(piece, 0..20).prop_map(|pieces| pieces.concat())
+    }
+
     proptest! {
+        #[test]
+        fn runs_of_nul_in_any_pieces_are_read_as_lines(
+            file in bytes_with_runs(),
+            cuts in proptest::collection::vec(any::<prop::sample::Index>(), 0..8),
+            buffer in 1000..20_000_usize,
+            record in 1000..30_000_usize,
+            part in 500..8000_usize,
+        ) {
+            let mut cuts: Vec<_> = cuts.iter().map(|cut| cut.index(file.len() + 1)).collect();
+            cuts.sort_unstable();
+            check(&file, &cuts, ReadSizes { buffer, record, part: part.min(record) });
+        }
+
         #[test]
         fn any_bytes_in_any_pieces_are_read_as_lines(
             file in bytes(),

@@ -38,10 +38,12 @@ mod generation_end;
 mod generation_id;
 mod inspect;
 mod line_reader;
+mod line_scan;
 mod links;
 mod listing;
 mod long_line;
 mod open_files;
+mod partial_line;
 mod row_update;
 mod sweep;
 #[cfg(test)]
@@ -159,7 +161,13 @@ pub struct Tail {
     expiry: ExpiryState,
     reader: LineReader,
     edges: EdgeSamples,
+    /// Number of slices of lines with runs of NUL that may be scanned before the group is stored.
+    slices_left: u32,
 }
+
+/// Number of slices that are scanned before [`Tail::read`] returns, so that records of other files
+/// do not wait in the group.
+const SLICES_PER_GROUP: u32 = 8;
 
 impl Tail {
     /// Creates a tail of the files below `options.roots` that has no known files.
@@ -201,6 +209,7 @@ impl Tail {
             expiry: ExpiryState::default(),
             reader: LineReader::new(sizes),
             edges: EdgeSamples::default(),
+            slices_left: 0,
             options,
         }
     }
@@ -346,8 +355,9 @@ impl Tail {
     /// Hands over chunks until `intake` has no room or nothing is unread.
     pub fn read(&mut self, intake: &mut dyn Intake) -> Progress {
         let (mut has_read, mut is_held) = (false, false);
+        self.slices_left = SLICES_PER_GROUP;
         loop {
-            if !intake.has_room() {
+            if !intake.has_room() || self.slices_left == 0 {
                 return Progress::More;
             }
             self.find_changes(intake);
@@ -443,7 +453,7 @@ impl Tail {
         survey.sweep_cost = self.schedule.sweep_cost;
         for (_, known) in self.files.iter() {
             survey.files_unread += usize::from(known.outstanding() > 0);
-            survey.bytes_unread += known.outstanding();
+            survey.bytes_unread = survey.bytes_unread.saturating_add(known.outstanding());
         }
         survey
     }

@@ -13,6 +13,7 @@ use super::{
     checkpoint::CheckpointRow,
     file_table::{KnownFile, Lane},
     is_absent,
+    partial_line::PartialLine,
 };
 use crate::platform::{
     bounded::BoundedFile,
@@ -29,6 +30,8 @@ pub(super) struct OpenFile {
     pub(super) row: CheckpointRow,
     pub(super) origin: Origin,
     pub(super) used: Duration,
+    /// Number of bytes that were handed over as runs of NUL.
+    pub(super) skipped_nuls: u64,
     /// Generations that this one replaced, each with the number of the group that reports it, until
     /// that group is stored.
     pub(super) previous: Vec<(u64, GenerationId)>,
@@ -69,7 +72,7 @@ pub(super) enum DrainOutcome {
 #[derive(Debug, Default)]
 pub(super) struct ReplacedFile {
     /// Incomplete last line.
-    pub(super) partial_line: Vec<u8>,
+    pub(super) partial_line: PartialLine,
     /// Size of the file.
     pub(super) size: u64,
 }
@@ -90,7 +93,7 @@ impl OpenFile {
         used: Duration,
     ) -> Self {
         let (opened, previous, drain, replaced) = (None, Vec::new(), None, None);
-        Self { file, id, opened, row, origin, used, previous, drain, replaced }
+        Self { file, id, opened, row, origin, used, skipped_nuls: 0, previous, drain, replaced }
     }
 
     /// Current size of the file.
@@ -98,10 +101,18 @@ impl OpenFile {
         self.file.size().unwrap_or(0)
     }
 
+    /// Number of bytes that were read, runs of NUL not counted.
+    fn read_bytes(&self) -> u64 {
+        self.row.offset.saturating_sub(self.skipped_nuls)
+    }
+
     /// Number of bytes that occupy disk space only because of this handle.
     fn pinned(&self) -> u64 {
         match self.drain {
-            Some(_) => self.size().saturating_sub(self.row.offset),
+            Some(_) => {
+                let unread = self.size().saturating_sub(self.row.offset);
+                self.file.occupied().map_or(unread, |occupied| unread.min(occupied))
+            }
             None => 0,
         }
     }
@@ -262,7 +273,7 @@ impl Tail {
         let Some(DrainLimit { until, bytes }) = open.drain else {
             return Ok(DrainOutcome::Stopped);
         };
-        let before = open.row.offset;
+        let before = open.read_bytes();
         if self.schedule.now() >= until || bytes == 0 {
             return Ok(DrainOutcome::Stopped);
         }
@@ -277,7 +288,7 @@ impl Tail {
             Err(_) => return Ok(DrainOutcome::Stopped),
         }
         if let Some(open) = self.open.get_mut(&key) {
-            let bytes = bytes.saturating_sub(open.row.offset.saturating_sub(before));
+            let bytes = bytes.saturating_sub(open.read_bytes().saturating_sub(before));
             open.drain = Some(DrainLimit { until, bytes });
         }
         Ok(DrainOutcome::More)

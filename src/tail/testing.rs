@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use siem_protocol::Digest;
+use siem_protocol::nul_runs::{Folded, LineDigests, NulRun, Segment, segments};
 
 use super::{Chunk, FileKey, GenerationId, Intake, Piece};
 use crate::{
@@ -27,10 +27,26 @@ pub(crate) struct ReceivedPiece {
     pub(crate) era: u32,
     pub(crate) offset: u64,
     pub(crate) bytes: Vec<u8>,
+    pub(crate) nul_runs: Vec<NulRun>,
     pub(crate) size: u64,
     pub(crate) part: Option<u32>,
-    pub(crate) whole: Option<(u64, Digest)>,
+    /// Digests of a line in parts, or of one with runs of NUL.
+    pub(crate) whole: Option<LineDigests>,
     pub(crate) incomplete: bool,
+}
+
+impl ReceivedPiece {
+    /// Bytes with the runs of NUL.
+    pub(crate) fn content(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for segment in segments(&self.bytes, &self.nul_runs).unwrap() {
+            match segment {
+                Segment::Data(data) => bytes.extend_from_slice(data),
+                Segment::Nuls(count) => bytes.resize(bytes.len() + count as usize, 0),
+            }
+        }
+        bytes
+    }
 }
 
 /// Content of a group that is not stored yet.
@@ -124,15 +140,19 @@ impl Intake for MemoryStore {
         let generation = &chunk.origin.generation;
         group.rows.insert(generation.clone(), chunk.checkpoint.map(<[u8]>::to_vec));
         for piece in chunk.pieces {
-            let (offset, bytes, size, incomplete, part, whole) = match *piece {
-                Piece::Line { offset, bytes, size, incomplete } => {
-                    (offset, bytes, size, incomplete, None, None)
+            let (offset, bytes, size, incomplete, part, whole, runs) = match *piece {
+                Piece::Line { offset, bytes, size, incomplete, folded: None } => {
+                    (offset, bytes, size, incomplete, None, None, &[][..])
                 }
-                Piece::Part { offset, part, bytes, size, whole, incomplete } => {
-                    (offset, bytes, size, incomplete, Some(part), whole)
+                Piece::Line { offset, bytes, size, incomplete, folded: Some(folded) } => {
+                    let Folded { runs, digests } = folded;
+                    (offset, bytes, size, incomplete, None, Some(digests), runs)
+                }
+                Piece::Part { offset, part, bytes, nul_runs, size, whole, incomplete } => {
+                    (offset, bytes, size, incomplete, Some(part), whole, nul_runs)
                 }
                 Piece::Lines { offset, lines, size, .. } => {
-                    (offset, lines, size, false, None, None)
+                    (offset, lines, size, false, None, None, &[][..])
                 }
                 Piece::Skipped { size, .. } => {
                     group.skipped_bytes += size;
@@ -146,6 +166,7 @@ impl Intake for MemoryStore {
                 era: chunk.origin.era,
                 offset,
                 bytes: bytes.to_vec(),
+                nul_runs: runs.to_vec(),
                 size,
                 part,
                 whole,

@@ -46,6 +46,7 @@ mod managed_config;
 mod managed_config_polling;
 mod masking;
 mod mdm;
+mod nul_runs;
 mod odd_lines;
 mod quiet_commands;
 mod real_auditd;

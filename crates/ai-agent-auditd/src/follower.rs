@@ -242,7 +242,7 @@ impl FileOutput {
     fn skip(&mut self, reason: &'static str, lines: u64, size: u64) {
         let (all, bytes) = self.skipped.entry(reason).or_default();
         *all += lines;
-        *bytes += size;
+        *bytes = bytes.saturating_add(size);
     }
 
     fn pieces(&self) -> Vec<Piece<'_>> {
@@ -277,6 +277,10 @@ impl Intake for EventIntake<'_> {
         let mut output = Output::default();
         for piece in chunk.pieces {
             match *piece {
+                // `auditd` writes no NUL: such a line is not part of an event.
+                Piece::Line { size, folded: Some(_), .. } => {
+                    output.entry(generation.clone()).or_default().skip(NO_AUDIT_LINE, 1, size);
+                }
                 Piece::Line { offset, bytes, size, .. } => match Line::parse(bytes) {
                     Some(parsed) => {
                         let position =

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use siem_protocol::{Digest, entry::PathText};
+use siem_protocol::{
+    entry::PathText,
+    nul_runs::{Folded, LineDigests, NulRun},
+};
 
 use crate::Event;
 
@@ -76,25 +79,29 @@ pub enum Piece<'a> {
     Line {
         /// Offset of the line in the file.
         offset: u64,
-        /// Bytes without the ending (`\n` or `\r\n`).
+        /// Bytes without the ending (`\n` or `\r\n`), and without the runs of NUL in `folded`.
         bytes: &'a [u8],
         /// Number of bytes of the file that the line occupies, ending included.
         size: u64,
         /// True if the line never got its newline.
         incomplete: bool,
+        /// Long runs of NUL that were removed from the line, and hashes of the line with them.
+        folded: Option<Folded<'a>>,
     },
-    /// A part of a line longer than `max_record_bytes`.
+    /// A part of a line longer than `max_record_bytes`, or of a line with many runs of NUL.
     Part {
         /// Offset of the LINE in the file.
         offset: u64,
         /// Number of the part, from 1.
         part: u32,
-        /// Bytes of the part; in the last part without the line's ending.
+        /// Bytes of the part without its runs of NUL; in the last part without the line's ending.
         bytes: &'a [u8],
+        /// Long runs of NUL in the part.
+        nul_runs: &'a [NulRun],
         /// Number of bytes of the file that the part occupies, ending included.
         size: u64,
-        /// In the last part: length (without the ending) and hash of the whole line.
-        whole: Option<(u64, Digest)>,
+        /// In the last part: length (without the ending) and hashes of the whole line.
+        whole: Option<LineDigests>,
         /// True if the line never got its newline; set in the last part.
         incomplete: bool,
     },
@@ -120,6 +127,15 @@ pub enum Piece<'a> {
         /// Reason in snake_case; totals are counted by it.
         reason: &'static str,
     },
+}
+
+impl<'a> Piece<'a> {
+    /// Creates a complete line without runs of NUL. `size` includes its ending.
+    #[must_use]
+    #[inline]
+    pub fn line(offset: u64, bytes: &'a [u8], size: u64) -> Self {
+        Self::Line { offset, bytes, size, incomplete: false, folded: None }
+    }
 }
 
 /// Pieces of one file, together with the checkpoint that covers exactly them.

@@ -280,7 +280,7 @@ impl Source for TestLogFollower {
         let mut offset = lines.iter().take(self.read).map(size).sum();
         for line in lines.iter().skip(self.read) {
             let (bytes, size) = (line.as_bytes(), size(line));
-            let piece = Piece::Line { offset, bytes, size, incomplete: false };
+            let piece = Piece::line(offset, bytes, size);
             offset += size;
             self.read += 1;
             let row = json!({ "path": self.origin.path, "lines": self.read }).to_string();

@@ -95,7 +95,7 @@ impl Source for Counter {
             self.read += 1;
             let line = self.read.to_string();
             let (offset, size) = (self.read, line.len() as u64 + 1);
-            let piece = Piece::Line { offset, bytes: line.as_bytes(), size, incomplete: false };
+            let piece = Piece::line(offset, line.as_bytes(), size);
             intake.take(Chunk::new(&self.origin, &[piece], Some(line.as_bytes())));
         }
         Progress::Idle { next: Duration::from_secs(1) }

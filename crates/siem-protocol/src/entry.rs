@@ -7,7 +7,10 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
-use crate::{Digest, json};
+use crate::{
+    Digest, json,
+    nul_runs::{Folded, LineDigests, NulRun},
+};
 
 /// Kind of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,6 +82,9 @@ pub struct Entry<'a> {
     /// The line or part in base64, if it is not UTF-8.
     #[serde(borrow, default)]
     pub raw_base64: Option<Cow<'a, str>>,
+    /// Runs of NUL that were removed from the line or part: `raw_base64` is the data without them.
+    #[serde(default)]
+    pub nul_runs: Vec<NulRun>,
     /// Lines of one event of the audit log.
     #[serde(borrow, default)]
     pub raw_lines: Vec<Cow<'a, str>>,
@@ -91,9 +97,13 @@ pub struct Entry<'a> {
     /// Masked content.
     #[serde(default)]
     pub masked: Vec<Masked>,
-    /// SHA-256 of the original line, if it was edited or sent in parts.
+    /// SHA-256 of the original line, if it was edited, sent in parts or has runs of NUL.
     #[serde(default)]
     pub sha256: Option<Digest>,
+    /// Hash over data and runs of the original line, if it has runs of NUL: see
+    /// [`nul_runs`](crate::nul_runs).
+    #[serde(default)]
+    pub folded_sha256: Option<Digest>,
     /// Number of the part, from 1.
     #[serde(default)]
     pub part: Option<u32>,
@@ -148,8 +158,8 @@ impl<'a> Entry<'a> {
         Ok(serde_json::from_slice(line)?)
     }
 
-    /// Returns the bytes of the record or part, with newlines between several lines; `None` for an
-    /// event.
+    /// Returns the bytes of the record or part, with newlines between several lines and without its
+    /// [runs of NUL](crate::nul_runs); `None` for an event.
     ///
     /// # Errors
     /// [`EntryError::Base64`] if `raw_base64` is not valid base64.
@@ -293,6 +303,8 @@ pub struct RecordLine<'a> {
     pub masked: &'a [Masked],
     /// Hash of the original line, after an edit.
     pub sha256: Option<Digest>,
+    /// Runs of NUL of the original line; `content` is [`Content::Bytes`] without them.
+    pub folded: Option<Folded<'a>>,
     /// True if the line never got its newline.
     pub incomplete: bool,
     /// The line.
@@ -313,12 +325,14 @@ impl RecordLine<'_> {
             line.extend_from_slice(br#","masked":"#);
             write_json(line, self.masked);
         }
-        if let Some(digest) = self.sha256 {
-            push(line, format_args!(",\"sha256\":\"{digest}\""));
+        match &self.folded {
+            Some(folded) => write_digests(line, &folded.digests),
+            None => write_digest(line, "sha256", self.sha256),
         }
         if self.incomplete {
             line.extend_from_slice(br#","incomplete":true"#);
         }
+        write_nul_runs(line, self.folded.map_or(&[], |folded| folded.runs));
         self.content.write(line);
         line.push(b'}');
     }
@@ -341,11 +355,13 @@ pub struct PartLine<'a> {
     pub read_at: &'a str,
     /// Members added by enrichers, each with a comma in front.
     pub enriched: &'a str,
-    /// In the last part: length and hash of the whole line.
-    pub whole: Option<(u64, Digest)>,
+    /// In the last part: length and hashes of the whole line.
+    pub whole: Option<LineDigests>,
     /// True if the line never got its newline; only in the last part.
     pub incomplete: bool,
-    /// Bytes of the part.
+    /// Runs of NUL in the part.
+    pub nul_runs: &'a [NulRun],
+    /// Bytes of the part without these runs.
     pub bytes: &'a [u8],
 }
 
@@ -363,12 +379,14 @@ impl PartLine<'_> {
         );
         push(line, format_args!(",\"part\":{},\"read_at\":\"{}\"", self.part, self.read_at));
         line.extend_from_slice(self.enriched.as_bytes());
-        if let Some((length, digest)) = self.whole {
-            push(line, format_args!(",\"last\":true,\"length\":{length},\"sha256\":\"{digest}\""));
+        if let Some(whole) = &self.whole {
+            push(line, format_args!(",\"last\":true,\"length\":{}", whole.length));
+            write_digests(line, whole);
         }
         if self.incomplete {
             line.extend_from_slice(br#","incomplete":true"#);
         }
+        write_nul_runs(line, self.nul_runs);
         Content::Bytes(self.bytes).write(line);
         line.push(b'}');
     }
@@ -422,6 +440,24 @@ fn write_origin(
     );
 }
 
+fn write_digests(line: &mut Vec<u8>, digests: &LineDigests) {
+    write_digest(line, "sha256", digests.sha256);
+    write_digest(line, "folded_sha256", digests.folded_sha256);
+}
+
+fn write_digest(line: &mut Vec<u8>, member: &str, digest: Option<Digest>) {
+    if let Some(digest) = digest {
+        push(line, format_args!(",\"{member}\":\"{digest}\""));
+    }
+}
+
+fn write_nul_runs(line: &mut Vec<u8>, runs: &[NulRun]) {
+    if !runs.is_empty() {
+        line.extend_from_slice(br#","nul_runs":"#);
+        write_json(line, runs);
+    }
+}
+
 fn push(line: &mut Vec<u8>, text: std::fmt::Arguments<'_>) {
     line.write_fmt(text).expect("a vector takes every write");
 }
@@ -457,6 +493,7 @@ mod tests {
             cut: &[],
             masked: &[],
             sha256: None,
+            folded: None,
             incomplete: false,
             content,
         }
@@ -539,15 +576,43 @@ mod tests {
             part: 2,
             read_at: "2026-11-21T20:00:01.000Z",
             enriched: r#","labels":{"a":"b"}"#,
-            whole: Some((12, Digest::of(b"whole"))),
+            whole: Some(LineDigests {
+                length: 12,
+                sha256: Some(Digest::of(b"whole")),
+                folded_sha256: None,
+            }),
             incomplete: false,
+            nul_runs: &[],
             bytes: b"\x00\xff",
         };
         let mut line = Vec::new();
         part.write(3, &mut line);
         let entry = Entry::parse(&line).unwrap();
+        assert_eq!((entry.length, entry.sha256), (Some(12), Some(Digest::of(b"whole"))));
+        assert_eq!((entry.folded_sha256, entry.nul_runs.len()), (None, 0));
         assert_eq!((entry.kind, entry.part, entry.last), (Kind::RecordPart, Some(2), true));
         assert_eq!(entry.content().unwrap().unwrap(), b"\x00\xff".as_slice());
+    }
+
+    #[test]
+    fn folded_line_reads_back() {
+        let path = PathText::new(Path::new("/p/a.jsonl"));
+        let runs = [NulRun { offset: 1, length: 4096 }, NulRun { offset: 4099, length: 1 << 62 }];
+        let digests = LineDigests::of(b"a{}", &runs).unwrap();
+        let record = RecordLine {
+            length: digests.length,
+            folded: Some(Folded { runs: &runs, digests }),
+            ..record(&path, Content::Bytes(b"a{}"))
+        };
+        let line = written(&record);
+        let text = std::str::from_utf8(&line).unwrap();
+        let member =
+            format!("\"nul_runs\":[[1,4096],[4099,{}]],\"raw_base64\":\"YXt9\"}}", 1_u64 << 62);
+        assert!(text.ends_with(&member), "{text}");
+        let entry = Entry::parse(&line).unwrap();
+        assert_eq!((&entry.nul_runs[..], entry.length), (&runs[..], Some(digests.length)));
+        assert_eq!((entry.sha256, entry.folded_sha256), (None, digests.folded_sha256));
+        assert!(entry.folded_sha256.is_some());
     }
 
     #[cfg(unix)]

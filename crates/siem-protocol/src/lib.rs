@@ -22,6 +22,7 @@ pub mod managed;
 pub mod minisign;
 pub mod names;
 pub mod note;
+pub mod nul_runs;
 pub mod sign;
 pub mod statement;
 pub mod totals;
@@ -32,6 +33,7 @@ pub use chain::Digest;
 pub use entry::{Content, Cut, Entry, EntryError, Kind, Masked};
 pub use identity::Identity;
 pub use managed::{ManagedConfig, ManagedError};
+pub use nul_runs::{LineDigests, NulRun};
 pub use sign::{Signer, sign, sign_answer, verify, verify_answer};
 pub use totals::Totals;
 pub use wire::{

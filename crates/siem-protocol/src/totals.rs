@@ -78,23 +78,23 @@ impl Count {
 
 impl AddAssign for Count {
     fn add_assign(&mut self, other: Self) {
-        self.lines += other.lines;
-        self.bytes += other.bytes;
+        self.lines = self.lines.saturating_add(other.lines);
+        self.bytes = self.bytes.saturating_add(other.bytes);
     }
 }
 
 impl AddAssign for Parts {
     fn add_assign(&mut self, other: Self) {
-        self.parts += other.parts;
-        self.lines += other.lines;
-        self.bytes += other.bytes;
+        self.parts = self.parts.saturating_add(other.parts);
+        self.lines = self.lines.saturating_add(other.lines);
+        self.bytes = self.bytes.saturating_add(other.bytes);
     }
 }
 
 impl AddAssign for Lost {
     fn add_assign(&mut self, other: Self) {
-        self.files += other.files;
-        self.bytes += other.bytes;
+        self.files = self.files.saturating_add(other.files);
+        self.bytes = self.bytes.saturating_add(other.bytes);
     }
 }
 

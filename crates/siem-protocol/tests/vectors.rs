@@ -92,6 +92,7 @@ fn entry_lines_match_the_spec() {
             cut: &[],
             masked: &[],
             sha256: None,
+            folded: None,
             incomplete: false,
             content: Content::of(&content),
         }

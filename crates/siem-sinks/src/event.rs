@@ -170,6 +170,12 @@ impl<'a> Event<'a> {
         if let Some(line) = &entry.sha256 {
             add(&names::LINE_HASH, Value::Text(hex(line, &mut [0; 64])));
         }
+        if let Some(line) = &entry.folded_sha256 {
+            add(&names::LINE_FOLDED_HASH, Value::Text(hex(line, &mut [0; 64])));
+        }
+        if !entry.nul_runs.is_empty() {
+            add(&names::NUL_RUNS, Value::Text(&to_json(&entry.nul_runs)));
+        }
         if entry.incomplete {
             add(&names::INCOMPLETE, Value::Bool(true));
         }

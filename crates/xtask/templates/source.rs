@@ -82,7 +82,7 @@ impl ExampleSource {
         for line in bytes.split_inclusive(|byte| *byte == b'\n') {
             let size = line.len() as u64;
             let bytes = line.strip_suffix(b"\n").unwrap_or(line);
-            pieces.push(Piece::Line { offset: self.offset, bytes, size, incomplete: false });
+            pieces.push(Piece::line(self.offset, bytes, size));
             self.offset += size;
         }
         // Lines and checkpoint are one value, so that they are stored together.

@@ -67,11 +67,11 @@ impl Ingest {
 
     /// Adds a heartbeat with the totals of all sequence numbers below its own.
     pub(super) fn add_heartbeat(&mut self) {
-        let (mut files, mut unread, mut unreadable) = (0, 0, 0);
+        let (mut files, mut unread, mut unreadable) = (0, 0_u64, 0);
         for (_, source) in &self.sources {
             let survey = source.survey();
             files += survey.files;
-            unread += survey.bytes_unread;
+            unread = unread.saturating_add(survey.bytes_unread);
             unreadable += survey.unreadable.len();
         }
         let heartbeat = Heartbeat {

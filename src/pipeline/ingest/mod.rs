@@ -403,7 +403,7 @@ impl Ingest {
         let mut all = ReadProgress { read, ..ReadProgress::default() };
         for (_, source) in &self.sources {
             let survey = source.survey();
-            all.unread += survey.bytes_unread;
+            all.unread = all.unread.saturating_add(survey.bytes_unread);
             all.files += survey.files;
         }
         all

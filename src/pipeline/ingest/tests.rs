@@ -87,7 +87,7 @@ impl Source for FixedFiles {
                 }
                 let bytes = lines[*read].as_bytes();
                 let (offset, size) = (*read as u64, bytes.len() as u64 + 1);
-                let pieces = [Piece::Line { offset, bytes, size, incomplete: false }];
+                let pieces = [Piece::line(offset, bytes, size)];
                 *read += 1;
                 let row = read.to_string();
                 intake.take(Chunk::new(origin, &pieces, Some(row.as_bytes())));

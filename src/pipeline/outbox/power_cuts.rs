@@ -170,12 +170,7 @@ fn append(
         let pieces: Vec<_> = lines
             .iter()
             .zip(from..)
-            .map(|(line, number)| Piece::Line {
-                offset: number * LINE,
-                bytes: line.as_bytes(),
-                size: LINE,
-                incomplete: false,
-            })
+            .map(|(line, number)| Piece::line(number * LINE, line.as_bytes(), LINE))
             .collect();
         let row = (from + count).to_string();
         let is_end = ends && at + 1 == files.len();

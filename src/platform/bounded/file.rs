@@ -10,7 +10,7 @@ use std::{
 use super::BoundedCalls;
 use crate::platform::{
     disk,
-    file::{ReadAt, Stamp},
+    file::{self, ReadAt, Stamp},
 };
 
 /// An open file. If its file system is not on a disk of this machine, it is read and closed on helper
@@ -65,6 +65,14 @@ impl BoundedFile {
         self.run(|file| Ok(file.metadata()?.len()))
     }
 
+    /// Returns the disk space that the file occupies, in bytes; see [`file::occupied`].
+    ///
+    /// # Errors
+    /// The error of the system, or [`DoesNotAnswer`](super::DoesNotAnswer).
+    pub fn occupied(&self) -> io::Result<u64> {
+        self.run(file::occupied)
+    }
+
     /// Returns the stamp of the file.
     ///
     /// # Errors
@@ -108,6 +116,10 @@ impl ReadAt for BoundedFile {
         })?;
         bytes[..read.len()].copy_from_slice(&read);
         Ok(read.len())
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        self.run(move |file| file.next_data(offset))
     }
 }
 

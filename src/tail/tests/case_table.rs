@@ -280,7 +280,7 @@ impl Scene {
             if generation.paths.last() != Some(&path) {
                 generation.paths.push(path);
             }
-            let text = String::from_utf8_lossy(&got.bytes).into_owned();
+            let text = String::from_utf8_lossy(&got.content()).into_owned();
             match (got.part, generation.lines.last_mut()) {
                 (Some(2..), Some(line)) => line.push_str(&text),
                 _ => {

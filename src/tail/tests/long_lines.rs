@@ -30,7 +30,8 @@ fn long_line_is_handed_over_in_parts_across_restarts() {
     let joined: Vec<u8> = parts.iter().flat_map(|part| part.bytes.clone()).collect();
     assert_eq!(joined, line.as_bytes());
     let digest = siem_protocol::Digest::of(line.as_bytes());
-    assert_eq!(parts.last().unwrap().whole, Some((400, digest)));
+    let whole = parts.last().unwrap().whole.unwrap();
+    assert_eq!((whole.length, whole.sha256, whole.folded_sha256), (400, Some(digest), None));
     let numbers: Vec<_> = parts.iter().filter_map(|part| part.part).collect();
     assert!(numbers.iter().copied().eq(1..=u32::try_from(parts.len()).unwrap()), "{numbers:?}");
     assert!(parts.iter().all(|part| part.offset == 6));
@@ -157,7 +158,9 @@ fn deleted_long_line_is_read_through_its_open_handle() {
     let last = world.store.got.last().unwrap();
     let line = "x".repeat(150) + &"y".repeat(150);
     assert!(last.incomplete);
-    assert_eq!(last.whole, Some((300, siem_protocol::Digest::of(line.as_bytes()))));
+    let whole = last.whole.unwrap();
+    let digest = siem_protocol::Digest::of(line.as_bytes());
+    assert_eq!((whole.length, whole.sha256), (300, Some(digest)));
     assert!(world.store.events.is_empty(), "{:?}", world.store.events);
 }
 
@@ -197,7 +200,8 @@ fn hundred_megabytes_without_a_newline_are_read() {
         assert!(world.tail.survey().bytes_unread <= (256 << 10) + 2);
     }
     let digest = siem_protocol::Digest::from_bytes(hash.finalize().into());
-    assert_eq!(whole, Some(((MEBIBYTES as u64) << 20, digest)));
+    let whole = whole.unwrap();
+    assert_eq!((whole.length, whole.sha256), ((MEBIBYTES as u64) << 20, Some(digest)));
     assert_eq!(length, (MEBIBYTES as u64) << 20);
     assert!(world.store.events.is_empty());
 }

@@ -15,6 +15,8 @@ mod links;
 mod long_lines;
 #[cfg(unix)]
 mod long_paths;
+#[cfg(unix)]
+mod nul_runs;
 mod proptests;
 mod renamed;
 mod rewritten;

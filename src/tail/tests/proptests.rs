@@ -59,9 +59,9 @@ fn read_lines(store: &MemoryStore, paths: &[PathBuf]) -> Vec<(u64, Vec<u8>)> {
             (Some(2..), Some((offset, bytes))) => {
                 assert_eq!(*offset, got.offset);
                 bytes.extend_from_slice(&got.bytes);
-                if let Some((length, digest)) = got.whole {
-                    assert_eq!(length, bytes.len() as u64);
-                    assert_eq!(digest, siem_protocol::Digest::of(bytes));
+                if let Some(whole) = got.whole {
+                    assert_eq!(whole.length, bytes.len() as u64);
+                    assert_eq!(whole.sha256, Some(siem_protocol::Digest::of(bytes)));
                 }
             }
             _ => lines.push((got.offset, got.bytes.clone())),

@@ -169,6 +169,7 @@ impl<'a> Agent<'a> {
                 cut: &[],
                 masked: &[],
                 sha256: None,
+                folded: None,
                 incomplete: false,
                 content: Content::of(record),
             };

@@ -4,7 +4,11 @@ use std::borrow::Cow;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use siem_protocol::{Kind, json, names::event};
+use siem_protocol::{
+    Kind, NulRun, json,
+    names::event,
+    nul_runs::{MAX_NUL_RUNS, check_runs, total_length},
+};
 
 use super::MAX_SEQ;
 
@@ -86,6 +90,10 @@ pub(super) struct EntryScan<'a> {
     pub(super) kind: Option<Kind>,
     length: u64,
     raw_base64: Option<&'a str>,
+    nul_runs: Option<&'a str>,
+    /// Number of bytes in the runs of NUL.
+    nul_bytes: u64,
+    is_edited: bool,
     generation: Option<&'a str>,
     offset: Option<u64>,
     part: u64,
@@ -118,8 +126,10 @@ pub(super) fn scan_entry(line: &[u8]) -> Option<EntryScan<'_>> {
                 has_kind = !name.is_empty();
                 entry.kind = kind(&name);
             }
-            "length" => entry.length = number(value).unwrap_or_default(),
+            "length" => entry.length = size(value).unwrap_or_default(),
             "raw_base64" => entry.raw_base64 = Some(value),
+            "nul_runs" => entry.nul_runs = Some(value),
+            "cut" | "masked" => entry.is_edited = true,
             "generation" => entry.generation = Some(value),
             "offset" => entry.offset = number(value),
             "part" => entry.part = number(value).unwrap_or_default(),
@@ -130,17 +140,37 @@ pub(super) fn scan_entry(line: &[u8]) -> Option<EntryScan<'_>> {
             _ => {}
         }
     });
-    entry.is_valid = readable && seqs == 1 && has_kind && shape.is_some_and(|shape| shape.object);
+    entry.is_valid = readable
+        && seqs == 1
+        && has_kind
+        && shape.is_some_and(|shape| shape.object)
+        && entry.has_valid_runs();
     entry.seq = seq?;
     Some(entry)
 }
 
 impl EntryScan<'_> {
+    /// Checks the runs of NUL against the data and the length of the line, and counts their bytes.
+    fn has_valid_runs(&mut self) -> bool {
+        let Some(text) = self.nul_runs else { return true };
+        let Some(runs) = nul_runs(text) else { return false };
+        let data = (!self.is_edited).then(|| self.data_length());
+        let Ok(length) = check_runs(&runs, data) else { return false };
+        self.nul_bytes = total_length(&runs);
+        let is_whole_line = self.kind == Some(Kind::Record) && !self.is_edited;
+        self.raw_base64.is_some() && (!is_whole_line || length == self.length)
+    }
+
+    /// Number of bytes in `raw_base64`.
+    fn data_length(&self) -> u64 {
+        self.raw_base64.map_or(0, decoded_length)
+    }
+
     /// Number of bytes of a file that the entry accounts for.
     pub(super) fn bytes(&self) -> u64 {
         match self.kind {
             Some(Kind::Record) => self.length,
-            Some(Kind::RecordPart) => self.raw_base64.map_or(0, decoded_length),
+            Some(Kind::RecordPart) => self.data_length().saturating_add(self.nul_bytes),
             Some(Kind::Event) | None => 0,
         }
     }
@@ -218,6 +248,15 @@ fn kind(name: &str) -> Option<Kind> {
     }
 }
 
+/// Parses runs of NUL, at most as many as an entry may have.
+fn nul_runs(text: &str) -> Option<Vec<NulRun>> {
+    /// Length of the longest run in JSON, with its comma.
+    const MAX_RUN: usize = "[18446744073709551615,18446744073709551615],".len();
+
+    let is_short = text.len() <= MAX_NUL_RUNS * MAX_RUN + 2;
+    is_short.then(|| serde_json::from_str(text).ok()).flatten()
+}
+
 /// Number of bytes encoded by a JSON string of padded base64, without decoding it.
 fn decoded_length(value: &str) -> u64 {
     let Some(text) = json::string(value) else { return 0 };
@@ -225,10 +264,15 @@ fn decoded_length(value: &str) -> u64 {
     (text.len() / 4 * 3).saturating_sub(padding) as u64
 }
 
-/// Parses a number in JSON notation: digits only.
+/// Parses a number in JSON notation that other programs read exactly.
 fn number(value: &str) -> Option<u64> {
+    size(value).filter(|seq| *seq <= MAX_SEQ)
+}
+
+/// Parses a number of bytes of a file in JSON notation: digits only.
+fn size(value: &str) -> Option<u64> {
     let digits = !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit());
-    value.parse().ok().filter(|seq| digits && *seq <= MAX_SEQ)
+    value.parse().ok().filter(|_| digits)
 }
 
 #[cfg(test)]
@@ -256,6 +300,7 @@ mod tests {
                 enriched: "",
                 whole: None,
                 incomplete: false,
+                nul_runs: &[],
                 bytes: &bytes,
             };
             part.write(9, &mut line);
@@ -265,6 +310,44 @@ mod tests {
         }
         assert_eq!(decoded_length(r#""\/\/8=""#), 2);
         assert!(matches!(Content::of(b"\xff"), Content::Bytes(_)));
+    }
+
+    #[test]
+    fn runs_of_nul_are_counted_and_checked() {
+        let scan = |members: &str| {
+            let line = format!(r#"{{"seq":9,"generation":"g","offset":7,{members}}}"#);
+            let entry = scan_entry(line.as_bytes()).unwrap();
+            (entry.is_valid, entry.bytes())
+        };
+        let part = |runs: &str| {
+            scan(&format!(r#""kind":"record_part","part":1,"nul_runs":{runs},"raw_base64":"YWI=""#))
+        };
+        assert_eq!(part("[]"), (true, 2));
+        assert_eq!(part("[[0,4096],[4097,5000]]"), (true, 9098));
+        assert_eq!(part("[[2,9223372036854775805]]"), (true, (1 << 63) - 1));
+        let many: Vec<_> = (0..65).map(|n| format!("[{},4096]", n * 4097)).collect();
+        for refused in [
+            "7",
+            "null",
+            "[[0]]",
+            "[[0,4095]]",
+            "[[3,4096]]",
+            "[[0,4096],[4096,4096]]",
+            "[[0,18446744073709551615]]",
+            "[[-1,4096]]",
+            &format!("[{}]", many.join(",")),
+            &format!("[{}]", " ".repeat(5000)),
+        ] {
+            assert!(!part(refused).0, "{refused}");
+        }
+        let record = |length: u64, more: &str| {
+            let runs = r#""nul_runs":[[1,4096]]"#;
+            scan(&format!(r#""kind":"record","length":{length},{more}{runs},"raw_base64":"YWI=""#))
+        };
+        assert_eq!(record(4098, ""), (true, 4098));
+        assert!(!record(4097, "").0, "another length");
+        assert_eq!(record(9000, r#""cut":[{"by":"x","bytes":9}],"#), (true, 9000));
+        assert!(!scan(r#""kind":"record","length":4096,"nul_runs":[[0,4096]],"record":{}"#).0);
     }
 
     fn claim(data: &str) -> Option<Claim> {

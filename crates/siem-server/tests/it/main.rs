@@ -12,6 +12,7 @@ mod config;
 mod enroll;
 mod faults;
 mod ingest;
+mod line;
 mod openapi;
 mod process;
 mod trust;

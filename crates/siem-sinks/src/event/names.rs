@@ -63,7 +63,7 @@ fields! {
         "Time of the event: `timestamp` of the record; the time of reading if it has none, or with `time = \"read\"`",
         "2026-11-21T20:00:00.000Z";
     ORIGINAL: ecs("event.original"), Some("body"), Text,
-        "The record, byte for byte; for an event of the agent its `data`. Base64 if it is not UTF-8 (`bytesValue` in OpenTelemetry)",
+        "The record, byte for byte, but without its runs of NUL if there is `ai_agent.line.nul_runs`; for an event of the agent its `data`. Base64 if it is not UTF-8 (`bytesValue` in OpenTelemetry)",
         r#"{"type":"user","uuid":"1d0c…"}"#;
     ENCODING: ecs("ai_agent.encoding"), Some("ai_agent.encoding"), Keyword,
         "`base64` if the record is not UTF-8 and the protocol has no bytes; `json`, for a JSON string of it, if it is blank and the protocol refuses that (HEC); absent otherwise", "base64";
@@ -105,8 +105,14 @@ fields! {
     LINE_LAST: ecs("ai_agent.line.last"), Some("ai_agent.line.last"), Bool,
         "True for the last of these parts", "true";
     LINE_HASH: ecs("ai_agent.line.sha256"), Some("ai_agent.line.sha256"), Keyword,
-        "SHA-256 of the line in the file, if a filter edited the record or the line was read in parts",
+        "SHA-256 of the line in the file, if a filter edited the record, or the line was read in parts or has runs of NUL (then up to 1 GiB)",
         "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+    LINE_FOLDED_HASH: ecs("ai_agent.line.folded_sha256"), Some("ai_agent.line.folded_sha256"), Keyword,
+        "[Hash over data and runs](../events.md#runs-of-nul) of a line with runs of NUL",
+        "d5c2a2b1d0b3f3e0c4a1b2f5a6e7d8c9b0a1f2e3d4c5b6a79889706152433425";
+    NUL_RUNS: ecs("ai_agent.line.nul_runs"), Some("ai_agent.line.nul_runs"), Keyword,
+        "Runs of 4096 and more NULs that `event.original` does not contain: the text of a JSON array with offset (in the whole content) and length of each. Absent if nothing was removed",
+        "[[0,2147483648]]";
     INCOMPLETE: ecs("ai_agent.incomplete"), Some("ai_agent.incomplete"), Bool,
         "True if the line never got its newline", "true";
     CUT: ecs("ai_agent.cut"), Some("ai_agent.cut"), Json,

@@ -114,7 +114,7 @@ fn timestamp(record: &str) -> (Option<json::Shape>, Option<Duration>) {
 }
 
 /// Members of an entry that the protocol defines.
-const KNOWN: [&str; 24] = [
+const KNOWN: [&str; 26] = [
     "seq",
     "kind",
     "source",
@@ -127,11 +127,13 @@ const KNOWN: [&str; 24] = [
     "record",
     "raw",
     "raw_base64",
+    "nul_runs",
     "raw_lines",
     "audit",
     "cut",
     "masked",
     "sha256",
+    "folded_sha256",
     "part",
     "last",
     "incomplete",

@@ -108,6 +108,23 @@ fn content_of_each_kind_is_its_bytes() {
 }
 
 #[test]
+fn folded_line_is_its_data_with_the_runs_in_a_field() {
+    let before = RECORD.split_once(r#","record":{"#).unwrap().0;
+    let runs = r#""nul_runs":[[0,4096],[4098,9223372036854771709]]"#;
+    let line =
+        format!(r#"{before},"folded_sha256":"{}",{runs},"raw_base64":"YWI="}}"#, Digest::ZERO);
+    assert_eq!(event(&line).content.as_bytes(), b"ab");
+    let field = |name| field(&line, name);
+    assert_eq!(
+        field("ai_agent.line.nul_runs").unwrap(),
+        r#""[[0,4096],[4098,9223372036854771709]]""#
+    );
+    assert!(field("ai_agent.line.folded_sha256").is_some());
+    assert_eq!(field("ai_agent.line.sha256"), None);
+    assert!(event(&line).enriched.iter().all(|(name, _)| name == "labels"));
+}
+
+#[test]
 fn event_of_the_agent_has_its_data_as_content() {
     let event = event(AGENT_EVENT);
     assert_eq!(event.content.as_bytes(), br#"{"a": 1}"#);
@@ -198,7 +215,7 @@ fn samples() -> [String; 4] {
     let masked = [Masked { by: "mask".into(), pattern: "p".into(), count: 1 }];
     let digest = Digest::ZERO;
     let more = format!(
-        r#""cut":{},"masked":{},"sha256":"{digest}","incomplete":true,"part":1,"host":{{}},"labels":"#,
+        r#""cut":{},"masked":{},"sha256":"{digest}","folded_sha256":"{digest}","nul_runs":[[0,4096]],"incomplete":true,"part":1,"host":{{}},"labels":"#,
         to_json(&cut),
         to_json(&masked)
     );
@@ -330,7 +347,7 @@ proptest! {
             siem_protocol::entry::RecordLine {
                 source: "s", path: &path, generation: "g", offset: 1, length: 1,
                 read_at: "2026-11-21T20:00:01Z", enriched: r#","labels":{"record":1}"#, cut: &[],
-                masked: &[], sha256: None, incomplete: false,
+                masked: &[], sha256: None, folded: None, incomplete: false,
                 content: siem_protocol::Content::of(bytes),
             }.write(3, &mut line);
             let event = Event::of(&line, &header("e"), TimeOf::Record).unwrap();

@@ -307,6 +307,7 @@ mod tests {
             cut: &[],
             masked: &[],
             sha256: None,
+            folded: None,
             incomplete: false,
             content: Line::of(text.as_bytes()),
         };

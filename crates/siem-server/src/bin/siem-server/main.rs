@@ -3,6 +3,7 @@
 mod devices;
 mod failure;
 mod keys;
+mod line;
 mod output;
 mod tokens;
 
@@ -42,6 +43,7 @@ enum Command {
     /// Manage tokens with scopes
     #[command(subcommand)]
     Tokens(tokens::Command),
+    Line(line::Line),
 }
 
 /// Data directory, of every command.
@@ -105,6 +107,7 @@ fn main() -> ExitCode {
         Command::Keys(command) => command.execute(),
         Command::Devices(command) => command.execute(),
         Command::Tokens(command) => command.execute(),
+        Command::Line(line) => line.execute(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

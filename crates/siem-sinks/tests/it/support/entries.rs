@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use siem_protocol::{
-    BatchHeader, Digest,
+    BatchHeader, Digest, LineDigests,
     entry::{Content, EventLine, PartLine, PathText, RecordLine},
 };
 use siem_sinks::Batch;
@@ -75,6 +75,7 @@ impl Entries {
             cut: &[],
             masked: &[],
             sha256: None,
+            folded: None,
             incomplete: false,
             content: Content::of(line),
         };
@@ -98,8 +99,9 @@ impl Entries {
                 part: number,
                 read_at: READ_AT,
                 enriched: &self.enriched,
-                whole: is_last.then(|| (whole.len() as u64, Digest::of(&whole))),
+                whole: is_last.then(|| LineDigests::of(&whole, &[]).unwrap()),
                 incomplete: false,
+                nul_runs: &[],
                 bytes,
             };
             part.write(seq, &mut self.lines);
