@@ -153,7 +153,7 @@ pub(crate) const KINDS: &[Kind] = &[
     }),
     kind("shorter than its content", |wire| {
         wire.head(200, "Content-Length: 3\r\n")?;
-        wire.send(b"{\"last_seq\":0} and more that nobody wanted")
+        wire.send(b"{\"last_seq\":0} and more")
     }),
     kind("invalid length", |wire| {
         let lengths =

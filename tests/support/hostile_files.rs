@@ -251,12 +251,12 @@ pub(crate) const KINDS: &[Kind] = &[
     }),
     kind("unreadable file", |scene| {
         fs::write(&scene.path, "{\"unreadable\":1}\n")?;
-        fs::set_permissions(&scene.path, fs::Permissions::from_mode(0))
+        fs::set_permissions(&scene.path, fs::Permissions::from_mode(0o000))
     }),
     kind("unreadable directory", |scene| {
         fs::create_dir(&scene.path)?;
         fs::write(scene.path.join("inside.jsonl"), "{\"unreadable\":1}\n")?;
-        fs::set_permissions(&scene.path, fs::Permissions::from_mode(0))
+        fs::set_permissions(&scene.path, fs::Permissions::from_mode(0o000))
     }),
     kind("empty file", |scene| fs::write(&scene.path, "")),
     kind("file of holes", |scene| sparse(&scene.path, b"")),
