@@ -101,7 +101,7 @@ fn context() -> AgentContext {
         environment,
         clock: Arc::new(SystemClock),
         calls: ai_agent::internals::platform::bounded::BoundedCalls::new(Arc::new(
-            ai_agent::internals::platform::SystemClock,
+            SystemClock,
         )),
         power: Arc::new(SystemPower),
         revision: ai_agent::internals::siem::Revision::default(),

@@ -145,7 +145,7 @@ impl Drop for OnDrop {
 }
 
 #[test]
-fn discarded_objects_are_dropped_elsewhere_once_the_place_answers() {
+fn discarded_objects_are_dropped_once_the_place_answers() {
     let (calls, place) = (runner(), Path::new("/a"));
     let (sender, dropped) = mpsc::channel();
     calls.discard(place, OnDrop(sender.clone()));
