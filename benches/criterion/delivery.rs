@@ -100,9 +100,7 @@ fn context() -> AgentContext {
         paths: Paths::from_environment(&environment).expect("there is a home"),
         environment,
         clock: Arc::new(SystemClock),
-        calls: ai_agent::internals::platform::bounded::BoundedCalls::new(Arc::new(
-            SystemClock,
-        )),
+        calls: ai_agent::internals::platform::bounded::BoundedCalls::new(Arc::new(SystemClock)),
         power: Arc::new(SystemPower),
         revision: ai_agent::internals::siem::Revision::default(),
         device: ai_agent::internals::siem::Device::without_key("instance".to_owned()),

@@ -3,11 +3,12 @@
 
 use std::{
     collections::BTreeMap,
+    mem,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use super::file_watch;
+use super::file_watch::StampReader;
 use crate::{
     compliance::{Account, account_files::AccountFile, desktop},
     platform::{bounded::Latest, file::Stamp},
@@ -22,6 +23,7 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(2);
 /// The signed-in accounts.
 #[derive(Default)]
 pub(super) struct AccountWatch {
+    stamps: StampReader,
     files: BTreeMap<PathBuf, WatchedAccount>,
     /// Directories in which a Claude Desktop may store its files.
     desktop: Latest<Vec<PathBuf>>,
@@ -32,18 +34,15 @@ pub(super) struct AccountWatch {
 
 #[derive(Default)]
 struct WatchedAccount {
-    reading: Latest<AccountReading>,
+    /// The account with the stamp of the file before it was read; `None` for a program that is not
+    /// installed.
+    reading: Latest<(Option<Stamp>, Option<Account>)>,
     /// True if the first wait for the file is over.
     was_awaited: bool,
-}
-
-/// Content of a file with an account.
-#[derive(Clone)]
-struct AccountReading {
-    /// `None` where there is no file.
-    stamp: Option<Stamp>,
-    /// `None` if the program is not installed.
-    account: Option<Account>,
+    /// True if there was a file at the last look.
+    has_file: bool,
+    /// True if the file must be read though its stamp is the same.
+    is_due: bool,
 }
 
 impl AccountWatch {
@@ -60,11 +59,15 @@ impl AccountWatch {
             self.due = uptime + interval;
         }
         let files = self.account_files(context);
-        self.files.retain(|path, _| files.iter().any(|file| file.path() == path));
+        let paths: Vec<_> = files.iter().map(|file| file.path().to_owned()).collect();
+        let stamps = self.stamps.read(&context.calls, &paths);
+        self.files.retain(|path, _| paths.contains(path));
         self.accounts.clear();
         for file in files {
             let watched = self.files.entry(file.path().to_owned()).or_default();
-            self.accounts.extend(watched.read(&file, context, is_due));
+            watched.is_due |= is_due;
+            let stamp = stamps.get(file.path()).copied().flatten();
+            self.accounts.extend(watched.read(&file, stamp, context));
         }
     }
 
@@ -73,10 +76,9 @@ impl AccountWatch {
         &self.accounts
     }
 
-    /// Returns true if there was a file at `path` when it was last read.
+    /// Returns true if there was a file at `path` at the last refresh.
     pub(super) fn has_file(&self, path: &Path) -> bool {
-        let reading = self.files.get(path).and_then(|watched| watched.reading.value());
-        reading.is_some_and(|reading| reading.stamp.is_some())
+        self.files.get(path).is_some_and(|watched| watched.has_file)
     }
 
     fn account_files(&mut self, context: &AgentContext) -> Vec<AccountFile> {
@@ -98,28 +100,26 @@ impl AccountWatch {
 }
 
 impl WatchedAccount {
-    /// Returns the account in a file, read again if the file has changed or `is_due` is true.
+    /// Returns the account in a file with this stamp, read again if that has changed.
     fn read(
         &mut self,
         file: &AccountFile,
+        stamp: Option<Stamp>,
         context: &AgentContext,
-        is_due: bool,
     ) -> Option<Account> {
-        let known = self.reading.value().cloned();
-        let (paths, environment) = (context.paths.clone(), context.environment.clone());
-        let of_call = file.clone();
-        let read = move |_: &_| {
-            let stamp = file_watch::stamp(of_call.path());
-            match known {
-                Some(known) if !is_due && known.stamp == stamp => known,
-                _ => AccountReading { stamp, account: of_call.read(&paths, &environment) },
-            }
-        };
-        let is_first = !std::mem::replace(&mut self.was_awaited, true);
-        let patience = if is_first { FIRST_PATIENCE } else { PATIENCE };
-        self.reading.refresh(&context.calls, file.path(), patience, read);
+        self.has_file = stamp.is_some();
+        let known = self.reading.value();
+        if self.is_due || known.is_none_or(|(known, _)| *known != stamp) {
+            let (paths, environment) = (context.paths.clone(), context.environment.clone());
+            let of_call = file.clone();
+            let read = move |_: &_| (stamp, of_call.read(&paths, &environment));
+            let is_first = !mem::replace(&mut self.was_awaited, true);
+            let patience = if is_first { FIRST_PATIENCE } else { PATIENCE };
+            let is_read = self.reading.refresh(&context.calls, file.path(), patience, read);
+            self.is_due &= !is_read;
+        }
         match self.reading.value() {
-            Some(reading) => reading.account.clone(),
+            Some((_, account)) => account.clone(),
             None => Some(file.unread("does not answer")),
         }
     }

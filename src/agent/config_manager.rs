@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use super::{
     config_sequence::{ConfigCopy, HighestSerial},
     config_sources::ConfigSources,
-    file_watch::{self, ConfigFileWatch, ConfigStamps, StampReader, Stamps},
+    file_watch::{self, ConfigFileWatch, ConfigStamps, StampReader},
     handle::{AgentHandle, Orders, ReloadOutcome},
     managed_config::{self, Admission, Candidate, Refusal, StoredError},
     policy_files::PolicyFiles,
@@ -70,10 +70,9 @@ pub(super) struct ConfigManager {
     manager: Option<Connection>,
     /// Files that it was read from.
     pub(super) watch: ConfigFileWatch,
-    layer_stamps: StampReader,
     /// Files that it, and any configuration tried since, names; a change of one causes another try.
     named: BTreeSet<PathBuf>,
-    named_stamps: StampReader,
+    stamps: StampReader,
     /// Contents that were refused; each is logged once.
     refused: BTreeSet<(ConfigOrigin, Digest)>,
     /// True if a person requested the last attempt: its refusal is logged again, even if it repeats.
@@ -128,9 +127,8 @@ impl ConfigManager {
             files,
             manager,
             watch,
-            layer_stamps: StampReader::default(),
             named,
-            named_stamps: StampReader::default(),
+            stamps: StampReader::default(),
             refused: BTreeSet::new(),
             is_ordered: false,
             is_server_away: false,
@@ -158,18 +156,20 @@ impl ConfigManager {
 
     /// Stamps of the files that determine the configuration.
     pub(super) fn stamps(&mut self) -> ConfigStamps {
-        let layers = self.layer_stamps.read(&self.context.calls, self.sources.layer_files());
-        ConfigStamps { layers, named: self.named_stamps() }
-    }
-
-    fn named_stamps(&mut self) -> Stamps {
-        self.named_stamps.read(&self.context.calls, self.named.iter().cloned().collect())
+        let files = self.sources.layer_files();
+        let all: Vec<_> = files.iter().chain(&self.named).cloned().collect();
+        let stamps = self.stamps.read(&self.context.calls, &all);
+        let of = |path: &PathBuf| (path.clone(), stamps.get(path).copied().flatten());
+        ConfigStamps {
+            layers: files.iter().map(of).collect(),
+            named: self.named.iter().map(of).collect(),
+        }
     }
 
     /// Starts to watch the files that the configuration names by now.
     pub(super) fn watch_named(&mut self) {
-        let stamps = self.named_stamps();
-        self.watch.set_named(stamps);
+        let stamps = self.stamps();
+        self.watch.set_named(stamps.named);
     }
 
     /// Reads the highest serial from the outbox of the previous pipeline. Without one, the stored

@@ -64,30 +64,48 @@ pub(super) fn probe(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Reads the stamps of a group of files without waiting for a file system that does not answer. As
-/// long as one of them does not, the stamps stay the same.
+/// Reads the stamps of files without waiting for a file system that does not answer: the stamp of such
+/// a file stays the same.
+///
+/// One call reads all of them. While it has not returned, there is one for each file.
 #[derive(Default)]
-pub(super) struct StampReader(Latest<Stamps>);
+pub(super) struct StampReader {
+    known: Stamps,
+    all: Latest<Stamps>,
+    single: BTreeMap<PathBuf, Latest<Option<Stamp>>>,
+}
 
 impl StampReader {
-    /// Returns the stamps of `paths`.
-    pub(super) fn read(&mut self, calls: &BoundedCalls, paths: Vec<PathBuf>) -> Stamps {
-        let Some(first) = paths.first().cloned() else { return Stamps::new() };
-        let of_call = paths.clone();
-        self.0.refresh(calls, &first, PATIENCE, move |current| {
+    /// Returns the stamps of `paths`; `None` also for a file that has never answered.
+    pub(super) fn read(&mut self, calls: &BoundedCalls, paths: &[PathBuf]) -> Stamps {
+        let Some(first) = paths.first() else { return Stamps::new() };
+        let of_call = paths.to_vec();
+        let is_new = self.all.refresh(calls, first, PATIENCE, move |current| {
             let stamp = |path: PathBuf| {
                 current.set(&path);
                 let stamp = stamp(&path);
                 (path, stamp)
             };
-            of_call.into_iter().map(stamp).collect::<Stamps>()
+            of_call.into_iter().map(stamp).collect()
         });
-        let known = self.0.value();
-        let stamp = |path: PathBuf| {
-            let stamp = known.and_then(|known| known.get(&path).copied()).flatten();
-            (path, stamp)
-        };
-        paths.into_iter().map(stamp).collect()
+        match self.all.value().filter(|_| is_new) {
+            Some(stamps) => {
+                self.known.clone_from(stamps);
+                self.single.clear();
+            }
+            None => paths.iter().for_each(|path| self.read_single(calls, path)),
+        }
+        let known = |path: &PathBuf| (path.clone(), self.known.get(path).copied().flatten());
+        paths.iter().map(known).collect()
+    }
+
+    fn read_single(&mut self, calls: &BoundedCalls, path: &Path) {
+        let of_call = path.to_owned();
+        let latest = self.single.entry(path.to_owned()).or_default();
+        latest.refresh(calls, path, PATIENCE, move |_| stamp(&of_call));
+        if let Some(stamp) = latest.value() {
+            self.known.insert(path.to_owned(), *stamp);
+        }
     }
 }
 

@@ -299,27 +299,36 @@ fn settings_that_hang_stop_nothing_else() {
 #[test]
 fn sigterm_ends_the_agent_whatever_hangs() {
     library();
-    for place in [Root, Link, Desktop, Account, Settings] {
-        for call in ["open", "stat"] {
-            for is_silent in [false, true] {
-                let what = format!("{call} {place:?} {is_silent}");
-                let world = World::new();
-                world.hang(call, &world.paths(place).0);
-                append_to(&world.outside.path().join("root/s.jsonl"), "{\"hidden\":1}\n");
-                let mut agent = world.hanging_agent(&["run"]).start_and_wait();
-                if is_silent {
-                    agent.wait_for_code("file_system_hangs");
-                }
-                let asked = Instant::now();
-                agent.signal(Signal::TERM);
-                let ended = agent.wait(PATIENCE);
-                assert!(asked.elapsed() < MAX_STOP, "{what}: {:?}", asked.elapsed());
-                assert_eq!(ended.code, Some(0), "{what}: {}", ended.stderr);
-                // The outbox was closed, and another agent continues with it.
-                world.release(call);
-                world.agent(&["outbox", "verify"]).succeed();
-            }
+    thread::scope(|scope| {
+        let check = |call, place| scope.spawn(move || check_stop(call, place));
+        let places = [Root, Link, Desktop, Account, Settings];
+        let checks: Vec<_> = places
+            .into_iter()
+            .flat_map(|place| ["open", "stat"].map(|it| check(it, place)))
+            .collect();
+        checks.into_iter().for_each(|check| check.join().unwrap());
+    });
+}
+
+/// Stops an agent before and after it knows that a path hangs.
+fn check_stop(call: &str, place: Place) {
+    for is_known in [false, true] {
+        let what = format!("{call} {place:?} {is_known}");
+        let world = World::new();
+        world.hang(call, &world.paths(place).0);
+        append_to(&world.outside.path().join("root/s.jsonl"), "{\"hidden\":1}\n");
+        let mut agent = world.hanging_agent(&["run"]).start_and_wait();
+        if is_known {
+            agent.wait_for_code("file_system_hangs");
         }
+        let asked = Instant::now();
+        agent.signal(Signal::TERM);
+        let ended = agent.wait(PATIENCE);
+        assert!(asked.elapsed() < MAX_STOP, "{what}: {:?}", asked.elapsed());
+        assert_eq!(ended.code, Some(0), "{what}: {}", ended.stderr);
+        // The outbox was closed, and another process continues with it.
+        world.release(call);
+        world.agent(&["outbox", "verify"]).succeed();
     }
 }
 

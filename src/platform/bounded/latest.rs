@@ -9,18 +9,17 @@ use super::{BoundedCalls, CurrentPlace, PendingCall, Polled};
 pub struct Latest<T> {
     value: Option<T>,
     pending: Option<PendingCall<T>>,
-    is_silent: bool,
 }
 
 impl<T> Default for Latest<T> {
     fn default() -> Self {
-        Self { value: None, pending: None, is_silent: false }
+        Self { value: None, pending: None }
     }
 }
 
 impl<T: Send + 'static> Latest<T> {
-    /// Begins the call unless one has not returned yet; returns true if there is a new result. Waits
-    /// at most for `patience`, once for each call.
+    /// Begins the call unless one has not returned yet, or another one in the same place; returns true
+    /// if there is a new result. Waits at most for `patience`, once for each call.
     pub fn refresh(
         &mut self,
         calls: &BoundedCalls,
@@ -30,33 +29,26 @@ impl<T: Send + 'static> Latest<T> {
     ) -> bool {
         let (mut pending, wait) = match self.pending.take() {
             Some(pending) => (pending, Duration::ZERO),
+            None if calls.is_busy(place) => return false,
             None => match calls.begin(place, call) {
                 Ok(pending) => (pending, patience),
-                Err(_) => {
-                    self.is_silent = true;
-                    return false;
-                }
+                Err(_) => return false,
             },
         };
         match pending.poll(wait) {
             Polled::Done(value) => {
-                (self.value, self.is_silent) = (Some(value), false);
-                return true;
+                self.value = Some(value);
+                true
             }
-            Polled::Waiting => {}
-            Polled::Overdue(_) => self.is_silent = true,
+            Polled::Waiting | Polled::Overdue(_) => {
+                self.pending = Some(pending);
+                false
+            }
         }
-        self.pending = Some(pending);
-        false
     }
 
     /// Result of the last call that returned.
     pub fn value(&self) -> Option<&T> {
         self.value.as_ref()
-    }
-
-    /// Returns true if the call has not returned in time.
-    pub fn is_silent(&self) -> bool {
-        self.is_silent
     }
 }

@@ -263,6 +263,12 @@ impl BoundedCalls {
         Ok(PendingCall { shared: Arc::clone(shared), id, begun, limit, result })
     }
 
+    /// Returns true if a call in `place` has not returned, in time or not.
+    #[must_use]
+    pub fn is_busy(&self, place: &Path) -> bool {
+        self.0.0.lock().calls.values().any(|call| call.place == place)
+    }
+
     /// Drops an object on a helper thread, since that closes a file and may block. Does not wait.
     pub fn discard(&self, place: &Path, object: impl Send + 'static) {
         let shared = &self.0.0;
