@@ -210,6 +210,9 @@ fn check(call: &str, place: Place, is_at_start: bool) {
         for file in ["root/s.jsonl", "target/s.jsonl", "learned/projects/p/s.jsonl"] {
             append_to(&world.outside.path().join(file), "{\"hidden\":1}\n");
         }
+        for directory in ["root/new", "learned/projects/new"] {
+            fs::create_dir(world.outside.path().join(directory)).unwrap();
+        }
         append_to(&world.home.path().join(".config/Claude/config.json"), " ");
         append_to(&world.home.path().join(".claude.json"), " ");
     };
