@@ -12,10 +12,11 @@ use tracing::warn;
 use super::error::SetupError;
 use crate::{
     compliance::policy_file,
-    config::{self, ConfigError, ConfigInputs, LoadedConfig, ManagedSettings},
+    config::{self, ConfigError, ConfigInputs, LayerOrigin, LoadedConfig, ManagedSettings},
     pipeline::assembly,
     platform::{
-        Environment, Paths, SystemClock, SystemPower, bounded::BoundedCalls, identify, secure_file,
+        Environment, Paths, SystemClock, SystemPower, bounded::BoundedCalls, file, identify,
+        secure_file,
     },
     siem::{Device, Revision, TrustStates, device::KeyFile},
     stages::{AgentContext, Sessions},
@@ -90,6 +91,29 @@ impl ConfigSources {
     /// The first mistake in them.
     pub(crate) fn load(&self) -> Result<LoadedConfig, ConfigError> {
         config::load(&self.inputs())
+    }
+
+    /// Reads the local layers for a command that also works while they are invalid: it gets `None`
+    /// then.
+    ///
+    /// # Errors
+    /// [`ConfigError::Read`] when the extra configuration file cannot be read: without it, the command
+    /// would address another agent.
+    pub(crate) fn load_if_valid(&self) -> Result<Option<LoadedConfig>, ConfigError> {
+        match (self.load(), &self.explicit) {
+            (Ok(loaded), _) => Ok(Some(loaded)),
+            (Err(error @ ConfigError::Read { origin: LayerOrigin::Explicit(_), .. }), _) => {
+                Err(error)
+            }
+            // Another layer is read first, and its mistake hides that of the file.
+            (Err(_), Some(path)) => match file::read_bounded(path, file::MAX_WRITTEN_BY_HAND) {
+                Ok(_) => Ok(None),
+                Err(source) => {
+                    Err(ConfigError::Read { origin: LayerOrigin::Explicit(path.clone()), source })
+                }
+            },
+            (Err(_), None) => Ok(None),
+        }
     }
 
     /// Reads the local layers with a managed configuration on top.

@@ -5,10 +5,12 @@ use std::{io, path::PathBuf};
 use crate::{
     config::ConfigError,
     pipeline::{
+        delivery::RefusedEntries,
         fault::{CatchUpError, Fault},
         outbox::OutboxError,
     },
     platform::{PathsError, secure_file::SecretFileError},
+    text::counted,
 };
 
 /// Error in the environment or the configuration: nothing was started.
@@ -56,6 +58,9 @@ pub(crate) enum AgentError {
     /// With `--once`: not everything was delivered.
     #[error(transparent)]
     CatchUp(CatchUpError),
+    /// With `--once`: everything was read, but receivers refused entries for good.
+    #[error("{}", refused(*.0))]
+    Refused(RefusedEntries),
     /// With `--once`: stopped before everything was delivered.
     #[error("interrupted: entries that were read stay in the outbox")]
     Interrupted,
@@ -68,6 +73,22 @@ impl From<ConfigError> for AgentError {
     fn from(error: ConfigError) -> Self {
         Self::Setup(error.into())
     }
+}
+
+fn refused(entries: RefusedEntries) -> String {
+    let RefusedEntries { dead_letters, unidentified } = entries;
+    let refused = |count, where_to_look: &str| {
+        let entries = counted(count, "entry", "entries");
+        (count > 0).then(|| format!("receivers refused {entries} for good{where_to_look}"))
+    };
+    let parts = [
+        refused(dead_letters, ", kept as dead letters: see `ai-agent deadletter list`"),
+        refused(
+            unidentified,
+            " without saying which: see `entries_refused_unidentified` in the log",
+        ),
+    ];
+    parts.into_iter().flatten().collect::<Vec<_>>().join("; ")
 }
 
 fn gave_up(fault: &Fault, restarts: usize, state_dir: &std::path::Path) -> String {

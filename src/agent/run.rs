@@ -24,6 +24,7 @@ use crate::{
     event::Event,
     pipeline::{
         assembly,
+        delivery::RefusedEntries,
         fault::{CatchUpError, Fault},
         ingest::{Inbox, OnProgress, Until},
         runner::Pipeline,
@@ -99,6 +100,7 @@ impl Agent {
         let mut monitor = ComplianceMonitor::new(lock.dir(), &manager.context);
         let mut unstored = Vec::new();
         let mut restarts = RestartLimit::default();
+        let mut refused = RefusedEntries::default();
         loop {
             let pipeline = assemble(&manager, lock.dir())?;
             manager.mark_applied();
@@ -111,7 +113,8 @@ impl Agent {
             info!(code = "agent_started", %state, epoch, version, "started");
             let ended = match &mode {
                 RunMode::Once(report) => {
-                    catch_up(pipeline, report(), &mut manager, &mut monitor, &mut orders).await
+                    let parts = (&mut manager, &mut monitor);
+                    catch_up(pipeline, report(), parts, &mut orders, &mut refused).await
                 }
                 RunMode::Forever => {
                     let parts = (&mut manager, &mut monitor, &notify);
@@ -119,7 +122,8 @@ impl Agent {
                 }
             };
             let fault = match ended {
-                Ok(()) => return Ok(()),
+                Ok(()) if refused == RefusedEntries::default() => return Ok(()),
+                Ok(()) => return Err(AgentError::Refused(refused)),
                 Err(Ended::Failed(failure)) => return Err(failure),
                 Err(Ended::DeviceKey(events)) => {
                     unstored = events;
@@ -242,13 +246,13 @@ enum End {
     DeviceKey,
 }
 
-/// Reads everything once, delivers it, and stops.
+/// Reads everything once, delivers it, and stops. Adds the entries that receivers refused to `refused`.
 async fn catch_up(
     pipeline: Pipeline,
     report: OnProgress,
-    manager: &mut ConfigManager,
-    monitor: &mut ComplianceMonitor,
+    (manager, monitor): (&mut ConfigManager, &mut ComplianceMonitor),
     orders: &mut Orders,
+    refused: &mut RefusedEntries,
 ) -> Result<(), Ended> {
     let loaded = Arc::clone(&manager.loaded);
     let settings = &loaded.settings;
@@ -257,16 +261,21 @@ async fn catch_up(
     events.into_iter().for_each(|event| pipeline.inbox.report(event));
     let mut running = pipeline.start(settings, Until::CaughtUp, report);
     manager.handle.set_running(running.handle());
+    let refusals = running.refusals();
     let done = tokio::select! {
         done = running.catch_up(CATCH_UP_PATIENCE) => Some(done),
         () = orders.stop.given() => None,
         () = device_key::restart_wanted(&manager.context.device, &*manager.context.clock) => {
             manager.handle.set_starting();
-            return Err(Ended::DeviceKey(running.stop().await));
+            let unstored = running.stop().await;
+            *refused += refusals();
+            return Err(Ended::DeviceKey(unstored));
         }
     };
     manager.handle.set_stopping();
     let unstored = running.stop().await;
+    // Entries may be refused until the sinks have ended.
+    *refused += refusals();
     match done {
         Some(Ok(delivered)) => {
             info!(code = "all_delivered", delivered, "everything is delivered");

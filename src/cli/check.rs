@@ -48,7 +48,7 @@ impl Arguments {
 }
 
 fn is_running(explicit: Option<&Path>) -> Result<(), Failure> {
-    let state_dir = CliContext::new(explicit)?.state_dir();
+    let state_dir = CliContext::new(explicit)?.state_dir()?;
     let shown = state_dir.display();
     match StateLock::current_holder(&state_dir).map_err(Failure::failed)? {
         Some(holder) if holder.role == LockRole::Command => Err(Failure::failed(format!(

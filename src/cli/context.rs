@@ -53,8 +53,9 @@ impl CliContext {
     }
 
     /// Returns the state directory of the agent, even if the configuration is invalid.
-    pub(super) fn state_dir(&self) -> PathBuf {
-        self.sources.state_dir_of(self.sources.load().ok().as_ref())
+    pub(super) fn state_dir(&self) -> Result<PathBuf, Failure> {
+        let loaded = self.sources.load_if_valid().map_err(Failure::usage)?;
+        Ok(self.sources.state_dir_of(loaded.as_ref()))
     }
 
     /// Reads the local layers, and logs their warnings.

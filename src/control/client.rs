@@ -1,6 +1,10 @@
 //! Client of the control protocol.
 
-use std::{io, path::Path, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
@@ -149,7 +153,7 @@ pub(crate) fn execute(
     request: &Request,
     respond: Respond<'_>,
 ) -> Result<(), RequestError> {
-    let state_dir = sources.state_dir_of(sources.load().ok().as_ref());
+    let state_dir = state_dir(sources)?;
     match connect(&state_dir)? {
         Connection::Agent(client) => client.send(request, STORE_TIMEOUT, respond),
         Connection::Unresponsive { holder, error } => Err(unresponsive(&state_dir, holder, &error)),
@@ -182,12 +186,18 @@ pub(crate) fn send_to_agent(
     patience: Duration,
     respond: Respond<'_>,
 ) -> Result<(), RequestError> {
-    let state_dir = sources.state_dir_of(sources.load().ok().as_ref());
+    let state_dir = state_dir(sources)?;
     match connect(&state_dir)? {
         Connection::Agent(client) => client.send(request, patience, respond),
         Connection::Stopped => Err(not_running(&state_dir)),
         Connection::Unresponsive { holder, error } => Err(unresponsive(&state_dir, holder, &error)),
     }
+}
+
+fn state_dir(sources: &ConfigSources) -> Result<PathBuf, RequestError> {
+    let loaded = sources.load_if_valid();
+    let loaded = loaded.map_err(|error| RequestError::invalid(causes(&error)))?;
+    Ok(sources.state_dir_of(loaded.as_ref()))
 }
 
 fn not_running(state_dir: &Path) -> RequestError {

@@ -138,6 +138,9 @@ pub(crate) struct ReadingStatus {
     pub(crate) files: u64,
     pub(crate) files_unread: u64,
     pub(crate) unread_bytes: u64,
+    /// Those of the unread files that lack only the end of their last line, and its bytes so far.
+    pub(crate) files_incomplete: u64,
+    pub(crate) incomplete_bytes: u64,
     /// True if the system notifies of changes; otherwise sweeps alone find them.
     pub(crate) watching: bool,
     /// Number of files and directories that cannot be read at present.
@@ -278,6 +281,8 @@ impl ReadingStatus {
             all.files += survey.files as u64;
             all.files_unread += survey.files_unread as u64;
             all.unread_bytes = all.unread_bytes.saturating_add(survey.bytes_unread);
+            all.files_incomplete += survey.files_incomplete as u64;
+            all.incomplete_bytes = all.incomplete_bytes.saturating_add(survey.bytes_incomplete);
             // A source without files has nothing to watch.
             all.watching &= survey.is_watching || survey.sweeps == 0;
             all.unreadable += survey.unreadable.len() as u64;

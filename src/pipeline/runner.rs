@@ -23,7 +23,7 @@ use tokio::{
 use super::{
     backpressure::Backpressure,
     config_status::SharedConfigStatus,
-    delivery::{SinkControl, SinkProgress, StopMode},
+    delivery::{RefusedEntries, SinkControl, SinkProgress, StopMode},
     fault::{CatchUpError, Fault, Faults},
     group_builder::GroupBuilder,
     ingest::{Inbox, Ingest, IngestState, OnProgress, ReadProgress, TrustReporter, Until, Writer},
@@ -228,6 +228,18 @@ impl Running {
     /// Waits for a fault, possibly forever.
     pub fn failed(&self) -> impl Future<Output = Fault> + Send + use<> {
         self.faults.first()
+    }
+
+    /// Returns a function that counts the entries that receivers have refused, also after
+    /// [`stop`](Self::stop).
+    pub fn refusals(&self) -> impl Fn() -> RefusedEntries + use<> {
+        let progress = self.sinks.tasks.iter().map(|sink| sink.progress.clone());
+        let progress: Vec<_> = progress.collect();
+        move || {
+            let mut refused = RefusedEntries::default();
+            progress.iter().for_each(|sink| refused += sink.borrow().refused);
+            refused
+        }
     }
 
     /// Reads everything once and delivers it. Returns the number of delivered entries. Gives up

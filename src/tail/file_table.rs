@@ -138,6 +138,11 @@ impl KnownFile {
     pub(super) fn outstanding(&self) -> u64 {
         self.size.checked_sub(self.offset).unwrap_or(self.size)
     }
+
+    /// Number of bytes of an incomplete last line, if nothing else is outstanding.
+    pub(super) fn incomplete(&self) -> u64 {
+        if self.scanned >= self.size { self.size.saturating_sub(self.offset) } else { 0 }
+    }
 }
 
 /// Time since a file's bytes were changed. A modification time slightly in the future comes from

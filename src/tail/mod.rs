@@ -454,6 +454,8 @@ impl Tail {
         for (_, known) in self.files.iter() {
             survey.files_unread += usize::from(known.outstanding() > 0);
             survey.bytes_unread = survey.bytes_unread.saturating_add(known.outstanding());
+            survey.files_incomplete += usize::from(known.incomplete() > 0);
+            survey.bytes_incomplete = survey.bytes_incomplete.saturating_add(known.incomplete());
         }
         survey
     }

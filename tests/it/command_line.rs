@@ -148,7 +148,9 @@ fn permanently_refused_entry_does_not_stop_others() {
     // After three halvings of 4 or 5 entries, the first is alone.
     let receiver =
         ScriptedReceiver::start([refused.clone(), refused.clone(), refused.clone(), refused]);
-    home.agent(&["run", "--once"]).ships_to(&receiver.url()).succeed();
+    // Everything else is delivered, but a script must learn of the dead letter.
+    let error = home.agent(&["run", "--once"]).ships_to(&receiver.url()).fail(1);
+    assert!(error.contains("refused 1 entry for good, kept as dead letters"), "{error}");
     let headers = receiver.headers();
     let dead: Vec<u64> =
         headers.iter().flat_map(|header| &header.dead_lettered).map(|letter| letter.seq).collect();

@@ -142,7 +142,7 @@ fn poisoned_entry_is_a_dead_letter_and_retry_fills_its_hole() {
     let config = "[sink.siem]\ncompression = \"none\"";
     let agent = |arguments: &[&str]| home.agent(arguments).config(config).ships_to(&gate.url());
 
-    agent(&["run", "--once"]).succeed();
+    agent(&["run", "--once"]).fail(1);
     let stored = entries::lines(&receiver.entries());
     assert_eq!(stored.len(), 199);
     assert!(gate.requests.load(Ordering::Relaxed) < 30, "isolated in a logarithm of requests");
@@ -190,7 +190,7 @@ fn purged_dead_letter_is_deleted_and_reported() {
     home.write("-work/a.jsonl", format!("{{\"text\":\"{POISON}\"}}\n"));
     let config = "[sink.siem]\ncompression = \"none\"";
     let agent = |arguments: &[&str]| home.agent(arguments).config(config).ships_to(&gate.url());
-    agent(&["run", "--once"]).succeed();
+    agent(&["run", "--once"]).fail(1);
     let message = agent(&["deadletter", "purge", "4711"]).fail(2);
     assert!(message.contains("4711"), "{message}");
     agent(&["deadletter", "purge", "--all"]).succeed();
@@ -214,7 +214,7 @@ fn deadletter_commands_affect_only_the_named_letters() {
         let lines = listed.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
         lines.map(|line| serde_json::from_slice(line).unwrap()).collect::<Vec<Value>>()
     };
-    agent(&["run", "--once"]).succeed();
+    agent(&["run", "--once"]).fail(1);
 
     let letters = list();
     let [first, second] = &letters[..] else { panic!("{letters:#?}") };

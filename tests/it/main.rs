@@ -31,6 +31,7 @@ mod doctor;
 mod dry_run;
 mod enricher_cases;
 mod enrollment;
+mod exit_codes;
 mod files;
 mod filter_cases;
 mod fuzz_corpora;

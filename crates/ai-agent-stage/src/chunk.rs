@@ -227,6 +227,10 @@ pub struct Survey {
     pub files_unread: usize,
     /// Number of those bytes, as of the last inspection of each file.
     pub bytes_unread: u64,
+    /// Number of files of which only the start of an incomplete last line was not handed over.
+    pub files_incomplete: usize,
+    /// Number of bytes of those lines.
+    pub bytes_incomplete: u64,
     /// Number of files that were truncated a moment ago; they are read once their size is stable.
     pub files_settling: usize,
     /// Number of open files.

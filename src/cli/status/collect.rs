@@ -32,7 +32,7 @@ pub(in crate::cli) enum Depth {
 
 /// Collects the status report.
 pub(in crate::cli) fn collect(context: &CliContext, depth: Depth) -> Result<StatusReport, Failure> {
-    let loaded = context.sources.load().ok();
+    let loaded = context.sources.load_if_valid().map_err(Failure::usage)?;
     let state_dir = context.sources.state_dir_of(loaded.as_ref());
     let mut report = StatusReport {
         at: SystemClock.now().to_string(),

@@ -300,10 +300,20 @@ fn reading_text(reading: &ReadingStatus) -> String {
         return "not responding".to_owned();
     }
     let mut text = counted(reading.files, "file", "files");
-    text += &match reading.files_unread {
+    // An incomplete last line waits for its end, and is not a backlog.
+    let backlog = reading.files_unread.saturating_sub(reading.files_incomplete);
+    text += &match backlog {
         0 => ", all read".to_owned(),
-        count => format!(", {} unread in {count} of them", Size(reading.unread_bytes)),
+        count => {
+            let bytes = reading.unread_bytes.saturating_sub(reading.incomplete_bytes);
+            format!(", {} unread in {count} of them", Size(bytes))
+        }
     };
+    if reading.files_incomplete > 0 {
+        let lines =
+            counted(reading.files_incomplete, "unfinished last line", "unfinished last lines");
+        text += &format!(", {} in {lines}", Size(reading.incomplete_bytes));
+    }
     if reading.unreadable > 0 {
         text += &format!(", {} unreadable", reading.unreadable);
     }
@@ -387,8 +397,10 @@ mod tests {
         };
         let reading = ReadingStatus {
             files: 3,
-            files_unread: 1,
-            unread_bytes: 10,
+            files_unread: 2,
+            unread_bytes: 2058,
+            files_incomplete: 1,
+            incomplete_bytes: 10,
             ..ReadingStatus::default()
         };
         let who =
@@ -477,7 +489,7 @@ sink        siem: 12 entries queued, acknowledged up to 40; last acknowledgement
             acknowledged means: indexed; 3 unproven
             last error at then: 503  [2Jbusy
             retry at soon
-reading     3 files, 10 B unread in 1 of them; changes are found by sweeps only
+reading     3 files, 2.0 KiB unread in 1 of them, 10 B in 1 unfinished last line; changes are found by sweeps only
 config      revision r7, hash b79606fb3afe, applied, 1 min ago
             sections: agent=b79606fb3afe, sink=b79606fb3afe
             layer defaults: 000000000000

@@ -41,6 +41,7 @@ impl SinkTask {
         let purged = self
             .on_outbox(move |outbox, _| outbox.store_dead_letters(&letters, refusals, max_bytes))
             .await?;
+        self.progress.send_modify(|progress| progress.refused.dead_letters += refused.len() as u64);
         for (seq, status) in refused {
             let refused = AgentEvent::EntryDeadLettered { sink: self.name.clone(), seq, status };
             (self.report)(refused.into());

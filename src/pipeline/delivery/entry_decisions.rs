@@ -131,6 +131,8 @@ impl SinkTask {
             "entries refused without saying which: they are not sent again, since that would \
              duplicate the others"
         );
+        let count = refused.min(seqs.len() as u64);
+        self.progress.send_modify(|progress| progress.refused.unidentified += count);
         let refused = AgentEvent::EntriesRefusedUnidentified {
             sink: self.name.clone(),
             first_seq: *first_seq,

@@ -15,7 +15,7 @@ mod task_loop;
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::AddAssign, sync::Arc, time::Duration};
 
 pub use ahead::DecidedEntries;
 pub use batch_assembler::{AssembleError, Assembler, NextBatch};
@@ -80,6 +80,22 @@ impl SinkControl {
     }
 }
 
+/// Numbers of entries that receivers refused for good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RefusedEntries {
+    /// Entries that were stored as dead letters.
+    pub dead_letters: u64,
+    /// Entries that were refused without saying which.
+    pub unidentified: u64,
+}
+
+impl AddAssign for RefusedEntries {
+    fn add_assign(&mut self, other: Self) {
+        self.dead_letters += other.dead_letters;
+        self.unidentified += other.unidentified;
+    }
+}
+
 /// Progress of a sink's task, for `run --once` and the status.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SinkProgress {
@@ -89,6 +105,8 @@ pub struct SinkProgress {
     pub delivered: u64,
     /// Number of entries since the start that count as delivered without proof.
     pub unproven: u64,
+    /// Entries that the receiver refused for good since the start.
+    pub refused: RefusedEntries,
     /// Meaning of an acknowledgement; `None` before the task runs.
     pub acknowledged_means: Option<Acknowledged>,
     /// Time of the last acknowledgement since the start.

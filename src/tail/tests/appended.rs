@@ -166,3 +166,21 @@ fn resume_sweeps_before_the_interval() {
     world.read_on();
     assert_eq!(world.take(), lines(["two"]));
 }
+
+/// A session that waits for the end of a line looked like a backlog that is never read.
+#[test]
+fn unfinished_last_line_is_not_a_backlog() {
+    let mut world = TailFixture::new();
+    world.write("a.jsonl", "one\ntw");
+    world.read();
+    let survey = world.tail.survey();
+    assert_eq!((survey.files_unread, survey.bytes_unread), (1, 2));
+    assert_eq!((survey.files_incomplete, survey.bytes_incomplete), (1, 2));
+    world.restart();
+    world.read();
+    assert_eq!(world.tail.survey().bytes_incomplete, 2);
+    world.append("a.jsonl", "o\n");
+    world.read();
+    let survey = world.tail.survey();
+    assert_eq!((survey.files_unread, survey.files_incomplete), (0, 0));
+}
