@@ -29,7 +29,7 @@ pub(super) struct Arguments {
 enum Action {
     /// List dead letters: number, sink, reason and status, time, attempts, epoch and response
     List {
-        /// Print one JSON object per line
+        /// Print one JSON object per line, as described in docs/scripts.md
         #[arg(long)]
         json: bool,
     },

@@ -1,6 +1,9 @@
 //! Hooks of ai-agent in Claude Code's settings files: whether each is active, and why not.
 
-use std::path::{Path, PathBuf};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+};
 
 use crate::{
     compliance::{
@@ -17,7 +20,54 @@ pub(super) struct InstalledHook {
     pub(super) is_managed: bool,
     pub(super) hook: Hook,
     /// Reason why the hook is not active; `None` when it is.
-    pub(super) problem: Option<String>,
+    pub(super) problem: Option<HookProblem>,
+}
+
+/// Reason why a hook is not active.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum HookProblem {
+    /// The settings file switches off all hooks.
+    AllDisabled(PathBuf),
+    /// The settings file permits hooks of managed settings only.
+    ManagedOnly(PathBuf),
+    /// The command of the hook is not a program on this machine.
+    ProgramMissing(String),
+    /// The hook runs only for sessions that start as its matcher says.
+    Matcher(String),
+}
+
+impl HookProblem {
+    /// Stable code of the reason, as docs/scripts.md lists it.
+    pub(super) fn code(&self) -> &'static str {
+        match self {
+            Self::AllDisabled(_) => "all_disabled",
+            Self::ManagedOnly(_) => "managed_only",
+            Self::ProgramMissing(_) => "program_missing",
+            Self::Matcher(_) => "matcher",
+        }
+    }
+}
+
+impl fmt::Display for HookProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AllDisabled(path) => {
+                write!(f, "is disabled: `{}` sets `disableAllHooks`", path.display())
+            }
+            Self::ManagedOnly(path) => {
+                write!(f, "is disabled: `{}` sets `allowManagedHooksOnly`", path.display())
+            }
+            Self::ProgramMissing(program) => write!(
+                f,
+                "runs `{program}`, which is not a program on this machine: prompts are not checked"
+            ),
+            Self::Matcher(matcher) => write!(
+                f,
+                "runs for `{matcher}` only: without a matcher it also runs for sessions that are \
+                 resumed, forked, cleared or compacted"
+            ),
+        }
+    }
 }
 
 /// Finds the hooks of ai-agent in settings files.
@@ -41,34 +91,29 @@ fn problem(
     file: &ClientSettingsFile,
     all: &[ClientSettingsFile],
     home: &Path,
-) -> Option<String> {
+) -> Option<HookProblem> {
     let file_with = |setting: fn(&HookSettings) -> bool, managed: bool| {
         let mut files = all.iter().filter(|file| file.is_managed == managed);
         let found = files.find(|file| file.hooks.as_ref().is_ok_and(setting));
-        found.map(|file| file.path.display())
+        found.map(|file| file.path.clone())
     };
     if let Some(path) = file_with(|hooks| hooks.disables_all, true) {
-        return Some(format!("is disabled: `{path}` sets `disableAllHooks`"));
+        return Some(HookProblem::AllDisabled(path));
     }
     if !file.is_managed {
         if let Some(path) = file_with(|hooks| hooks.managed_only, true) {
-            return Some(format!("is disabled: `{path}` sets `allowManagedHooksOnly`"));
+            return Some(HookProblem::ManagedOnly(path));
         }
         if let Some(path) = file_with(|hooks| hooks.disables_all, false) {
-            return Some(format!("is disabled: `{path}` sets `disableAllHooks`"));
+            return Some(HookProblem::AllDisabled(path));
         }
     }
     let program = program_of(&hook.command);
     if !is_executable(program, home) {
-        return Some(format!(
-            "runs `{program}`, which is not a program on this machine: prompts are not checked"
-        ));
+        return Some(HookProblem::ProgramMissing(program.to_owned()));
     }
     let matcher = hook.matcher.as_ref().filter(|_| hook.hook == Hook::SessionStart)?;
-    Some(format!(
-        "runs for `{matcher}` only: without a matcher it also runs for sessions that are resumed, \
-         forked, cleared or compacted"
-    ))
+    Some(HookProblem::Matcher(matcher.clone()))
 }
 
 /// Returns true if the program that a shell would run exists.

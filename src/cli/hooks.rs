@@ -8,16 +8,12 @@ use std::{
 use clap::{Args, Subcommand};
 
 use super::{
-    context::CliContext,
-    failure::Failure,
-    hook_files::{expand_home, installed},
-    output::print,
+    context::CliContext, failure::Failure, hook_files::expand_home, hook_status, output::print,
 };
 use crate::{
     compliance::{
         client_files::{ClientSettingsFiles, read},
         client_settings::{self, program_of},
-        hook_response::Hook,
     },
     platform::{Environment, Paths, secure_file},
 };
@@ -35,10 +31,7 @@ enum Action {
     Install(Location),
     /// Remove the hooks; other settings stay unchanged
     Uninstall(Location),
-    /// Show which settings files contain the hooks, and whether they are active
-    ///
-    /// Exits 1 if a hook is not active.
-    Status,
+    Status(hook_status::Arguments),
 }
 
 #[derive(Args)]
@@ -60,7 +53,7 @@ impl Location {
 impl Arguments {
     /// Returns true if the command changes nothing.
     pub(super) fn is_read_only(&self) -> bool {
-        matches!(self.action, Action::Status)
+        matches!(self.action, Action::Status(_))
     }
 
     pub(super) fn execute(&self) -> Result<(), Failure> {
@@ -70,7 +63,7 @@ impl Arguments {
         match &self.action {
             Action::Install(location) => install(location.path(&settings), &program(&paths)?),
             Action::Uninstall(location) => uninstall(location.path(&settings)),
-            Action::Status => status(&settings, &paths.home),
+            Action::Status(status) => status.execute(&settings, &paths.home),
         }
     }
 }
@@ -184,41 +177,6 @@ fn write(path: &Path, text: &str) -> Result<(), Failure> {
 
 fn failed(path: &Path, what: &str, error: &dyn std::fmt::Display) -> Failure {
     Failure::failed(format!("`{}` {what}: {error}", path.display()))
-}
-
-fn status(settings: &ClientSettingsFiles, home: &Path) -> Result<(), Failure> {
-    let files = settings.read_all();
-    let hooks = installed(&files, home);
-    for file in &files {
-        let owner = owner(file.is_managed);
-        let path = file.path.display();
-        match &file.hooks {
-            Err(error) => print(format_args!("{owner:<8} `{path}`: {error}"))?,
-            Ok(hooks) if hooks.ours.is_empty() => {
-                print(format_args!("{owner:<8} `{path}`: no hooks of ai-agent"))?;
-            }
-            Ok(_) => {}
-        }
-        for hook in hooks.iter().filter(|hook| hook.path == file.path) {
-            let (owner, name) = (self::owner(hook.is_managed), hook.hook.name());
-            let state = hook.problem.as_deref().unwrap_or("is active");
-            print(format_args!("{owner:<8} `{path}`: {name} {state}"))?;
-        }
-    }
-    let is_active = |hook: &Hook| hooks.iter().any(|it| it.hook == *hook && it.problem.is_none());
-    let inactive: Vec<_> = Hook::ALL.into_iter().filter(|hook| !is_active(hook)).collect();
-    if inactive.is_empty() {
-        return Ok(());
-    }
-    let names = inactive.iter().map(|hook| hook.name()).collect::<Vec<_>>().join(" and ");
-    Err(Failure::failed(format!(
-        "Claude Code does not run ai-agent for {names}: `ai-agent hooks install` adds the hooks to the \
-         user's settings, or with `--managed` to the machine's"
-    )))
-}
-
-fn owner(is_managed: bool) -> &'static str {
-    if is_managed { "managed" } else { "user" }
 }
 
 fn backup_of(path: &Path) -> PathBuf {

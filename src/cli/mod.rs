@@ -13,6 +13,7 @@ mod flush;
 mod hook_answer;
 mod hook_files;
 mod hook_policy;
+mod hook_status;
 mod hooks;
 mod log_level;
 mod outbox;

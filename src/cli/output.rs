@@ -9,6 +9,10 @@ use std::{
 use super::failure::Failure;
 use crate::{platform::secure_file, text::counted};
 
+/// Version of the JSON objects that docs/scripts.md describes; a change when a member is removed or
+/// changes its meaning.
+pub(super) const JSON_VERSION: u32 = 1;
+
 /// Writes a line to standard output. A closed pipe is not an error.
 pub(super) fn print(text: std::fmt::Arguments<'_>) -> Result<(), Failure> {
     match writeln!(io::stdout(), "{text}") {

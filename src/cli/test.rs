@@ -3,13 +3,15 @@
 use std::path::Path;
 
 use clap::Args;
+use serde_json::{Value, json};
 
 use super::{
     context::{CliContext, ConfigFiles},
     failure::Failure,
-    output::print,
+    output::{JSON_VERSION, print},
 };
 use crate::{
+    config::InlineTest,
     pipeline::{
         assembly,
         config_test::{self, Mismatch},
@@ -18,37 +20,76 @@ use crate::{
 };
 
 /// Run the `[[test]]` tables of the configuration in force, or of configuration files
+///
+/// Exits 1 if a test fails.
 #[derive(Args)]
 pub(super) struct Arguments {
     #[command(flatten)]
     files: ConfigFiles,
+    /// Print one JSON object, as described in docs/scripts.md
+    #[arg(long)]
+    json: bool,
 }
 
 impl Arguments {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
         let loaded = CliContext::new(explicit)?.load_files(&self.files)?;
         let mut failed = 0;
+        let mut results = Vec::new();
         for test in &loaded.tests {
             // Each test gets new filters, without memory of other tests.
             let mut filters = assembly::filters(&loaded).map_err(Failure::usage)?;
             let mismatches = config_test::run(test, &mut filters);
-            let verdict = if mismatches.is_empty() { "ok    " } else { "FAILED" };
-            print(format_args!("{verdict}  {}", test.name))?;
-            if !mismatches.is_empty() {
-                failed += 1;
-                print(format_args!("        in {}", test.location))?;
-            }
-            for mismatch in &mismatches {
-                let input = &test.lines[mismatch.line - 1].input;
-                show(mismatch, input)?;
+            failed += usize::from(!mismatches.is_empty());
+            match self.json {
+                true => results.push(as_json(test, &mismatches)),
+                false => show(test, &mismatches)?,
             }
         }
         let all = loaded.tests.len();
+        if self.json {
+            let report = json!({
+                "version": JSON_VERSION,
+                "passed": all - failed,
+                "failed": failed,
+                "tests": results,
+            });
+            print(format_args!("{report:#}"))?;
+        }
         match failed {
+            0 if self.json => Ok(()),
             0 => print(format_args!("{} passed", tests(all))),
             _ => Err(Failure::failed(format!("{failed} of {} failed", tests(all)))),
         }
     }
+}
+
+fn as_json(test: &InlineTest, mismatches: &[Mismatch]) -> Value {
+    let mismatch = |mismatch: &Mismatch| {
+        json!({
+            "line": mismatch.line,
+            "input": test.lines[mismatch.line - 1].input,
+            "expected": mismatch.expected,
+            "found": mismatch.found,
+        })
+    };
+    json!({
+        "name": test.name,
+        "outcome": if mismatches.is_empty() { "ok" } else { "fail" },
+        "location": test.location.to_string(),
+        "mismatches": mismatches.iter().map(mismatch).collect::<Vec<_>>(),
+    })
+}
+
+/// Prints the outcome of a test.
+fn show(test: &InlineTest, mismatches: &[Mismatch]) -> Result<(), Failure> {
+    if mismatches.is_empty() {
+        return print(format_args!("ok      {}", test.name));
+    }
+    print(format_args!("FAILED  {}", test.name))?;
+    print(format_args!("        in {}", test.location))?;
+    let input = |mismatch: &Mismatch| &*test.lines[mismatch.line - 1].input;
+    mismatches.iter().try_for_each(|mismatch| show_mismatch(mismatch, input(mismatch)))
 }
 
 fn tests(count: usize) -> String {
@@ -56,7 +97,7 @@ fn tests(count: usize) -> String {
 }
 
 /// Prints a line, and the difference between the expected and the actual result.
-fn show(mismatch: &Mismatch, input: &str) -> Result<(), Failure> {
+fn show_mismatch(mismatch: &Mismatch, input: &str) -> Result<(), Failure> {
     let Mismatch { line, expected, found } = mismatch;
     print(format_args!("        line {line}: {input}"))?;
     print(format_args!("          expected  {}", expected.without_output()))?;

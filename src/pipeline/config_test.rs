@@ -6,6 +6,8 @@ use std::{
     path::Path,
 };
 
+use serde::Serialize;
+
 use super::filter_chain::{FilterChain, Outcome};
 use crate::{
     config::{ExpectedOutcome, InlineTest, TestLine},
@@ -17,7 +19,7 @@ use crate::{
 const DEFAULT_PATH: &str = "/home/user/.claude/projects/-work/session.jsonl";
 
 /// Outcome for a line, in the terms of a test.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct LineOutcome {
     verdict: &'static str,
     by: Option<String>,

@@ -39,6 +39,7 @@ mod growing_files;
 mod hanging_calls;
 mod hooks;
 mod hostile;
+mod json_output;
 mod large_lines;
 mod layering;
 mod log_codes;

@@ -1,5 +1,7 @@
 //! Result of one check, and its rendering.
 
+use serde_json::{Value, json};
+
 use crate::{
     cli::terminal::{Colours, wrap},
     config::LoadedConfig,
@@ -19,19 +21,31 @@ pub(super) struct Checkup {
 
 /// Result of one check.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct CheckResult {
+pub(in crate::cli) struct CheckResult {
+    /// The subject; its stable code in JSON, with `_` in place of spaces.
     pub(super) subject: &'static str,
     pub(super) outcome: CheckOutcome,
     /// The finding and the remedy.
     pub(super) text: String,
 }
 
-/// Outcome of one check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Outcome of one check, the worst last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum CheckOutcome {
     Ok,
     Warn,
     Fail,
+}
+
+impl CheckOutcome {
+    /// Name in JSON.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Warn => "warn",
+            Self::Fail => "fail",
+        }
+    }
 }
 
 impl CheckResult {
@@ -50,6 +64,15 @@ impl CheckResult {
 
     pub(super) fn fail(subject: &'static str, text: impl Into<String>) -> Self {
         Self { subject, outcome: CheckOutcome::Fail, text: text.into() }
+    }
+
+    /// Returns the result as `--json` prints it. The code is the subject.
+    pub(super) fn json(&self) -> Value {
+        json!({
+            "code": self.subject.to_lowercase().replace(' ', "_"),
+            "outcome": self.outcome.name(),
+            "text": self.text,
+        })
     }
 
     /// Renders the result in one or more lines.

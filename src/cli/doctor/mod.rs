@@ -9,21 +9,25 @@ mod sink_checks;
 use std::path::Path;
 
 use clap::Args;
+use serde_json::{Value, json};
 
 use self::check_result::{CheckOutcome, CheckResult, Checkup};
 use super::{
     context::CliContext,
     failure::Failure,
-    output::print,
+    output::{JSON_VERSION, print},
     terminal::{Colours, short_hash, stdout_width},
 };
 use crate::{
     config::{ConfigWarning, LoadedConfig},
     pipeline::assembly,
-    platform::is_root,
+    platform::{Clock as _, SystemClock, is_root},
     siem::SignedConfig,
     text::{causes, counted},
 };
+
+/// Subject of the checks of the configuration.
+const CONFIGURATION: &str = "configuration";
 
 /// Check this machine for everything that can keep the agent from working
 ///
@@ -33,36 +37,89 @@ pub(super) struct Arguments {
     /// Have the running agent deliver a test event, and wait for its acknowledgement
     #[arg(long)]
     canary: bool,
+    /// Print one JSON object, as described in docs/scripts.md
+    #[arg(long)]
+    json: bool,
 }
 
 impl Arguments {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
         let context = CliContext::new(explicit)?;
-        // Without a configuration there is nothing to check.
-        let loaded = context.load_in_force().map_err(Failure::into_failed)?;
-        let state_dir = loaded.settings.agent.state_dir.clone();
-        let stage_context = context.sources.stage_context(&loaded, Some(&state_dir), true);
-        let checkup = Checkup { loaded, context: stage_context };
-        let (colours, width) = (Colours::of_stdout(), stdout_width());
-        let mut failed = 0;
-        let mut show = |result: CheckResult| {
-            failed += u64::from(result.outcome == CheckOutcome::Fail);
-            print(format_args!("{}", result.render(colours, width)))
+        let failed = match self.json {
+            true => self.print_json(&context)?,
+            false => self.print_text(&context)?,
         };
-        let results = user().into_iter().chain(configuration(&checkup));
-        let results = results.chain(machine_checks::run(&checkup));
-        let results = results.chain(connections(&checkup));
-        for result in results.chain(agent_checks::run(&context)) {
-            show(result)?;
-        }
-        if self.canary {
-            show(agent_checks::canary(&state_dir))?;
-        }
         match failed {
-            0 => print(format_args!("all checks passed")),
+            0 => Ok(()),
             count => Err(Failure::failed(format!("{} failed", counted(count, "check", "checks")))),
         }
     }
+
+    /// Prints each result at once, since some checks take long. Returns the number of failed checks.
+    fn print_text(&self, context: &CliContext) -> Result<u64, Failure> {
+        let (colours, width) = (Colours::of_stdout(), stdout_width());
+        let mut failed = 0;
+        examine(context, self.canary, &mut |result| {
+            failed += u64::from(result.outcome == CheckOutcome::Fail);
+            print(format_args!("{}", result.render(colours, width)))
+        })?;
+        if failed == 0 {
+            print(format_args!("all checks passed"))?;
+        }
+        Ok(failed)
+    }
+
+    fn print_json(&self, context: &CliContext) -> Result<u64, Failure> {
+        let results = collect(context, self.canary);
+        print(format_args!("{:#}", as_json(&results)))?;
+        let failed = results.iter().filter(|result| result.outcome == CheckOutcome::Fail);
+        Ok(failed.count() as u64)
+    }
+}
+
+/// Checks everything, and collects the results.
+pub(super) fn collect(context: &CliContext, canary: bool) -> Vec<CheckResult> {
+    let mut results = Vec::new();
+    let examined = examine(context, canary, &mut |result| {
+        results.push(result);
+        Ok(())
+    });
+    if let Err(failure) = examined {
+        results.push(CheckResult::fail(CONFIGURATION, failure.message()));
+    }
+    results
+}
+
+/// Returns the results as `--json` prints them.
+pub(super) fn as_json(results: &[CheckResult]) -> Value {
+    let worst = results.iter().map(|result| result.outcome).max().unwrap_or(CheckOutcome::Ok);
+    json!({
+        "version": JSON_VERSION,
+        "at": SystemClock.now().to_string(),
+        "outcome": worst.name(),
+        "checks": results.iter().map(CheckResult::json).collect::<Vec<_>>(),
+    })
+}
+
+/// Passes the result of each check to `report`.
+fn examine(
+    context: &CliContext,
+    canary: bool,
+    report: &mut dyn FnMut(CheckResult) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    // Without a configuration there is nothing to check.
+    let loaded = context.load_in_force().map_err(Failure::into_failed)?;
+    let state_dir = loaded.settings.agent.state_dir.clone();
+    let stage_context = context.sources.stage_context(&loaded, Some(&state_dir), true);
+    let checkup = Checkup { loaded, context: stage_context };
+    let results = user().into_iter().chain(configuration(&checkup));
+    let results = results.chain(machine_checks::run(&checkup));
+    let results = results.chain(connections(&checkup));
+    results.chain(agent_checks::run(context)).try_for_each(&mut *report)?;
+    if canary {
+        report(agent_checks::canary(&state_dir))?;
+    }
+    Ok(())
 }
 
 /// Checks of everything that the agent delivers to.
@@ -111,7 +168,7 @@ fn transport(loaded: &LoadedConfig) -> Option<CheckResult> {
 
 /// Mistakes in the configuration.
 fn configuration(checkup: &Checkup) -> Vec<CheckResult> {
-    const SUBJECT: &str = "configuration";
+    const SUBJECT: &str = CONFIGURATION;
 
     let Checkup { loaded, context } = checkup;
     let mistakes = assembly::check(loaded, context);

@@ -125,7 +125,7 @@ fn hooks(context: &CliContext) -> Vec<HookStatus> {
     let status = |hook: hook_files::InstalledHook| HookStatus {
         name: hook.hook.name().to_owned(),
         path: hook.path.display().to_string(),
-        problem: hook.problem,
+        problem: hook.problem.map(|problem| problem.to_string()),
     };
     found.into_iter().map(status).collect()
 }

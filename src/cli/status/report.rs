@@ -31,7 +31,7 @@ pub(in crate::cli) struct StatusReport {
 
 impl StatusReport {
     /// Returns the report as `--json` prints it.
-    pub(super) fn json(&self) -> Value {
+    pub(in crate::cli) fn json(&self) -> Value {
         let Self { status, .. } = self;
         json!({
             "version": VERSION,
