@@ -2,6 +2,7 @@
 
 mod audit;
 mod check;
+mod completions;
 mod config;
 mod context;
 mod deadletter;
@@ -16,6 +17,8 @@ mod hook_policy;
 mod hook_status;
 mod hooks;
 mod log_level;
+mod logs;
+mod man;
 mod outbox;
 mod output;
 mod progress_bar;
@@ -25,6 +28,7 @@ mod service;
 mod signal_task;
 mod stages;
 mod status;
+mod support_bundle;
 mod terminal;
 mod test;
 
@@ -42,9 +46,16 @@ use crate::{
     platform::memory,
 };
 
+/// Exit codes of all commands, for their help. docs/scripts.md lists what they mean for each.
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  success
+  1  the command has failed, or what it checks is not in order
+  2  the arguments, the environment or the configuration are wrong";
+
 /// Ship Claude Code session logs to a SIEM without losing a byte
 #[derive(Parser)]
-#[command(name = "ai-agent", version, arg_required_else_help = true)]
+#[command(name = "ai-agent", version, arg_required_else_help = true, after_help = EXIT_CODES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -72,6 +83,7 @@ enum Command {
     Flush(flush::Arguments),
     Reload(reload::Arguments),
     LogLevel(log_level::Arguments),
+    Logs(logs::Arguments),
     Config(config::Arguments),
     Doctor(doctor::Arguments),
     Hooks(hooks::Arguments),
@@ -81,6 +93,9 @@ enum Command {
     Device(device::Arguments),
     Audit(audit::Arguments),
     Stages(stages::Arguments),
+    SupportBundle(support_bundle::Arguments),
+    Completions(completions::Arguments),
+    Man(man::Arguments),
 }
 
 impl Command {
@@ -97,6 +112,7 @@ impl Command {
             Self::Flush(flush) => flush.execute(config),
             Self::Reload(reload) => reload.execute(config),
             Self::LogLevel(level) => level.execute(config),
+            Self::Logs(logs) => logs.execute(config),
             Self::Config(command) => command.execute(config),
             Self::Doctor(doctor) => doctor.execute(config),
             Self::Hooks(hooks) => hooks.execute(),
@@ -106,6 +122,9 @@ impl Command {
             Self::Device(device) => device.execute(config),
             Self::Audit(audit) => audit.execute(config),
             Self::Stages(stages) => stages.execute(),
+            Self::SupportBundle(bundle) => bundle.execute(config),
+            Self::Completions(completions) => completions.execute(),
+            Self::Man(man) => man.execute(),
         }
     }
 }
@@ -119,7 +138,11 @@ impl Command {
             | Self::Config(_)
             | Self::Doctor(_)
             | Self::Test(_)
-            | Self::Stages(_) => true,
+            | Self::Stages(_)
+            | Self::Logs(_)
+            | Self::SupportBundle(_)
+            | Self::Completions(_)
+            | Self::Man(_) => true,
             Self::Run(run) => run.is_test(),
             Self::Hooks(hooks) => hooks.is_read_only(),
             Self::Deadletter(letters) => letters.is_read_only(),

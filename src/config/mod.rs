@@ -26,6 +26,7 @@ mod read_layers;
 mod redact;
 mod schema;
 mod secret;
+mod secret_values;
 mod settings;
 mod sink;
 mod template;

@@ -21,14 +21,20 @@ pub(super) fn is_secret_path(path: &[String]) -> bool {
     options.iter().any(|part| secret::is_secret_key(part))
 }
 
+/// Returns user name and password in a URL.
+pub(super) fn user_in_url(text: &str) -> Option<&str> {
+    let (_, rest) = text.split_once("://")?;
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
+    Some(&authority[..authority.rfind('@')?])
+}
+
 /// Removes user name and password from URLs.
 pub(super) fn without_passwords(value: Value) -> Value {
     match value {
         Value::String(tag, text) => {
-            let hidden = text.split_once("://").and_then(|(scheme, rest)| {
-                let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-                let at = authority.rfind('@')?;
-                Some(format!("{scheme}://{}{}", secret::MASK, &rest[at..]))
+            let hidden = user_in_url(&text).map(|user| {
+                let at = text.find("://").map_or(0, |at| at + 3);
+                format!("{}{}{}", &text[..at], secret::MASK, &text[at + user.len()..])
             });
             Value::String(tag, hidden.unwrap_or(text))
         }

@@ -12,6 +12,8 @@ use std::{
 
 use super::secure_file;
 
+/// Name of the file that is written.
+const FILE: &str = "agent.log";
 /// Maximum size of a file.
 const LARGEST: u64 = 10 << 20;
 /// Number of files, including the one being written.
@@ -20,6 +22,15 @@ const FILES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(10);
 /// Interval of the checks whether the file still exists at its path.
 const LOOK: Duration = Duration::from_secs(10);
+
+/// Names of the files, the newest first.
+pub(super) fn names() -> impl Iterator<Item = String> {
+    let name = |number| match number {
+        0 => FILE.to_owned(),
+        number => format!("{FILE}.{number}"),
+    };
+    (0..FILES).map(name)
+}
 
 /// `agent.log` in a directory, and the rotated files `agent.log.1` and `agent.log.2`.
 #[derive(Debug)]
@@ -47,7 +58,7 @@ impl LogFile {
     /// Returns the path of the file.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        self.dir.join("agent.log")
+        self.dir.join(FILE)
     }
 
     /// Appends a line, including its end.
@@ -95,12 +106,9 @@ impl LogFile {
 
     /// Rotates the files and deletes the oldest. Each file is complete whenever the process dies.
     fn rotate(&self) -> io::Result<()> {
-        let name = |number: u32| match number {
-            0 => self.path(),
-            number => self.dir.join(format!("agent.log.{number}")),
-        };
-        for number in (1..FILES).rev() {
-            match fs::rename(name(number - 1), name(number)) {
+        let paths: Vec<_> = names().map(|name| self.dir.join(name)).collect();
+        for (from, to) in paths.iter().zip(&paths[1..]).rev() {
+            match fs::rename(from, to) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }

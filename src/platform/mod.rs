@@ -17,6 +17,7 @@ pub mod journal;
 pub mod links;
 mod lock;
 mod log_file;
+mod log_reader;
 #[cfg(unix)]
 mod long_path;
 pub mod memory;
@@ -45,6 +46,7 @@ pub use groups::user_groups;
 pub use identity::{UNKNOWN_NAME, identify, is_root, user_id};
 pub use lock::{LockHolder, LockRole, StateLock};
 pub use log_file::LogFile;
+pub use log_reader::LogReader;
 pub use os::Os;
 pub use paths::{InstalledPaths, Paths, PathsError};
 pub use power::{Power, SystemPower};

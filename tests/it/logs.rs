@@ -2,7 +2,12 @@
 
 use std::fs;
 
-use crate::support::{home::Home, lines_with_code, receiver::Receiver};
+use crate::support::{
+    eventually,
+    home::{Home, append_to},
+    lines_with_code,
+    receiver::Receiver,
+};
 use serde_json::Value;
 
 fn log(home: &Home) -> String {
@@ -44,6 +49,49 @@ fn json_log_has_level_and_fields() {
     let started = lines.iter().find(|line| line["fields"]["code"] == "agent_started").unwrap();
     assert_eq!(started["level"], "info");
     assert!(started["fields"]["epoch"].is_string(), "{started}");
+}
+
+#[test]
+fn logs_prints_the_last_lines_of_all_files() {
+    let home = Home::new();
+    let folder = home.path().join("state/logs");
+    fs::create_dir_all(&folder).unwrap();
+    fs::write(folder.join("agent.log.1"), "one\ntwo\n").unwrap();
+    fs::write(folder.join("agent.log"), "three\nfour\n").unwrap();
+    let logs = |arguments: &[&str]| {
+        let agent = home.agent(&[&["logs"], arguments].concat()).config(&config(&home, ""));
+        agent.succeed().text().to_owned()
+    };
+    assert_eq!(logs(&[]), "one\ntwo\nthree\nfour\n");
+    assert_eq!(logs(&["-n", "3"]), "two\nthree\nfour\n");
+    assert_eq!(logs(&["--lines=0"]), "");
+}
+
+/// The agent renames its log when it is large.
+#[cfg(unix)]
+#[test]
+fn logs_follow_prints_new_lines_across_a_rotation() {
+    let home = Home::new();
+    let folder = home.path().join("state/logs");
+    fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("agent.log");
+    append_to(&path, "one\ntwo\n");
+    let follower = home.agent(&["logs", "-f", "-n", "1"]).config(&config(&home, "")).start();
+    let printed = |text: &str| {
+        eventually("the lines are printed", || {
+            (follower.stdout() == text.as_bytes()).then_some(())
+        });
+    };
+    printed("two\n");
+    append_to(&path, "three\n");
+    printed("two\nthree\n");
+    append_to(&path, "four\n");
+    fs::rename(&path, folder.join("agent.log.1")).unwrap();
+    append_to(&path, "five\n");
+    printed("two\nthree\nfour\nfive\n");
+    append_to(&path, "six\n");
+    printed("two\nthree\nfour\nfive\nsix\n");
+    follower.kill();
 }
 
 /// A file in place of the directory stands in for an unwritable disk.

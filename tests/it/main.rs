@@ -68,6 +68,7 @@ mod sinks_hec;
 mod sinks_http;
 mod sinks_otlp;
 mod sinks_syslog;
+mod support_bundle;
 mod systemd;
 mod tls;
 mod trust_page;

@@ -98,7 +98,9 @@ impl Arguments {
 
 /// Returns the values in force in the running agent; `None` if none answers.
 fn running_agent(cli: &CliContext) -> Option<Vec<ShownValue>> {
-    let Ok(Connection::Agent(client)) = control::connect(&cli.state_dir()) else { return None };
+    let Ok(Connection::Agent(client)) = control::connect(&cli.state_dir().ok()?) else {
+        return None;
+    };
     let mut values = None;
     let sent = client.send(&Request::Config, TIMEOUT, &mut |response| {
         if let Response::Config(shown) = response {

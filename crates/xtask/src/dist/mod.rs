@@ -3,6 +3,7 @@
 mod check;
 pub(crate) mod linux;
 mod macos;
+mod manual;
 mod package;
 mod sbom;
 mod sums;
@@ -65,8 +66,7 @@ impl Arguments {
 
         println!("── man pages and completions");
         let manual = dist.parts.join("manual");
-        let mut write = sh::cargo(["run", "--quiet", "--package", "manual", "--"]);
-        sh::succeed(write.arg(&manual))?;
+        manual::write(&manual)?;
         match env::consts::OS {
             "linux" => linux::build(&mut dist, &manual)?,
             "macos" => macos::build(&mut dist)?,

@@ -1,0 +1,130 @@
+//! Files of a support bundle.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::redact::Redactor;
+use crate::{
+    cli::{
+        context::CliContext,
+        doctor,
+        failure::Failure,
+        output::JSON_VERSION,
+        status::collect::{Depth, collect as collect_status},
+    },
+    config::LoadedConfig,
+    logging,
+    pipeline::assembly,
+    platform::{LogReader, Os, Timestamp, random_bytes},
+    text::causes,
+};
+
+/// Number of the last lines of the log.
+const LOG_LINES: u64 = 20_000;
+
+/// A file in the bundle.
+pub(super) struct BundleFile {
+    pub(super) name: &'static str,
+    /// What it contains.
+    pub(super) about: &'static str,
+    pub(super) bytes: Vec<u8>,
+}
+
+/// Collects all files, the list of them first.
+pub(super) fn collect(context: &CliContext, now: Timestamp) -> Result<Vec<BundleFile>, Failure> {
+    let state_dir = context.state_dir()?;
+    let loaded = context.load_in_force();
+    let redactor = redactor(context, loaded.as_ref().ok())?;
+    let json = |name, about, value| BundleFile {
+        name,
+        about,
+        bytes: format!("{:#}\n", redactor.value(value)).into_bytes(),
+    };
+    let status = collect_status(context, Depth::Outbox)?.json();
+    let checks = doctor::as_json(&doctor::collect(context, false));
+    let log = redactor.log(&last_log(&state_dir));
+    let mut files = vec![
+        json("status.json", "as `ai-agent status --json` prints it", status),
+        json("doctor.json", "as `ai-agent doctor --json` prints it", checks),
+        json(
+            "config.json",
+            "values in force and their origin, without secrets",
+            configuration(context, loaded),
+        ),
+        BundleFile { name: "agent.log", about: "last lines of the log", bytes: log.into_bytes() },
+    ];
+    files.insert(0, json("contents.json", "this list, and what is left out", list(&files, now)));
+    Ok(files)
+}
+
+fn redactor(context: &CliContext, loaded: Option<&LoadedConfig>) -> Result<Redactor, Failure> {
+    let paths = context.paths();
+    let mut roots = vec![paths.home.join(".claude/projects"), paths.claude_desktop.clone()];
+    let mut secrets = Vec::new();
+    if let Some(loaded) = loaded {
+        let stage_context = context.stage_context(loaded);
+        roots.extend(assembly::session_roots(loaded, &stage_context).unwrap_or_default());
+        secrets = loaded.secret_values();
+    }
+    roots.dedup();
+    let linked: Vec<PathBuf> = roots.iter().filter_map(|root| root.canonicalize().ok()).collect();
+    roots.extend(linked.into_iter().filter(|root| root.components().count() > 1));
+    let salt = random_bytes().map_err(Failure::failed)?;
+    Ok(Redactor::new(secrets, &paths.home, &roots, salt))
+}
+
+/// Values in force. Not shown if there is a mistake: under a misspelt key, a secret would not be
+/// recognised.
+fn configuration(context: &CliContext, loaded: Result<LoadedConfig, Failure>) -> Value {
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
+        Err(failure) => return json!({ "version": JSON_VERSION, "errors": [failure.message()] }),
+    };
+    let mistakes = assembly::check(&loaded, &context.stage_context(&loaded));
+    if !mistakes.is_empty() {
+        let errors: Vec<_> = mistakes.iter().map(|error| causes(error)).collect();
+        return json!({ "version": JSON_VERSION, "errors": errors });
+    }
+    let values = loaded.effective_values();
+    let value = |it: &crate::config::ConfigValue| json!({ "key": it.key(), "value": it.value, "origin": it.location.to_string() });
+    json!({
+        "version": JSON_VERSION,
+        "hash": loaded.settings.config_hash().to_string(),
+        "warnings": loaded.warnings.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "values": values.iter().map(value).collect::<Vec<_>>(),
+    })
+}
+
+/// Last lines of the log; empty if there is none.
+fn last_log(state_dir: &Path) -> String {
+    let mut bytes = Vec::new();
+    let read = LogReader::new(&logging::dir(state_dir)).read_last(LOG_LINES, &mut |piece| {
+        bytes.extend_from_slice(piece);
+        Ok(())
+    });
+    let mut text = String::from_utf8_lossy(&bytes).into_owned();
+    if let Err(error) = read {
+        text += &format!("the log cannot be read: {error}\n");
+    }
+    text
+}
+
+fn list(files: &[BundleFile], now: Timestamp) -> Value {
+    let file = |file: &BundleFile| json!({ "name": file.name, "about": file.about, "bytes": file.bytes.len() });
+    json!({
+        "version": JSON_VERSION,
+        "at": now.to_string(),
+        "agent": env!("CARGO_PKG_VERSION"),
+        "os": Os::CURRENT.name(),
+        "arch": std::env::consts::ARCH,
+        "files": files.iter().map(file).collect::<Vec<_>>(),
+        "left_out": [
+            "tokens, keys, passwords and other secrets",
+            "content of sessions, entries and dead letters",
+            "names of sessions and projects: replaced by digests that differ in each bundle",
+            "answers of receivers behind their status, since they may quote a record",
+            "names in e-mail addresses, and the path of the home directory",
+        ],
+    })
+}
