@@ -149,6 +149,11 @@ pub(crate) struct ReadingStatus {
     pub(crate) problems: Vec<UnreadablePath>,
     /// Files that a stage failed on.
     pub(crate) held: u64,
+    /// True if files are compared with what was read from them.
+    pub(crate) verifying: bool,
+    /// Time at which all files were last compared, and the time since then.
+    pub(crate) verified_at: Option<String>,
+    pub(crate) verified_seconds: Option<u64>,
     /// Resource that is exhausted: `outbox` or `disk`.
     #[serde(rename = "lack")]
     pub(crate) shortage: Option<String>,
@@ -277,6 +282,13 @@ impl ReadingStatus {
     /// Status of reading that responds.
     pub(super) fn new(status: &IngestStatus, now: Timestamp) -> Self {
         let mut all = Self { watching: true, held: status.held as u64, ..Self::default() };
+        let verifying = status.sources.iter().filter(|(_, survey)| survey.is_verifying);
+        let verified: Vec<_> = verifying.map(|(_, survey)| survey.verified_at).collect();
+        all.verifying = !verified.is_empty();
+        // The oldest of them; none if a source has not verified its files yet.
+        let verified = verified.into_iter().min().flatten();
+        all.verified_at = verified.map(|at| at.to_string());
+        all.verified_seconds = verified.map(|at| (now - at).as_secs());
         for (_, survey) in &status.sources {
             all.files += survey.files as u64;
             all.files_unread += survey.files_unread as u64;

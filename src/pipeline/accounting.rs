@@ -20,6 +20,9 @@ pub struct Share {
     pub filtered: Count,
     /// Blank lines.
     pub blank: Count,
+    /// Lines that were read again because bytes in or near them were altered; the others include
+    /// them.
+    pub altered: Count,
     /// Bytes that were lost before they were read.
     pub deleted_unread: Lost,
 }
@@ -31,6 +34,7 @@ impl AddAssign for Share {
         self.endings = self.endings.saturating_add(other.endings);
         self.filtered += other.filtered;
         self.blank += other.blank;
+        self.altered += other.altered;
         self.deleted_unread += other.deleted_unread;
     }
 }
@@ -46,22 +50,24 @@ impl Share {
         sent
     }
 
-    /// Returns the lines and bytes that were read.
+    /// Returns the lines and bytes that were read, without those that were read again.
     #[must_use]
     pub fn read(&self) -> Count {
         let mut all = self.sent();
         all += self.filtered;
         all += self.blank;
-        all
+        let Count { lines, bytes } = self.altered;
+        Count { lines: all.lines.saturating_sub(lines), bytes: all.bytes.saturating_sub(bytes) }
     }
 
     /// Adds the share to `totals`, except for `filtered`, which [`Totals::drop`] has counted.
     pub fn add_to(&self, totals: &mut Totals) {
-        let Self { shipped, parts, endings, filtered: _, blank, deleted_unread } = self;
+        let Self { shipped, parts, endings, filtered: _, blank, altered, deleted_unread } = self;
         totals.shipped += *shipped;
         totals.parts += *parts;
         totals.endings = totals.endings.saturating_add(*endings);
         totals.blank += *blank;
+        totals.altered += *altered;
         totals.deleted_unread += *deleted_unread;
     }
 }
@@ -74,6 +80,7 @@ impl From<&Totals> for Share {
             endings: totals.endings,
             filtered: totals.all_filtered(),
             blank: totals.blank,
+            altered: totals.altered,
             deleted_unread: totals.deleted_unread,
         }
     }

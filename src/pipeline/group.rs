@@ -8,7 +8,7 @@ use siem_protocol::Digest;
 use super::accounting::{Share, Totals};
 use crate::{
     frame::{Encoder, Frame},
-    tail::GenerationId,
+    tail::{BlockUpdate, GenerationId},
 };
 
 /// Position in the outbox at which a group starts.
@@ -31,6 +31,10 @@ pub struct Group {
     pub frames: Vec<Frame>,
     /// New checkpoint rows by source and generation; `None` removes a row.
     pub checkpoints: BTreeMap<(String, GenerationId), Option<Vec<u8>>>,
+    /// Changes to the hashes of files' blocks, by source and generation.
+    pub blocks: BTreeMap<(String, GenerationId), Vec<BlockUpdate>>,
+    /// Position of the verification of files, by source.
+    pub verification: BTreeMap<String, Vec<u8>>,
     /// Changes to the long lines that filters have dropped, by generation; `None` removes a row.
     pub dropped_parts: BTreeMap<GenerationId, Option<DroppedPart>>,
     /// Accounting of the bytes that were read, by generation.

@@ -9,7 +9,7 @@ use std::{
 use serde_json::value::RawValue;
 use siem_protocol::{
     Content, Digest,
-    entry::{EventLine, PartLine, RecordLine},
+    entry::{ALTERED, EventLine, PartLine, RecordLine},
     names::severity,
     nul_runs::{Folded, LineDigests, NulRun, total_length},
 };
@@ -27,7 +27,7 @@ use crate::{
     frame::{self, Codec, Encoder, Frame, FrameBuilder},
     platform::Timestamp,
     stages::{Named, Record, enricher::Enricher},
-    tail::{Chunk, GenerationId, Origin, Piece},
+    tail::{BlockUpdate, Chunk, GenerationId, Origin, Piece},
 };
 
 /// Uncompressed bytes at which a group is full when frames are stored uncompressed. Together with
@@ -54,6 +54,8 @@ pub struct GroupBuilder {
     /// Bytes before compression at which the group is full.
     pub(super) full: usize,
     checkpoints: BTreeMap<(String, GenerationId), Option<Vec<u8>>>,
+    blocks: BTreeMap<(String, GenerationId), Vec<BlockUpdate>>,
+    verification: BTreeMap<String, Vec<u8>>,
     dropped_parts: BTreeMap<GenerationId, Option<DroppedPart>>,
     shares: BTreeMap<GenerationId, Share>,
     /// Members that enrichers added to the current record or event.
@@ -84,6 +86,8 @@ impl GroupBuilder {
             raw: 0,
             full: if codec == Codec::Plain { FULL } else { FULL_COMPRESSED },
             checkpoints: BTreeMap::new(),
+            blocks: BTreeMap::new(),
+            verification: BTreeMap::new(),
             dropped_parts: BTreeMap::new(),
             shares: BTreeMap::new(),
             enriched: String::new(),
@@ -101,7 +105,8 @@ impl GroupBuilder {
     /// Returns whether there is nothing to store.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.next_seq == self.start.seq && self.checkpoints.is_empty()
+        let has_no_rows = self.checkpoints.is_empty() && self.verification.is_empty();
+        self.next_seq == self.start.seq && has_no_rows
     }
 
     /// Returns whether the group accepts another chunk.
@@ -152,6 +157,11 @@ impl GroupBuilder {
         self.checkpoints.insert(key, Some(row.to_vec()));
     }
 
+    /// Adds the position of a source's verification of files.
+    pub fn store_verification(&mut self, instance: &str, position: &[u8]) {
+        self.verification.insert(instance.to_owned(), position.to_vec());
+    }
+
     /// Adds the records of a chunk that the filters keep, and the chunk's checkpoint.
     pub fn add_chunk(
         &mut self,
@@ -175,6 +185,9 @@ impl GroupBuilder {
         for piece in chunk.pieces {
             self.add_piece(piece, &context, stages, &mut share);
         }
+        if chunk.origin.is_altered {
+            share.altered = share.read();
+        }
         share.add_to(&mut self.totals);
         for event in stages.filters.take_events() {
             self.add_event(&event, &mut stages.enrichers, now);
@@ -188,6 +201,9 @@ impl GroupBuilder {
             *self.shares.entry(generation.clone()).or_default() += share;
         }
         let key = (instance.to_owned(), generation);
+        if !chunk.blocks.is_empty() {
+            self.blocks.entry(key.clone()).or_default().extend(chunk.blocks);
+        }
         self.checkpoints.insert(key, chunk.checkpoint.map(<[u8]>::to_vec));
     }
 
@@ -331,16 +347,17 @@ impl GroupBuilder {
     ) {
         let LinePart { offset, part, bytes, nul_runs, size, whole, incomplete } = *piece;
         let record = Record::first_part(chunk.origin, offset, bytes);
+        let verdict = chunk.verdict_generation();
         if part == 1 {
-            self.check_first_part(&record, stages);
+            self.check_first_part(&record, &verdict, stages);
         }
         let lines = u64::from(whole.is_some());
         let generation = &chunk.origin.generation;
-        if let Some(dropped) = stages.dropped_part(generation, offset) {
+        if let Some(dropped) = stages.dropped_part(&verdict, offset) {
             let count = Count { lines, bytes: size };
             self.count_filtered(share, &dropped.stage, &dropped.reason, count);
             if whole.is_some() {
-                self.set_dropped_part(stages, generation, None);
+                self.set_dropped_part(stages, &verdict, None);
             }
             return;
         }
@@ -349,7 +366,8 @@ impl GroupBuilder {
         share.endings = share.endings.saturating_add(size - length);
         // A later part starts in the middle of the line, and could be taken for another record.
         let start = if part == 1 { bytes } else { &[] };
-        self.enrich(&Record::first_part(chunk.origin, offset, start), &mut stages.enrichers);
+        let record = Record::first_part(chunk.origin, offset, start);
+        self.enrich(&record, &mut stages.enrichers);
         let enriched = mem::take(&mut self.enriched);
         let line = PartLine {
             source: chunk.source,
@@ -369,7 +387,12 @@ impl GroupBuilder {
     }
 
     /// Runs the filters on the first part of a long line: the decision holds for all its parts.
-    fn check_first_part(&mut self, record: &Record<'_>, stages: &mut RecordStages) {
+    fn check_first_part(
+        &mut self,
+        record: &Record<'_>,
+        verdict: &GenerationId,
+        stages: &mut RecordStages,
+    ) {
         let dropped = match stages.check(record) {
             Outcome::Keep(_) => None,
             Outcome::Drop { stage, reason } => {
@@ -377,7 +400,7 @@ impl GroupBuilder {
                 Some(DroppedPart { offset: record.offset(), stage, reason: reason.to_owned() })
             }
         };
-        self.set_dropped_part(stages, &record.origin().generation, dropped);
+        self.set_dropped_part(stages, verdict, dropped);
     }
 
     /// Sets or clears the dropped line of a generation, in memory and with the group.
@@ -387,7 +410,8 @@ impl GroupBuilder {
         generation: &GenerationId,
         dropped: Option<DroppedPart>,
     ) {
-        if stages.set_dropped_part(generation, dropped.clone()) {
+        let is_stored = !generation.0.ends_with(ALTERED_SUFFIX);
+        if stages.set_dropped_part(generation, dropped.clone()) && is_stored {
             self.dropped_parts.insert(generation.clone(), dropped);
         }
     }
@@ -401,6 +425,9 @@ impl GroupBuilder {
     /// Collects the members that enrichers add to `record`.
     fn enrich(&mut self, record: &Record<'_>, enrichers: &mut [Named<dyn Enricher>]) {
         self.enriched.clear();
+        if record.origin().is_altered {
+            self.enriched.push_str(ALTERED);
+        }
         let behind = record.behind_marks();
         let record = behind.as_ref().map_or(record, |(_, behind)| behind);
         for (name, enricher) in enrichers {
@@ -487,6 +514,8 @@ impl GroupBuilder {
             start: mem::replace(&mut self.start, next),
             frames: mem::take(&mut self.frames),
             checkpoints: mem::take(&mut self.checkpoints),
+            blocks: mem::take(&mut self.blocks),
+            verification: mem::take(&mut self.verification),
             dropped_parts: mem::take(&mut self.dropped_parts),
             shares: mem::take(&mut self.shares),
             totals: self.totals.clone(),
@@ -499,6 +528,8 @@ impl GroupBuilder {
         self.frames.clear();
         self.raw = 0;
         self.checkpoints.clear();
+        self.blocks.clear();
+        self.verification.clear();
         self.dropped_parts.clear();
         self.shares.clear();
         self.next_seq = start.seq;
@@ -514,6 +545,9 @@ fn frame_bytes(shipping: ShippingSettings) -> usize {
     frame::MAX_RAW.min(room)
 }
 
+/// End of the key of a verdict on a line that is handed over again.
+const ALTERED_SUFFIX: &str = " altered";
+
 /// Data shared by all records of a chunk.
 struct ChunkContext<'a> {
     origin: &'a Origin,
@@ -523,6 +557,18 @@ struct ChunkContext<'a> {
     source: &'static str,
     read_at: &'a str,
     now: Timestamp,
+}
+
+impl ChunkContext<'_> {
+    /// Generation under which the verdict on a line in parts is remembered. A line that is handed over
+    /// again does not affect one that is still being read. It starts again if the group is lost, so
+    /// that its verdict is not stored.
+    fn verdict_generation(&self) -> GenerationId {
+        match self.origin.is_altered {
+            true => GenerationId(format!("{}{ALTERED_SUFFIX}", self.origin.generation)),
+            false => self.origin.generation.clone(),
+        }
+    }
 }
 
 /// A record that the filters keep.

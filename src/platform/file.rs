@@ -253,6 +253,12 @@ pub fn open_limit() -> Option<u64> {
     system::open_limit()
 }
 
+/// Removes bytes of a file that were read from the system's cache, so that they do not displace
+/// others. Does nothing where the system has no such call.
+pub fn drop_from_cache(file: &File, offset: u64, len: u64) {
+    system::drop_from_cache(file, offset, len);
+}
+
 /// Converts a path into bytes that can be stored; works for any path.
 #[must_use]
 pub fn path_to_bytes(path: &Path) -> Vec<u8> {
@@ -383,6 +389,17 @@ mod system {
         errno == Some(Errno::MFILE) || errno == Some(Errno::NFILE)
     }
 
+    #[cfg(not(target_vendor = "apple"))]
+    pub(super) fn drop_from_cache(file: &File, offset: u64, len: u64) {
+        let len = std::num::NonZeroU64::new(len);
+        // It is advice: a failure does no harm.
+        let advice = rustix::fs::Advice::DontNeed;
+        rustix::fs::fadvise(file, offset, len, advice).unwrap_or_default();
+    }
+
+    #[cfg(target_vendor = "apple")]
+    pub(super) fn drop_from_cache(_: &File, _: u64, _: u64) {}
+
     pub(super) fn open_limit() -> Option<u64> {
         rustix::process::getrlimit(rustix::process::Resource::Nofile).current
     }
@@ -492,6 +509,8 @@ mod system {
     pub(super) fn is_out_of_files(error: &io::Error) -> bool {
         error.raw_os_error() == Some(TOO_MANY_OPEN_FILES)
     }
+
+    pub(super) fn drop_from_cache(_: &File, _: u64, _: u64) {}
 
     pub(super) fn open_limit() -> Option<u64> {
         None

@@ -4,6 +4,7 @@ pub mod bounded;
 mod certificates;
 mod clock;
 pub mod control;
+pub mod cpu_time;
 pub mod directory;
 mod disk;
 mod environment;

@@ -2,7 +2,7 @@
 
 use std::{io, path::PathBuf};
 
-use data_encoding::BASE64;
+use data_encoding::{BASE64, BASE64_NOPAD};
 use serde::{Deserialize, Serialize};
 
 use siem_protocol::nul_runs::{NulRun, NulRunsError};
@@ -81,6 +81,8 @@ pub(super) struct CheckpointRow {
     pub(super) borders: Borders,
     /// Long line that contains the offset.
     pub(super) long: Option<LongLinePosition>,
+    /// Hash of the bytes after the last whole block; `None` in rows of an older agent.
+    pub(super) blocks: Option<u64>,
     /// Bytes after the offset: an incomplete last line that has not changed for a while.
     pub(super) saved_line: Option<PartialLine>,
 }
@@ -123,6 +125,8 @@ struct StoredRow {
     borders: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     long: Option<LongLinePosition>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    hash: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     kept: Option<String>,
     /// Runs of NUL that are not in `kept`.
@@ -189,6 +193,7 @@ impl CheckpointRow {
             first: Sample::default(),
             borders: Borders::starting_at(start),
             long: None,
+            blocks: None,
             saved_line: None,
         }
     }
@@ -210,6 +215,7 @@ impl CheckpointRow {
             base: self.borders.base(),
             borders: BASE64.encode(&self.borders.pack()),
             long: self.long,
+            hash: self.blocks.map(|hash| BASE64_NOPAD.encode(&hash.to_le_bytes())),
             kept: self.saved_line.as_ref().map(|line| BASE64.encode(line.data())),
             kept_runs: self.saved_line.as_ref().map_or_else(Vec::new, |line| line.runs().to_vec()),
         };
@@ -246,6 +252,7 @@ impl CheckpointRow {
             first: stored.first,
             borders,
             long: stored.long,
+            blocks: stored.hash.as_deref().and_then(block_hash),
             saved_line,
         })
     }
@@ -264,6 +271,11 @@ impl CheckpointRow {
             has_saved_line: stored.kept.is_some(),
         })
     }
+}
+
+fn block_hash(base64: &str) -> Option<u64> {
+    let bytes = BASE64_NOPAD.decode(base64.as_bytes()).ok()?;
+    Some(u64::from_le_bytes(bytes.try_into().ok()?))
 }
 
 fn path(text: Option<String>, base64: Option<String>) -> Result<PathBuf, RowError> {
@@ -295,6 +307,7 @@ mod tests {
         row.fingerprint = Fingerprint { head: sample, tail: sample };
         row.first = Sample::of(b"first");
         row.long = Some(LongLinePosition { start: 104_950, parts: 3, head: sample });
+        row.blocks = Some(u64::MAX);
         row
     }
 

@@ -145,6 +145,8 @@ impl Tail {
             return Ok(None);
         }
         let is_restored = restore_long_line(open, known, &mut self.reader)?;
+        let is_unaltered = stamp.size <= open.row.offset || open.prepare_hasher()?;
+        let before = known.drained.or_else(|| open.row.is_drained.then_some(open.row.stamp));
         let found = match is_restored {
             true => read_pieces(&mut self.reader, &mut self.edges, open, known, stamp.size)?,
             false => FoundPieces::PAUSED,
@@ -155,10 +157,22 @@ impl Tail {
         open.replaced = None;
         let has_new_id = record_read(open, known, &stamp, end, !pieces.is_empty());
         if !pieces.is_empty() || has_new_id {
+            let hasher = open.hasher.as_mut();
+            let blocks = hasher.and_then(|hasher| {
+                open.row.blocks = Some(hasher.tail());
+                hasher.take_update()
+            });
             let checkpoint = open.row.encode();
-            intake.take(Chunk::new(&open.origin, &pieces, Some(&checkpoint)));
+            let mut chunk = Chunk::new(&open.origin, &pieces, Some(&checkpoint));
+            chunk.blocks.extend(blocks);
+            intake.take(chunk);
             self.uncommitted.insert(key, (self.group, checkpoint));
         }
+        // Other times without growth may come from a change of bytes that were read.
+        let is_touched = pieces.is_empty()
+            && before.is_some_and(|before| {
+                before.size == stamp.size && !before.agrees_with(&Stamp { id: before.id, ..stamp })
+            });
         let id = open.id;
         if known.replaced_by == id {
             known.replaced_by = None;
@@ -167,6 +181,9 @@ impl Tail {
             self.record_drained(key, &stamp, end);
         }
         self.files.set_id(key, id);
+        if is_touched || !is_unaltered {
+            self.suspect(key);
+        }
         Ok(Some(if end.is_some() { ChunkProgress::Drained } else { ChunkProgress::More }))
     }
 
@@ -272,32 +289,33 @@ fn restore_long_line(
 }
 
 /// Pieces that were read.
-struct FoundPieces<'b> {
-    pieces: Vec<Piece<'b>>,
+pub(super) struct FoundPieces<'b> {
+    pub(super) pieces: Vec<Piece<'b>>,
     /// End of the file, if no complete line follows.
-    end: Option<u64>,
+    pub(super) end: Option<u64>,
     /// True if only a slice of a line was scanned.
-    is_paused: bool,
+    pub(super) is_paused: bool,
 }
 
 impl FoundPieces<'_> {
-    const PAUSED: Self = Self { pieces: Vec::new(), end: None, is_paused: true };
+    pub(super) const PAUSED: Self = Self { pieces: Vec::new(), end: None, is_paused: true };
 }
 
 /// Reads the next pieces of a file of `size` bytes, and advances its row.
-fn read_pieces<'b>(
+pub(super) fn read_pieces<'b>(
     reader: &'b mut LineReader,
     edges: &mut EdgeSamples,
     open: &mut OpenFile,
     known: &mut KnownFile,
     size: u64,
 ) -> io::Result<FoundPieces<'b>> {
-    let row = &mut open.row;
+    let OpenFile { file, row, hasher, skipped_nuls, .. } = open;
+    let mut hasher = hasher.as_mut();
     let scanned = if known.scanned > size { row.offset } else { known.scanned };
     let in_long_line = row.long.is_some();
     let position = ReadPosition { offset: row.offset, scanned, in_long_line, end: size };
     let long = known.long.as_deref();
-    let (pieces, end) = match reader.read(&open.file, &position, long, &mut known.scan)? {
+    let (pieces, end) = match reader.read(file, &position, long, &mut known.scan)? {
         ReadOutcome::Paused => return Ok(FoundPieces::PAUSED),
         ReadOutcome::Nothing { scanned } => {
             known.scanned = scanned;
@@ -305,18 +323,25 @@ fn read_pieces<'b>(
         }
         ReadOutcome::Scanned(scanned) => {
             let nuls = total_length(scanned.runs);
-            let piece = add_scanned(row, edges, &open.file, &mut known.long, scanned)?;
+            let hashed = (scanned.data, scanned.runs, scanned.size);
+            let piece = add_scanned(row, edges, file, &mut known.long, scanned)?;
+            if let Some(hasher) = &mut hasher {
+                let (data, runs, size) = hashed;
+                hasher.extend_scanned(data, runs, size);
+            }
             known.long.take_if(|_| row.long.is_none());
             known.scanned = row.offset;
-            open.skipped_nuls = open.skipped_nuls.saturating_add(nuls);
+            *skipped_nuls = skipped_nuls.saturating_add(nuls);
             (vec![piece], None)
         }
         ReadOutcome::Lines(lines) => {
+            hasher.iter_mut().for_each(|hasher| hasher.extend(lines.raw));
             add_lines(row, edges, &lines);
             known.scanned = lines.end.unwrap_or(row.offset);
             (lines.pieces, lines.end)
         }
         ReadOutcome::Part(part) => {
+            hasher.iter_mut().for_each(|hasher| hasher.extend(part.raw));
             let long = known.long.get_or_insert_with(|| Box::new(LongLine::new(row.offset)));
             let piece = add_part(row, edges, long, &part);
             if part.is_last {
@@ -397,6 +422,7 @@ impl PreviousGeneration {
         row: CheckpointRow,
     ) -> Self {
         let row = std::mem::replace(&mut open.row, row);
+        open.hasher = None;
         let ReplacedFile { partial_line, size } = open.replaced.take().unwrap_or_default();
         let drained_size = known.drained.map_or(0, |drained| drained.size);
         let size = size.max(row.stamp.size).max(drained_size);

@@ -18,13 +18,16 @@ use std::{
 };
 
 pub use ai_agent_stage::{
-    BadRow, Chunk, FileKey, GenerationId, Intake, Origin, Piece, Progress, Survey,
+    BadRow, BlockUpdate, Chunk, FileKey, GenerationId, Intake, Origin, Piece, Progress, Survey,
 };
 
 use crate::platform::{Clock, bounded::BoundedCalls, file::FileId};
 
 mod access;
+mod altered_lines;
 mod backfill_hold;
+mod block_hasher;
+mod block_list;
 mod check_schedule;
 mod checkpoint;
 mod decision;
@@ -51,11 +54,14 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 mod unreadable;
+mod verify;
+mod verify_schedule;
 mod watcher;
 
 use access::FileAccess;
 pub use backfill_hold::{BackfillHold, ExpiryQuery, HoldQuery};
 use backfill_hold::{ExpiryState, HoldState};
+pub use block_list::updated_blocks;
 use check_schedule::CheckSchedule;
 use checkpoint::{CheckpointRow, CheckpointSummary};
 pub use checkpoint::{has_starting_row, row_path, starting_row};
@@ -69,6 +75,8 @@ use links::LinkProblem;
 use open_files::{DetachedFiles, OpenFile};
 use sweep::Sweep;
 use unreadable::UnreadablePaths;
+use verify::Verifier;
+pub use verify::VerifyResources;
 use watcher::{Hints, Watcher};
 
 /// Options of a tail.
@@ -163,6 +171,8 @@ pub struct Tail {
     edges: EdgeSamples,
     /// Number of slices of lines with runs of NUL that may be scanned before the group is stored.
     slices_left: u32,
+    /// `None` while it runs, and if files are not verified.
+    verifier: Option<Verifier>,
 }
 
 /// Number of slices that are scanned before [`Tail::read`] returns, so that records of other files
@@ -210,6 +220,7 @@ impl Tail {
             reader: LineReader::new(sizes),
             edges: EdgeSamples::default(),
             slices_left: 0,
+            verifier: None,
             options,
         }
     }
@@ -237,6 +248,13 @@ impl Tail {
         self
     }
 
+    /// Verifies files against the hashes of what was read, while nothing is unread.
+    #[must_use]
+    pub fn with_verification(mut self, resources: VerifyResources) -> Self {
+        self.verifier = Some(Verifier::new(resources));
+        self
+    }
+
     /// Returns true if only files that do not grow are queued.
     #[must_use]
     pub fn is_backfill(&self) -> bool {
@@ -261,6 +279,10 @@ impl Tail {
     /// Requests a sweep, after the machine has slept.
     pub fn resume(&mut self) {
         self.schedule.request_sweep_now();
+        let now = self.schedule.now();
+        if let Some(verifier) = &mut self.verifier {
+            verifier.schedule.resume(now);
+        }
     }
 
     /// Starts again from the stored rows: at start, and after a group could not be stored.
@@ -278,6 +300,7 @@ impl Tail {
         self.uncommitted.clear();
         self.unreadable.groups_lost();
         self.sweep = None;
+        self.verifier.iter_mut().for_each(Verifier::restart);
         self.schedule.restart();
         for (generation, bytes) in rows {
             let row = match CheckpointRow::summary(&bytes) {
@@ -406,8 +429,12 @@ impl Tail {
             }
         }
         self.report_unreadable(intake);
+        if self.verify(intake) {
+            return Progress::More;
+        }
         self.close_quiet();
         let next = self.schedule.until_next();
+        let next = self.until_verification().map_or(next, |verification| next.min(verification));
         // While a backlog waits for delivery, the query is not repeated, and stays due.
         match self.files.is_backfill() && is_held {
             true => Progress::Idle { next: next.min(self.hold.until_query(self.schedule.now())) },
@@ -451,6 +478,8 @@ impl Tail {
         survey.is_watching = self.schedule.is_watching;
         survey.sweeps = self.schedule.sweeps;
         survey.sweep_cost = self.schedule.sweep_cost;
+        survey.is_verifying = self.verifier.is_some();
+        survey.verified_at = self.verifier.as_ref().and_then(Verifier::pass_ended);
         for (_, known) in self.files.iter() {
             survey.files_unread += usize::from(known.outstanding() > 0);
             survey.bytes_unread = survey.bytes_unread.saturating_add(known.outstanding());

@@ -10,6 +10,7 @@ use ai_agent_stage::{FileKey, GenerationId, Intake, Origin};
 
 use super::{
     Tail,
+    block_hasher::{self, BlockHasher},
     checkpoint::CheckpointRow,
     file_table::{KnownFile, Lane},
     is_absent,
@@ -28,6 +29,8 @@ pub(super) struct OpenFile {
     /// Stamp at the time it was opened, for the first read.
     pub(super) opened: Option<Stamp>,
     pub(super) row: CheckpointRow,
+    /// Hasher of the bytes after the row's offset; `None` until they are read.
+    pub(super) hasher: Option<BlockHasher>,
     pub(super) origin: Origin,
     pub(super) used: Duration,
     /// Number of bytes that were handed over as runs of NUL.
@@ -85,15 +88,28 @@ pub(super) struct DetachedFiles {
 }
 
 impl OpenFile {
-    fn new(
+    pub(super) fn new(
         file: BoundedFile,
         id: Option<FileId>,
         row: CheckpointRow,
         origin: Origin,
         used: Duration,
     ) -> Self {
-        let (opened, previous, drain, replaced) = (None, Vec::new(), None, None);
-        Self { file, id, opened, row, origin, used, skipped_nuls: 0, previous, drain, replaced }
+        let (opened, hasher, previous, drain, replaced) = (None, None, Vec::new(), None, None);
+        let skipped_nuls = 0;
+        Self {
+            file,
+            id,
+            opened,
+            row,
+            hasher,
+            origin,
+            used,
+            skipped_nuls,
+            previous,
+            drain,
+            replaced,
+        }
     }
 
     /// Current size of the file.
@@ -104,6 +120,20 @@ impl OpenFile {
     /// Number of bytes that were read, runs of NUL not counted.
     fn read_bytes(&self) -> u64 {
         self.row.offset.saturating_sub(self.skipped_nuls)
+    }
+
+    /// Prepares the hasher for further bytes. Returns false if the bytes after the last whole block
+    /// were altered.
+    ///
+    /// # Errors
+    /// Errors of reading the file.
+    pub(super) fn prepare_hasher(&mut self) -> io::Result<bool> {
+        let Self { file, row, hasher, origin, .. } = self;
+        let hasher = hasher.get_or_insert_with(|| {
+            let tail = row.blocks.unwrap_or_else(|| block_hasher::unknown_tail(row.offset));
+            BlockHasher::new(block_hasher::seed(&origin.generation), tail, row.offset)
+        });
+        hasher.resume(file)
     }
 
     /// Number of bytes that occupy disk space only because of this handle.

@@ -12,7 +12,7 @@ use std::{
 
 use siem_protocol::nul_runs::{Folded, LineDigests, NulRun, Segment, segments};
 
-use super::{Chunk, FileKey, GenerationId, Intake, Piece};
+use super::{BlockUpdate, Chunk, FileKey, GenerationId, Intake, Piece, updated_blocks};
 use crate::{
     event::Event,
     platform::{Clock, SystemClock, Timestamp},
@@ -33,6 +33,7 @@ pub(crate) struct ReceivedPiece {
     /// Digests of a line in parts, or of one with runs of NUL.
     pub(crate) whole: Option<LineDigests>,
     pub(crate) incomplete: bool,
+    pub(crate) altered: bool,
 }
 
 impl ReceivedPiece {
@@ -52,6 +53,8 @@ impl ReceivedPiece {
 /// Content of a group that is not stored yet.
 #[derive(Clone, Debug, Default)]
 struct PendingGroup {
+    blocks: Vec<(GenerationId, BlockUpdate)>,
+    verification: Option<Vec<u8>>,
     rows: BTreeMap<GenerationId, Option<Vec<u8>>>,
     got: Vec<ReceivedPiece>,
     events: Vec<Event>,
@@ -63,6 +66,8 @@ struct PendingGroup {
 #[derive(Clone, Debug)]
 pub(crate) struct MemoryStore {
     pub(crate) rows: BTreeMap<GenerationId, Vec<u8>>,
+    /// Hashes of blocks, and under an empty id the position of the verification.
+    pub(crate) blocks: BTreeMap<GenerationId, Vec<u8>>,
     pub(crate) got: Vec<ReceivedPiece>,
     pub(crate) events: Vec<Event>,
     pub(crate) forgotten: Vec<FileKey>,
@@ -83,6 +88,7 @@ impl Default for MemoryStore {
     fn default() -> Self {
         Self {
             rows: BTreeMap::new(),
+            blocks: BTreeMap::new(),
             got: Vec::new(),
             events: Vec::new(),
             forgotten: Vec::new(),
@@ -103,10 +109,21 @@ impl MemoryStore {
         self.got.extend(group.got);
         self.skipped_bytes += group.skipped_bytes;
         self.events.extend(group.events);
+        for (generation, update) in group.blocks {
+            let stored = self.blocks.get(&generation).map(Vec::as_slice);
+            let row = updated_blocks(stored, &[update]);
+            self.blocks.insert(generation, row);
+        }
+        if let Some(position) = group.verification {
+            self.blocks.insert(GenerationId(String::new()), position);
+        }
         for (generation, row) in group.rows {
             match row {
                 Some(row) => self.rows.insert(generation, row),
-                None => self.rows.remove(&generation),
+                None => {
+                    self.blocks.remove(&generation);
+                    self.rows.remove(&generation)
+                }
             };
         }
     }
@@ -138,6 +155,7 @@ impl Intake for MemoryStore {
         group.chunks += 1;
         group.events.extend(chunk.events);
         let generation = &chunk.origin.generation;
+        group.blocks.extend(chunk.blocks.into_iter().map(|update| (generation.clone(), update)));
         group.rows.insert(generation.clone(), chunk.checkpoint.map(<[u8]>::to_vec));
         for piece in chunk.pieces {
             let (offset, bytes, size, incomplete, part, whole, runs) = match *piece {
@@ -171,6 +189,7 @@ impl Intake for MemoryStore {
                 part,
                 whole,
                 incomplete,
+                altered: chunk.origin.is_altered,
             });
         }
     }
@@ -201,6 +220,14 @@ impl Intake for MemoryStore {
 
     fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {
         if self.fails_reads { None } else { self.rows.get(generation).cloned() }
+    }
+
+    fn store_verification(&mut self, position: &[u8]) {
+        self.group.verification = Some(position.to_vec());
+    }
+
+    fn blocks(&self, generation: &GenerationId) -> Option<Vec<u8>> {
+        self.blocks.get(generation).cloned()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::Write as _,
+    io::{Seek as _, SeekFrom, Write as _},
     time::{Duration, Instant},
 };
 
@@ -10,7 +10,7 @@ use std::{
 use crate::support::agent::AgentCommand;
 use crate::support::{
     agent::Agent,
-    entries::{self, Line},
+    entries::{self, Line, StoredEntry},
     home::Home,
     random, random_moment,
     receiver::{Receiver, wait_for},
@@ -383,6 +383,52 @@ fn file_rewritten_with_the_same_bytes_continues() {
     if seen == 0 {
         assert_eq!(entries::lines(&entries).len(), 2030);
     }
+}
+
+/// The size of the file and its first and last bytes stay, so that nothing else shows the change.
+#[test]
+fn altered_bytes_are_reported_and_their_lines_sent_again() {
+    const AT: u64 = 170_000;
+    const NULS: u64 = 300;
+
+    let scene = Scene::new(Home::new());
+    let mut content = Vec::new();
+    let mut ends = Vec::new();
+    for n in 0..400 {
+        let text = "x".repeat(n * 7 % 1900);
+        content
+            .extend_from_slice(format!("{{\"uuid\":\"{n:04}\",\"text\":\"{text}\"}}\n").as_bytes());
+        ends.push(content.len() as u64);
+    }
+    let path = scene.home.write("-a/one.jsonl", &content);
+    scene.wait_for(ends.len());
+    let mut file = fs::OpenOptions::new().write(true).open(&path).unwrap();
+    file.seek(SeekFrom::Start(AT)).unwrap();
+    file.write_all(&vec![0; usize::try_from(NULS).unwrap()]).unwrap();
+    let altered = |entries: &[StoredEntry]| -> Vec<StoredEntry> {
+        let marked = |entry: &&StoredEntry| entry.whole["altered"] == true;
+        entries.iter().filter(marked).cloned().collect()
+    };
+    let (from, to) = (2 * 65_536, 3 * 65_536);
+    let starts = std::iter::once(0).chain(ends.iter().copied());
+    let touching = starts.zip(&ends).filter(|(start, end)| *start < to && **end > from);
+    let expected: Vec<u64> = touching.map(|(start, _)| start).collect();
+    wait_for(&scene.receiver, "the altered lines arrived", |entries| {
+        (altered(entries).len() >= expected.len()).then_some(())
+    });
+    let log = scene.agent.log();
+    assert!(log.contains("file_altered"), "{log}");
+    scene.agent.stop();
+    let entries = scene.receiver.entries();
+    let events = entries::events(&entries, event::FILE_ALTERED);
+    assert_eq!(events.len(), 1, "{events:?}");
+    assert_eq!(events[0].data["ranges"], serde_json::json!([{ "from": from, "to": to }]));
+    let altered = altered(&entries);
+    let offsets: Vec<u64> = altered.iter().map(|entry| entry.offset).collect();
+    assert_eq!(offsets, expected);
+    assert!(altered.iter().any(|entry| entry.bytes.contains(&0)), "with the present bytes");
+    assert_eq!(entries::lines(&entries).len(), ends.len() + expected.len());
+    scene.receiver.assert_complete();
 }
 
 /// The limit of a shell or a service may be low: open session files must leave enough for the

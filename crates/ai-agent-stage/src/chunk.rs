@@ -14,7 +14,7 @@ use siem_protocol::{
     nul_runs::{Folded, LineDigests, NulRun},
 };
 
-use crate::Event;
+use crate::{Event, Timestamp};
 
 /// Identifies a file while the agent runs, across renames and rewrites. Filters with memory use it
 /// as their key. Never reused within one run.
@@ -58,6 +58,9 @@ pub struct Origin {
     pub path_text: PathText,
     /// Generation of the file.
     pub generation: GenerationId,
+    /// True for lines that were handed over before and are read again, because bytes in or near them
+    /// were altered. A filter that drops repetitions keeps them.
+    pub is_altered: bool,
 }
 
 impl Origin {
@@ -65,7 +68,8 @@ impl Origin {
     #[must_use]
     pub fn new(file: FileKey, path: impl Into<PathBuf>, generation: GenerationId) -> Self {
         let path = path.into();
-        Self { file, era: 0, path_text: PathText::new(&path), path, generation }
+        let path_text = PathText::new(&path);
+        Self { file, era: 0, path_text, path, generation, is_altered: false }
     }
 }
 
@@ -156,6 +160,31 @@ pub struct Chunk<'a> {
     pub unread: u64,
     /// Events about the file, stored before the pieces.
     pub events: Vec<Event>,
+    /// Changes to the hashes by which altered bytes of the file are found, stored with the
+    /// checkpoint.
+    pub blocks: Vec<BlockUpdate>,
+}
+
+/// A change to the stored hashes of a file's blocks. Blocks have 64 KiB and are numbered from 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BlockUpdate {
+    /// Hashes of blocks that were read as a whole.
+    Append {
+        /// Number of the first block.
+        first: u64,
+        /// Hashes in the order of the file, each with the number of consecutive blocks that have
+        /// it.
+        hashes: Vec<(u64, u64)>,
+    },
+    /// The hash of a block whose bytes were altered.
+    Replace {
+        /// Number of the first block of 64 KiB in it.
+        first: u64,
+        /// Number of times that its size was doubled.
+        level: u8,
+        /// The hash.
+        hash: u64,
+    },
 }
 
 impl<'a> Chunk<'a> {
@@ -164,7 +193,8 @@ impl<'a> Chunk<'a> {
     #[must_use]
     #[inline]
     pub fn new(origin: &'a Origin, pieces: &'a [Piece<'a>], checkpoint: Option<&'a [u8]>) -> Self {
-        Self { origin, pieces, checkpoint, unread: 0, events: Vec::new() }
+        let (events, blocks) = (Vec::new(), Vec::new());
+        Self { origin, pieces, checkpoint, unread: 0, events, blocks }
     }
 }
 
@@ -202,6 +232,15 @@ pub trait Intake {
 
     /// Returns the stored row of a generation.
     fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>>;
+
+    /// Stores the position of the verification of files, which [`blocks`](Self::blocks) returns for
+    /// an empty id. By default nothing is stored.
+    fn store_verification(&mut self, _position: &[u8]) {}
+
+    /// Returns the stored hashes of a generation's blocks. By default there are none.
+    fn blocks(&self, _generation: &GenerationId) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 /// State of a source after [`Source::read`](crate::Source::read).
@@ -242,6 +281,10 @@ pub struct Survey {
     /// Files and directories that cannot be read at present, each with the error of the operating
     /// system.
     pub unreadable: BTreeMap<PathBuf, String>,
+    /// True if the source verifies that files still have the bytes that were read.
+    pub is_verifying: bool,
+    /// Time at which all files were last verified.
+    pub verified_at: Option<Timestamp>,
     /// True if the operating system reports every change; if not, only sweeps find changes.
     pub is_watching: bool,
     /// Number of sweeps since the start.

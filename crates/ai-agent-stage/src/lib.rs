@@ -67,7 +67,9 @@ mod sink;
 mod source;
 pub mod testing;
 
-pub use chunk::{BadRow, Chunk, FileKey, GenerationId, Intake, Origin, Piece, Progress, Survey};
+pub use chunk::{
+    BadRow, BlockUpdate, Chunk, FileKey, GenerationId, Intake, Origin, Piece, Progress, Survey,
+};
 pub use clock::{Clock, Timestamp};
 pub use context::{Context, ContextParts, LogOpener};
 pub use enricher::{Enricher, EnricherOptions};

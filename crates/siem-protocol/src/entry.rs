@@ -113,6 +113,9 @@ pub struct Entry<'a> {
     /// True if the line never got its newline.
     #[serde(default)]
     pub incomplete: bool,
+    /// True if the line was sent before, and again because bytes in or near it were altered.
+    #[serde(default)]
+    pub altered: bool,
     /// Name of the event.
     #[serde(borrow, default)]
     pub event: Option<Cow<'a, str>>,
@@ -280,6 +283,10 @@ impl PathText {
     }
 }
 
+/// Member of a record or part that was sent before, and is sent again because bytes in or near it
+/// were altered: the start of its `enriched`.
+pub const ALTERED: &str = r#","altered":true"#;
+
 /// A record to write.
 #[derive(Clone, Copy, Debug)]
 pub struct RecordLine<'a> {
@@ -295,7 +302,7 @@ pub struct RecordLine<'a> {
     pub length: u64,
     /// Time at which it was read, RFC 3339.
     pub read_at: &'a str,
-    /// Members added by enrichers, each with a comma in front.
+    /// [`ALTERED`], and members added by enrichers, each with a comma in front.
     pub enriched: &'a str,
     /// Removed content.
     pub cut: &'a [Cut],
@@ -353,7 +360,7 @@ pub struct PartLine<'a> {
     pub part: u32,
     /// Time at which it was read, RFC 3339.
     pub read_at: &'a str,
-    /// Members added by enrichers, each with a comma in front.
+    /// [`ALTERED`], and members added by enrichers, each with a comma in front.
     pub enriched: &'a str,
     /// In the last part: length and hashes of the whole line.
     pub whole: Option<LineDigests>,
@@ -575,7 +582,7 @@ mod tests {
             offset: 9,
             part: 2,
             read_at: "2026-11-21T20:00:01.000Z",
-            enriched: r#","labels":{"a":"b"}"#,
+            enriched: &[ALTERED, r#","labels":{"a":"b"}"#].concat(),
             whole: Some(LineDigests {
                 length: 12,
                 sha256: Some(Digest::of(b"whole")),
@@ -591,6 +598,7 @@ mod tests {
         assert_eq!((entry.length, entry.sha256), (Some(12), Some(Digest::of(b"whole"))));
         assert_eq!((entry.folded_sha256, entry.nul_runs.len()), (None, 0));
         assert_eq!((entry.kind, entry.part, entry.last), (Kind::RecordPart, Some(2), true));
+        assert!(entry.altered);
         assert_eq!(entry.content().unwrap().unwrap(), b"\x00\xff".as_slice());
     }
 

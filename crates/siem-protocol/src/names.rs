@@ -176,6 +176,8 @@ pub mod event {
     pub const FILE_REWRITTEN: &str = "file_rewritten";
     /// The last lines of a file were cut off.
     pub const FILE_TRIMMED: &str = "file_trimmed";
+    /// Bytes of a file were altered after they were read.
+    pub const FILE_ALTERED: &str = "file_altered";
     /// A file was deleted or rewritten before all of its bytes were read.
     pub const FILE_DELETED_UNREAD: &str = "file_deleted_unread";
     /// Two paths lead to the same file: its lines arrive from both.

@@ -26,6 +26,9 @@ pub struct Totals {
     pub blank: Count,
     /// Bytes that filters cut out of shipped records, by stage.
     pub cut: BTreeMap<String, u64>,
+    /// Lines that were read again because bytes in or near them were altered. The other figures
+    /// include them: they are read bytes, and not further bytes of files.
+    pub altered: Count,
     /// Bytes of files that were deleted or rewritten before they were read, as far as known.
     pub deleted_unread: Lost,
     /// Events that the agent reported.

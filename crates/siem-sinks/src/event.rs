@@ -179,6 +179,9 @@ impl<'a> Event<'a> {
         if entry.incomplete {
             add(&names::INCOMPLETE, Value::Bool(true));
         }
+        if entry.altered {
+            add(&names::ALTERED, Value::Bool(true));
+        }
     }
 
     /// Passes the fields about what filters changed.

@@ -320,6 +320,12 @@ fn reading_text(reading: &ReadingStatus) -> String {
     if reading.held > 0 {
         text += &format!(", {} skipped", reading.held);
     }
+    if reading.verifying {
+        text += &match reading.verified_seconds {
+            Some(seconds) => format!(", verified {} ago", duration(seconds)),
+            None => ", not verified as a whole yet".to_owned(),
+        };
+    }
     if !reading.watching {
         text += "; changes are found by sweeps only";
     }

@@ -68,12 +68,18 @@ impl Ingest {
     /// Adds a heartbeat with the totals of all sequence numbers below its own.
     pub(super) fn add_heartbeat(&mut self) {
         let (mut files, mut unread, mut unreadable) = (0, 0_u64, 0);
+        let mut verified = Vec::new();
         for (_, source) in &self.sources {
             let survey = source.survey();
             files += survey.files;
             unread = unread.saturating_add(survey.bytes_unread);
             unreadable += survey.unreadable.len();
+            if survey.is_verifying {
+                verified.push(survey.verified_at);
+            }
         }
+        // The oldest of them; none if a source has not verified its files yet.
+        let verified_at = verified.into_iter().min().flatten();
         let heartbeat = Heartbeat {
             epoch: self.outbox.epoch(),
             totals: self.builder.totals().clone(),
@@ -82,6 +88,7 @@ impl Ingest {
             files: files as u64,
             unread_bytes: unread,
             unreadable: unreadable as u64,
+            verified_at: verified_at.map(|at| at.to_string()),
             config: self.config_status.for_heartbeat(self.clock.now()),
             trust: (self.trust)(),
             transport: self.config_status.now().transport,

@@ -104,6 +104,21 @@ impl Intake for GroupIntake<'_> {
         self.fail(IntakeFailure::Checkpoint);
         None
     }
+
+    fn store_verification(&mut self, position: &[u8]) {
+        if self.failure.get().is_none() {
+            self.builder.store_verification(self.instance, position);
+        }
+    }
+
+    fn blocks(&self, generation: &GenerationId) -> Option<Vec<u8>> {
+        let hashes = self.outbox.block_hashes(self.instance, generation);
+        hashes.unwrap_or_else(|failure| {
+            let cause = causes(&failure);
+            warn!(code = "checkpoint_read_failed", cause, "cannot read the hashes of a file");
+            None
+        })
+    }
 }
 
 impl GroupIntake<'_> {

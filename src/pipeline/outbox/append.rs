@@ -5,6 +5,7 @@ use redb::WriteTransaction;
 use super::{
     super::group::Group,
     Outbox, OutboxError, block,
+    block_hashes::store_block_hashes,
     byte_accounts::add_shares,
     checkpoints::open_checkpoint,
     checksum::{protect, protect_json},
@@ -30,6 +31,7 @@ impl Outbox {
         let mut started = Vec::new();
         self.write("append to", |transaction, state| {
             started = store_checkpoints(transaction, group)?;
+            store_block_hashes(transaction, group)?;
             store_dropped_parts(transaction, group)?;
             add_shares(transaction, group)?;
             append_group(transaction, state, group)

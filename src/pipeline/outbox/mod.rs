@@ -12,6 +12,7 @@ mod backlog;
 mod backup;
 mod backup_file;
 mod block;
+mod block_hashes;
 mod byte_accounts;
 mod checkpoints;
 mod checksum;

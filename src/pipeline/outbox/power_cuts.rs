@@ -184,6 +184,8 @@ fn append(
             start: group.start.clone(),
             frames: Vec::new(),
             checkpoints: mem::take(&mut group.checkpoints),
+            blocks: BTreeMap::new(),
+            verification: BTreeMap::new(),
             dropped_parts: BTreeMap::new(),
             shares: BTreeMap::new(),
             totals: group.start.totals.clone(),

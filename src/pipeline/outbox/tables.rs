@@ -7,6 +7,9 @@ pub(super) const BLOCKS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new(
 /// Checkpoint rows, by source instance and generation.
 pub(super) const CHECKPOINTS: TableDefinition<'_, (&str, &str), &[u8]> =
     TableDefinition::new("checkpoints");
+/// Hashes of the blocks of files, by source instance and generation.
+pub(super) const BLOCK_HASHES: TableDefinition<'_, (&str, &str), &[u8]> =
+    TableDefinition::new("block_hashes");
 /// Filter verdicts on lines that are still arriving in parts, by generation.
 pub(super) const DROPPED_PARTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("dropping");
 /// Byte accounts, by generation.
@@ -32,6 +35,7 @@ pub(super) const SCHEMA: u32 = 3;
 pub(super) fn create_all(transaction: &WriteTransaction) -> Result<(), TableError> {
     transaction.open_table(BLOCKS)?;
     transaction.open_table(CHECKPOINTS)?;
+    transaction.open_table(BLOCK_HASHES)?;
     transaction.open_table(DROPPED_PARTS)?;
     transaction.open_table(ACCOUNTS)?;
     transaction.open_table(CURSORS)?;

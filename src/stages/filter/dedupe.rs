@@ -2,7 +2,8 @@
 //!
 //! The client sometimes appends earlier messages again, with the same uuid. Files are not compared
 //! with each other: a fork copies uuids on purpose. After a rewrite of the file, a record with the
-//! same uuid is a duplicate only if its bytes are the same too. Always on.
+//! same uuid is a duplicate only if its bytes are the same too. Records that are read again because
+//! bytes of the file were altered are kept. Always on.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -112,6 +113,9 @@ impl FileUuids {
 
 impl Filter for Dedupe {
     fn check(&mut self, record: &Record<'_>) -> Verdict {
+        if record.origin().is_altered {
+            return Verdict::Keep;
+        }
         let Some(text) = record.uuid() else { return Verdict::Keep };
         let origin = record.origin();
         let uuid = xxh3_128_with_seed(text.as_bytes(), self.seed).to_le_bytes();
@@ -223,6 +227,22 @@ mod tests {
         let mut origin = Origin::new(FileKey(file), path, GenerationId("g".into()));
         origin.era = era;
         origin
+    }
+
+    #[test]
+    fn record_that_is_read_again_after_an_alteration_is_kept() {
+        let mut filter = dedupe(10);
+        for (altered, text, verdict) in [
+            (false, r#"{"uuid":"a","n":1}"#, KEEP),
+            (true, r#"{"uuid":"a","n":1}"#, KEEP),
+            (true, r#"{"uuid":"a","n":2}"#, KEEP),
+            (false, r#"{"uuid":"a","n":1}"#, DUPLICATE),
+        ] {
+            let mut origin = origin(1, 0);
+            origin.is_altered = altered;
+            let record = Record::new(&origin, 0, text.as_bytes());
+            assert_eq!(filter.check(&record), verdict, "{altered} {text}");
+        }
     }
 
     fn check(filter: &mut Dedupe, file: u64, era: u32, line: &str) -> Verdict {

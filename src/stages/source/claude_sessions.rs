@@ -25,9 +25,11 @@ use tracing::info;
 
 use crate::{
     compliance::client_files::ClientSettingsFiles,
-    platform::{Clock, Timestamp, bounded::BoundedCalls, file},
+    platform::{Clock, Timestamp, bounded::BoundedCalls, cpu_time, file},
     stages::{AgentContext, Sessions, SharedRoots},
-    tail::{BackfillHold, ExpiryQuery, HoldQuery, Tail, TailOptions, fresh_generation},
+    tail::{
+        BackfillHold, ExpiryQuery, HoldQuery, Tail, TailOptions, VerifyResources, fresh_generation,
+    },
     units::Size,
 };
 
@@ -123,7 +125,10 @@ impl SourceOptions for Options {
         let mut tail = tail.with_calls(&context.calls);
         // A run with `--once` reads everything, on battery too.
         if !context.once {
-            tail = tail.with_hold_query(battery_hold(context)).with_expiry_query(expiry(context));
+            tail = tail
+                .with_hold_query(battery_hold(context))
+                .with_expiry_query(expiry(context))
+                .with_verification(verification(context));
         }
         let sessions = context.sessions.clone();
         Ok(ClaudeSessions {
@@ -154,6 +159,15 @@ fn expiry(context: &AgentContext) -> ExpiryQuery {
 
 fn settings_files(context: &AgentContext) -> ClientSettingsFiles {
     ClientSettingsFiles::new(&context.environment, &context.paths).with_calls(&context.calls)
+}
+
+/// Returns what the verification of files needs.
+fn verification(context: &AgentContext) -> VerifyResources {
+    let power = Arc::clone(&context.power);
+    VerifyResources {
+        is_on_battery: Arc::new(move || power.is_on_battery()),
+        cpu_time: Arc::new(cpu_time::of_thread),
+    }
 }
 
 /// Delays old files on battery, except those that Claude Code would delete soon.
@@ -338,6 +352,14 @@ impl Intake for SessionIntake<'_> {
 
     fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {
         self.intake.checkpoint(generation)
+    }
+
+    fn store_verification(&mut self, position: &[u8]) {
+        self.intake.store_verification(position);
+    }
+
+    fn blocks(&self, generation: &GenerationId) -> Option<Vec<u8>> {
+        self.intake.blocks(generation)
     }
 }
 

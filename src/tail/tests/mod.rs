@@ -1,5 +1,6 @@
 //! The tail on real directories: files that grow, move, shrink and are deleted.
 
+mod altered;
 mod appended;
 mod backfill_hold;
 mod case_table;

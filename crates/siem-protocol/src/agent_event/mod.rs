@@ -190,6 +190,9 @@ pub enum AgentEvent {
     FileRewritten(Box<FileReplaced>),
     /// The last lines of a file were cut off.
     FileTrimmed(Box<FileReplaced>),
+    /// Bytes of a file were altered after they were read. The lines in which they are follow, with
+    /// the member `altered`.
+    FileAltered(Box<FileAltered>),
     /// A file was deleted or rewritten before all of its bytes were read.
     FileDeletedUnread {
         /// Path of the file.
@@ -402,6 +405,9 @@ pub struct Heartbeat {
     pub unread_bytes: u64,
     /// Number of files, directories and symlinks that cannot be read.
     pub unreadable: u64,
+    /// Time at which all files were last verified (RFC 3339); absent before the first time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verified_at: Option<String>,
     /// Configuration in force, and those tried and refused last.
     pub config: ConfigSummary,
     /// Key of the device, and its state at the receivers.
@@ -432,6 +438,34 @@ pub struct FileReplaced {
     pub size: u64,
 }
 
+/// A file of which bytes were altered after they were read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct FileAltered {
+    /// Path of the file.
+    pub path: String,
+    /// Generation of the file.
+    pub generation: String,
+    /// Ranges in which bytes were altered, each of one or more blocks: the first 100.
+    pub ranges: Vec<AlteredRange>,
+    /// Number of ranges.
+    pub range_count: u64,
+    /// Number of bytes in the ranges.
+    pub bytes: u64,
+    /// Size of the file.
+    pub size: u64,
+}
+
+/// A range of bytes in which at least one was altered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
+pub struct AlteredRange {
+    /// Offset of its first byte.
+    pub from: u64,
+    /// Offset of the first byte after it.
+    pub to: u64,
+}
+
 impl AgentEvent {
     /// Returns the event's name: one of [`names::event`](event).
     #[must_use]
@@ -455,6 +489,7 @@ impl AgentEvent {
             Self::RootLearnt { .. } => event::ROOT_LEARNT,
             Self::FileRewritten(_) => event::FILE_REWRITTEN,
             Self::FileTrimmed(_) => event::FILE_TRIMMED,
+            Self::FileAltered(_) => event::FILE_ALTERED,
             Self::FileDeletedUnread { .. } => event::FILE_DELETED_UNREAD,
             Self::FileLinked { .. } => event::FILE_LINKED,
             Self::PathUnreadable { .. } => event::PATH_UNREADABLE,

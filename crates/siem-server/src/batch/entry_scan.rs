@@ -97,6 +97,7 @@ pub(super) struct EntryScan<'a> {
     generation: Option<&'a str>,
     offset: Option<u64>,
     part: u64,
+    altered: bool,
     heartbeat: bool,
     data: Option<&'a str>,
 }
@@ -132,6 +133,7 @@ pub(super) fn scan_entry(line: &[u8]) -> Option<EntryScan<'_>> {
             "cut" | "masked" => entry.is_edited = true,
             "generation" => entry.generation = Some(value),
             "offset" => entry.offset = number(value),
+            "altered" => entry.altered = value == "true",
             "part" => entry.part = number(value).unwrap_or_default(),
             "event" => {
                 entry.heartbeat = json::string(value).is_some_and(|it| it == event::HEARTBEAT)
@@ -176,8 +178,11 @@ impl EntryScan<'_> {
     }
 
     /// Generation of the file (as JSON), offset of the line, and number of the part: 0 for a whole
-    /// line.
+    /// line. A line that is sent again because it was altered has none: it repeats no other.
     pub(super) fn origin(&self) -> Option<(&str, u64, u32)> {
+        if self.altered {
+            return None;
+        }
         let part = match self.kind? {
             Kind::Record => 0,
             Kind::RecordPart => u32::try_from(self.part).ok()?,
@@ -348,6 +353,18 @@ mod tests {
         assert!(!record(4097, "").0, "another length");
         assert_eq!(record(9000, r#""cut":[{"by":"x","bytes":9}],"#), (true, 9000));
         assert!(!scan(r#""kind":"record","length":4096,"nul_runs":[[0,4096]],"record":{}"#).0);
+    }
+
+    #[test]
+    fn altered_line_repeats_no_other() {
+        let line = |altered: &str| {
+            format!(
+                r#"{{"seq":5,"kind":"record","generation":"g","offset":7{altered},"record":1}}"#
+            )
+        };
+        let (first, again) = (line(""), line(siem_protocol::entry::ALTERED));
+        assert_eq!(scan_entry(first.as_bytes()).unwrap().origin(), Some(("\"g\"", 7, 0)));
+        assert_eq!(scan_entry(again.as_bytes()).unwrap().origin(), None);
     }
 
     fn claim(data: &str) -> Option<Claim> {

@@ -115,6 +115,8 @@ fields! {
         "[[0,2147483648]]";
     INCOMPLETE: ecs("ai_agent.incomplete"), Some("ai_agent.incomplete"), Bool,
         "True if the line never got its newline", "true";
+    ALTERED: ecs("ai_agent.altered"), Some("ai_agent.altered"), Bool,
+        "True if the line was sent before, and again because bytes in or near it were altered", "true";
     CUT: ecs("ai_agent.cut"), Some("ai_agent.cut"), Json,
         "Filters that removed content, with the number of bytes", r#"[{"by":"tool-call","bytes":1200}]"#;
     MASKED: ecs("ai_agent.masked"), Some("ai_agent.masked"), Json,

@@ -114,7 +114,7 @@ fn timestamp(record: &str) -> (Option<json::Shape>, Option<Duration>) {
 }
 
 /// Members of an entry that the protocol defines.
-const KNOWN: [&str; 26] = [
+const KNOWN: [&str; 27] = [
     "seq",
     "kind",
     "source",
@@ -137,6 +137,7 @@ const KNOWN: [&str; 26] = [
     "part",
     "last",
     "incomplete",
+    "altered",
     "event",
     "severity",
     "at",

@@ -215,7 +215,7 @@ fn samples() -> [String; 4] {
     let masked = [Masked { by: "mask".into(), pattern: "p".into(), count: 1 }];
     let digest = Digest::ZERO;
     let more = format!(
-        r#""cut":{},"masked":{},"sha256":"{digest}","folded_sha256":"{digest}","nul_runs":[[0,4096]],"incomplete":true,"part":1,"host":{{}},"labels":"#,
+        r#""cut":{},"masked":{},"sha256":"{digest}","folded_sha256":"{digest}","nul_runs":[[0,4096]],"incomplete":true,"altered":true,"part":1,"host":{{}},"labels":"#,
         to_json(&cut),
         to_json(&masked)
     );
