@@ -35,12 +35,6 @@ impl CliContext {
     /// Creates the context of this process; `explicit` is the file of `--config`.
     pub(super) fn new(explicit: Option<&Path>) -> Result<Self, Failure> {
         let sources = ConfigSources::new(Environment::from_process(), explicit)?;
-        if is_root() {
-            warn!(
-                code = "running_as_root",
-                "running as root: the agent needs only the rights of the user"
-            );
-        }
         Ok(Self { sources })
     }
 
@@ -65,8 +59,14 @@ impl CliContext {
         Ok(loaded)
     }
 
-    /// Reads the local layers, checks that an agent would start with them, and logs their warnings.
+    /// Reads the local layers, checks that an agent would start with them, and logs warnings.
     pub(super) fn load_startable(&self) -> Result<Startable, Failure> {
+        if is_root() {
+            warn!(
+                code = "running_as_root",
+                "running as root: the agent needs only the rights of the user"
+            );
+        }
         let checked = startable::check(&self.sources);
         checked.loaded.iter().for_each(log_warnings);
         checked.startable().map_err(Failure::usage)
