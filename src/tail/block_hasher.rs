@@ -1,9 +1,9 @@
 //! Hashes of the blocks of a file, computed while it is read.
 //!
-//! The hash is XXH3 with a seed for each generation, derived from the random part of its id. Reading a
-//! file costs about 1 % more with it, and several times as much with SHA-256. Only a program that may
-//! read the outbox can construct other bytes with an equal hash: that program could as well replace
-//! the stored hashes.
+//! The hash is XXH3 with a seed for each generation, derived from the random part of its id. A
+//! cryptographic hash would cost more for every byte that is read and gain nothing: only a program that
+//! may read the outbox can construct other bytes with an equal hash, and that program could as well
+//! replace the stored hashes.
 
 use std::io;
 
