@@ -11,6 +11,7 @@ mod context;
 pub mod enricher;
 pub mod filter;
 mod log_follower;
+mod session_lines;
 mod sessions;
 pub mod sink;
 pub mod source;
@@ -18,7 +19,7 @@ pub mod source;
 pub use ai_agent_stage::{BuildError, Record, StageKind, StageOptions, registered as all};
 pub use context::AgentContext;
 pub use log_follower::{LogOptions, follow_log};
-pub use sessions::{Sessions, SharedRoots};
+pub use sessions::{SessionKey, Sessions, SharedRoots};
 
 /// A stage under the name of its instance.
 pub type Named<S> = (String, Box<S>);

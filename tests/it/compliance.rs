@@ -171,3 +171,29 @@ fn account_beside_a_learnt_directory_is_checked() {
     assert_eq!(violation.data["file"], folder.join(".claude.json").to_str().unwrap());
     agent.stop();
 }
+
+/// The event was reported for sessions that were logged in another file than the hook named.
+#[test]
+fn session_logged_in_another_file_is_not_reported() {
+    let home = Home::new();
+    let policy = json!({ "version": 1, "revision": "1", "compliance": {
+        "action": "warn", "transcript_within_seconds": 1,
+    }});
+    let receiver = ScriptedReceiver::start([]).manages(&policy.to_string(), SECRET);
+    let config = "[shipping]\nflush_interval = \"0s\"";
+    let agent = home.agent(&["run"]).config(config).ships_to(&receiver.url()).start_and_wait();
+    wait_for_policy(&home);
+    let line =
+        |session: &str| format!("{{\"uuid\":\"u-{session}\",\"sessionId\":\"{session}\"}}\n");
+    let other = home.projects().join("-other");
+    fs::create_dir_all(&other).unwrap();
+    fs::write(other.join("another-name.jsonl"), line("moved")).unwrap();
+    fs::write(other.join("mixed.jsonl"), format!("{}{}", line("x"), line("resumed"))).unwrap();
+    for session in ["moved", "resumed", "unlogged"] {
+        assert_eq!(hook(&home, "UserPromptSubmit", session), 0);
+    }
+    let event = wait_for_event(&receiver, "session_unlogged", 1);
+    assert_eq!(event.data["session_id"], "unlogged");
+    agent.stop();
+    assert_eq!(entries::events(&receiver.entries(), "session_unlogged").len(), 1);
+}

@@ -203,3 +203,55 @@ fn policy_changed_by_the_server_applies_to_the_next_prompt() {
     });
     agent.stop();
 }
+
+/// Resumed, forked and moved sessions write elsewhere than the hook is told.
+#[requires(client)]
+#[test]
+fn real_client_sessions_are_never_unlogged() {
+    let client = Client::new();
+    let policy = json!({ "version": 1, "revision": "1", "compliance": {
+        "action": "warn", "transcript_within_seconds": 5,
+    }});
+    let receiver = ScriptedReceiver::start([]).manages(&policy.to_string(), SECRET);
+    let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
+    let users = work.path().join("sessions/home");
+    let config = format!(
+        "[shipping]\nflush_interval = \"0s\"\n[source.claude-sessions]\nroots = [\"{}\"]",
+        users.join(".claude/projects").display()
+    );
+    let agent = home.agent(&["run"]).config(&config).ships_to(&receiver.url()).start_and_wait();
+    let state = home.path().join(".local/state/ai-agent");
+    eventually("a policy", || fs::exists(state.join("policy.json")).unwrap().then_some(()));
+    let point = format!(
+        "install -d -m 700 @HOME@/.local/state/ai-agent && printf %s {} > @HOME@/.local/state/ai-agent/state-dir",
+        state.display()
+    );
+    let steps = [
+        json!({ "sh": point }),
+        json!({ "p": "Prompt word APPLE." }),
+        json!({ "p": "Prompt word BANANA.", "resume": true }),
+        json!({ "p": "Prompt word CHERRY.", "resume": true, "fork": true }),
+        json!({ "p": "Prompt word DATE.", "args": ["--worktree", "moved"] }),
+        json!({ "p": "Prompt word ELDER.", "resume": true, "args": ["--worktree", "again"] }),
+        json!({ "p": "Not logged.", "args": ["--no-session-persistence"] }),
+    ];
+    let path = scenario(work.path(), "sessions", &steps);
+    let mut scenario: Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    scenario["git"] = json!(true);
+    fs::write(&path, scenario.to_string()).unwrap();
+    let hook = Path::new(env!("CARGO_BIN_EXE_ai-agent"));
+    client.run(&[path], work.path(), Some(hook));
+    eventually("the session without a log", || {
+        let stored = receiver.entries();
+        (!entries::events(&stored, "session_unlogged").is_empty()).then_some(())
+    });
+    agent.stop();
+    let stored = receiver.entries();
+    let unlogged = entries::events(&stored, "session_unlogged");
+    assert_eq!(unlogged.len(), 1, "{unlogged:?}");
+    let logged: Vec<_> = entries::lines(&stored);
+    for word in ["APPLE", "BANANA", "CHERRY", "DATE", "ELDER"] {
+        let has_word = |bytes: &[u8]| String::from_utf8_lossy(bytes).contains(word);
+        assert!(logged.iter().any(|line| has_word(&line.bytes)), "{word}");
+    }
+}

@@ -158,7 +158,7 @@ pub mod event {
     pub const ACCOUNT_UNKNOWN: &str = "account_unknown";
     /// A hook warned the user, blocked a prompt, or answered by a fallback policy.
     pub const HOOK_ANSWERED: &str = "hook_answered";
-    /// A hook named a transcript, and no record of it was read in time.
+    /// A hook announced a session, and no line with its id was read in time.
     pub const SESSION_UNLOGGED: &str = "session_unlogged";
     /// Sessions grow, but Claude Code calls no hook.
     pub const HOOKS_SILENT: &str = "hooks_silent";

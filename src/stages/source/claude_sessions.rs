@@ -26,7 +26,7 @@ use tracing::info;
 use crate::{
     compliance::client_files::ClientSettingsFiles,
     platform::{Clock, Timestamp, bounded::BoundedCalls, cpu_time, file},
-    stages::{AgentContext, Sessions, SharedRoots},
+    stages::{AgentContext, Sessions, SharedRoots, session_lines},
     tail::{
         BackfillHold, ExpiryQuery, HoldQuery, Tail, TailOptions, VerifyResources, fresh_generation,
     },
@@ -77,6 +77,10 @@ fn max_record_bytes() -> Size {
 const MIN_RECORD_BYTES: Size = Size(256 << 10);
 /// Maximum of `max_record_bytes`: a record of this size still fits into a request in base64.
 const MAX_RECORD_BYTES: Size = Size::mebibytes(32);
+
+/// Name of the row with the ids of announced sessions of which lines were read. It is stored with the
+/// lines: after a restart they are not read again.
+const SEEN_ROW: &str = "seen-sessions";
 
 /// Follows the files below the roots.
 struct ClaudeSessions {
@@ -240,7 +244,18 @@ impl Source for ClaudeSessions {
         if self.shared_roots.is_none() {
             self.shared_roots = Some(self.sessions.share_roots(self.roots.clone()));
         }
-        self.tail.restore(rows)
+        let sessions = &self.sessions;
+        self.tail.restore(&mut rows.filter(|(name, row)| {
+            let is_file = name.0 != SEEN_ROW;
+            if !is_file {
+                // A malformed row costs no more than a search on the disk.
+                let seen: Vec<String> = serde_json::from_slice(row).unwrap_or_default();
+                for id in &seen {
+                    sessions.saw_line_of(id);
+                }
+            }
+            is_file
+        }))
     }
 
     fn read(&mut self, intake: &mut dyn Intake) -> Progress {
@@ -319,11 +334,18 @@ impl SessionIntake<'_> {
 
 impl Intake for SessionIntake<'_> {
     fn take(&mut self, chunk: Chunk<'_>) {
+        let mut is_news = false;
         if !chunk.pieces.is_empty() {
-            self.sessions.arrived(&chunk.origin.path);
+            self.sessions.saw_file(&chunk.origin.path);
+            session_lines::session_ids(chunk.pieces, |id| is_news |= self.sessions.saw_line_of(id));
             self.report_growth(&chunk.origin.path);
         }
         self.intake.take(chunk);
+        if is_news {
+            let row = serde_json::to_vec(&self.sessions.seen_ids());
+            let row = row.expect("a list of texts can be written as JSON");
+            self.intake.store_row(SEEN_ROW, &row, Vec::new());
+        }
     }
 
     fn store_row(&mut self, name: &str, row: &[u8], events: Vec<Event>) {

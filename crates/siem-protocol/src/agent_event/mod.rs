@@ -164,7 +164,7 @@ pub enum AgentEvent {
         /// The system's error for the first of them.
         error: String,
     },
-    /// A hook named a transcript, and no record of it was read in time.
+    /// A hook announced a session, and no line with its id was read in time.
     SessionUnlogged {
         /// The session.
         session_id: Option<String>,

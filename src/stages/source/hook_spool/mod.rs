@@ -1,8 +1,9 @@
 //! Reads the reports that the hooks of Claude Code leave in the spool directory, one file per call.
 //!
-//! A warning or a block is an event. A session that a hook reports must have a transcript soon,
-//! otherwise that is an event too. If the transcript is below a directory that is not configured, that
-//! directory is read from then on.
+//! A warning or a block is an event. Lines of a session that a hook reports must be read soon, otherwise
+//! that is an event too. They may be in another file than the hook named: Claude Code writes to another
+//! one when a session moves to another working directory or is resumed. If the transcript is below a
+//! directory that is not configured, that directory is read from then on.
 //!
 //! The names of the reports are stored together with their events, and the files are deleted
 //! afterwards: a power cut never makes a report count twice.
@@ -10,10 +11,11 @@
 //! A report that cannot be read or deleted is skipped and tried again later, so that it delays no other.
 
 mod failed_reports;
+mod transcript;
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -25,7 +27,10 @@ use serde::{Deserialize, Serialize};
 use siem_protocol::{AgentEvent, agent_event::PolicySource, names::source};
 use tracing::{info, warn};
 
-use self::failed_reports::FailedReports;
+use self::{
+    failed_reports::FailedReports,
+    transcript::{TranscriptSearch, root_of},
+};
 use super::{BadRow, GenerationId, Intake, Plugin, Progress, Source, SourceOptions, Survey, Waker};
 use crate::{
     compliance::{
@@ -34,12 +39,8 @@ use crate::{
         spool::{Spool, SpooledReport},
     },
     event::Event,
-    platform::{
-        Clock, Environment, Paths, Timestamp,
-        bounded::{BoundedCalls, DoesNotAnswer},
-        secure_file,
-    },
-    stages::{AgentContext, Sessions},
+    platform::{Clock, Environment, Paths, Timestamp, bounded::BoundedCalls},
+    stages::{AgentContext, SessionKey, Sessions},
 };
 
 inventory::submit! {
@@ -114,6 +115,12 @@ struct Waiting {
     is_prompted: bool,
 }
 
+impl Waiting {
+    fn session(&self) -> SessionKey {
+        SessionKey::new(self.session_id.as_deref(), &self.transcript)
+    }
+}
+
 /// Reads the spool.
 struct HookSpool {
     /// `None` in a dry run, which reads no reports.
@@ -180,7 +187,7 @@ impl Source for HookSpool {
         for root in &self.row.roots {
             self.sessions.learn(root);
         }
-        self.row.waiting.retain(|waiting| self.sessions.expect(&waiting.transcript));
+        self.row.waiting.retain(|waiting| self.sessions.expect(&waiting.session()));
         self.next_poll = Duration::ZERO;
         Ok(())
     }
@@ -343,12 +350,13 @@ impl HookSpool {
 
     fn expect_transcript(&mut self, transcript: &Path, since: Timestamp, report: &SpooledReport) {
         let is_prompted = report.hook == "UserPromptSubmit" && report.decision != "blocked";
-        let known = self.row.waiting.iter_mut().find(|it| it.transcript == transcript);
+        let session = SessionKey::new(report.session_id.as_deref(), transcript);
+        let known = self.row.waiting.iter_mut().find(|it| it.session() == session);
         if let Some(known) = known {
             known.is_prompted |= is_prompted;
             return;
         }
-        if self.row.waiting.len() < MAX_WAITING && self.sessions.expect(transcript) {
+        if self.row.waiting.len() < MAX_WAITING && self.sessions.expect(&session) {
             self.row.waiting.push(Waiting {
                 session_id: report.session_id.clone(),
                 transcript: transcript.to_owned(),
@@ -378,22 +386,19 @@ impl HookSpool {
         let seconds = policy.and_then(|policy| policy.compliance.transcript_within_seconds);
         let within = seconds.map_or(DEFAULT_TRANSCRIPT_WITHIN, Duration::from_secs);
         let (now, sessions) = (self.clock.now(), self.sessions.clone());
-        let calls = self.calls.clone();
+        let mut search = TranscriptSearch::new(&sessions, &self.calls);
         self.row.waiting.retain(|waiting| {
-            if !sessions.is_expected(&waiting.transcript) {
+            let session = waiting.session();
+            if sessions.is_seen(&session) {
+                sessions.forget(&session);
                 return false;
             }
-            if now - waiting.since < within {
+            if now - waiting.since < within || search.is_exhausted() {
                 return true;
             }
-            sessions.arrived(&waiting.transcript);
-            // A continued session may have been read before the hook was called.
-            let (has_records, why) = inspect_transcript(&waiting.transcript, &calls);
-            let is_read = root_of(&waiting.transcript, &calls).is_some();
-            if has_records && is_read {
-                return false;
-            }
-            let reason = if has_records { "it is not below a directory of sessions" } else { why };
+            sessions.forget(&session);
+            // A continued session may have been read long before the hook was called.
+            let Err(reason) = search.find(&session, &waiting.transcript) else { return false };
             let unlogged = AgentEvent::SessionUnlogged {
                 session_id: waiting.session_id.clone(),
                 transcript_path: waiting.transcript.to_string_lossy().into_owned(),
@@ -438,39 +443,6 @@ impl HookSpool {
         events.push(silent.into());
         self.row.silent_since = Some(now);
     }
-}
-
-/// Returns true if a transcript has content; otherwise the reason.
-fn inspect_transcript(transcript: &Path, calls: &BoundedCalls) -> (bool, &'static str) {
-    let path = transcript.to_owned();
-    match calls.run(place_of(transcript), move || fs::metadata(path)) {
-        Ok(file) if file.is_file() && file.len() > 0 => (true, ""),
-        Ok(_) => (false, "it is empty"),
-        Err(error) if DoesNotAnswer::of(&error).is_some() => (false, "it does not answer"),
-        Err(_) => (false, "it does not exist"),
-    }
-}
-
-/// Returns the root of a transcript: `<X>/projects` of `<X>/projects/<project>/<session>.jsonl`, if X
-/// belongs to the user and its path contains no symbolic link.
-fn root_of(transcript: &Path, calls: &BoundedCalls) -> Option<PathBuf> {
-    let is_session = transcript.extension().is_some_and(|ending| ending == "jsonl");
-    let root = transcript.parent()?.parent()?;
-    let above = root.parent()?.to_owned();
-    let is_root = root.file_name().is_some_and(|name| name == "projects");
-    let is_plain = is_session && is_root && transcript.is_absolute();
-    let is_real_and_ours = move || {
-        let is_real = above.canonicalize().is_ok_and(|real| real == above);
-        Ok(is_real && secure_file::is_trusted_dir(&above))
-    };
-    let is_good = is_plain && calls.run(root, is_real_and_ours).unwrap_or(false);
-    is_good.then(|| root.to_owned())
-}
-
-/// Returns the directory that does not answer if a transcript does not: that of all its sessions.
-fn place_of(transcript: &Path) -> &Path {
-    let projects = transcript.parent().and_then(Path::parent);
-    projects.unwrap_or(transcript)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
+use std::fs;
+
 use super::*;
 use crate::{
-    platform::Clock,
+    platform::{Clock, secure_file},
     tail::{Chunk, FileKey, Intake},
 };
 
@@ -87,7 +89,7 @@ impl World {
             at,
             hook: hook.into(),
             decision: decision.into(),
-            session_id: Some("s".into()),
+            session_id: transcript.file_stem().map(|id| id.to_string_lossy().into_owned()),
             transcript_path: Some(transcript.to_owned()),
             ..SpooledReport::default()
         };
@@ -177,7 +179,7 @@ fn session_without_records_is_reported_once() {
     world.call("UserPromptSubmit", "allowed", &unlogged);
     world.call("SessionStart", "allowed", &idle);
     assert_eq!(world.store(), []);
-    world.sessions.arrived(&logged);
+    assert!(world.sessions.saw_line_of("logged"));
     minutes(&world, 5);
     assert_eq!(world.store(), []);
     world.restart();
@@ -185,6 +187,66 @@ fn session_without_records_is_reported_once() {
     assert_eq!(world.store(), [("session_unlogged", "warning"), ("session_unlogged", "info")]);
     minutes(&world, 60);
     assert_eq!(world.store(), []);
+}
+
+/// Claude Code writes to another file than it names to the hook, when a session has moved to another
+/// working directory or is resumed. The event was reported for each of them.
+#[test]
+fn session_with_lines_in_another_file_is_no_event() {
+    let mut world = World::new();
+    let home = world.folder.path().canonicalize().unwrap();
+    let root = home.join("c/projects");
+    let _roots = world.sessions.share_roots(vec![root.clone()]);
+    fs::create_dir_all(root.join("moved")).unwrap();
+    let write = |name: &str, id: &str| {
+        let line = format!("{{\"type\":\"user\",\"sessionId\":\"{id}\"}}\n");
+        fs::write(root.join("moved").join(name), line).unwrap();
+    };
+    for session in ["early", "resumed", "foreign", "none"] {
+        let transcript = root.join(format!("named/{session}.jsonl"));
+        world.call("UserPromptSubmit", "allowed", &transcript);
+    }
+    // Read long ago, or in this run under another name.
+    write("resumed.jsonl", "resumed");
+    world.sessions.saw_line_of("early");
+    // The name is not enough.
+    write("foreign.jsonl", "another session");
+    write("other.jsonl", "other");
+    assert_eq!(world.store(), []);
+    world.clock.0.fetch_add(660_000, std::sync::atomic::Ordering::Relaxed);
+    let (events, _) = world.read();
+    let reason = |event: &Event| {
+        assert_eq!(event.name, "session_unlogged");
+        ["session_id", "reason"].map(|member| event.data[member].as_str().unwrap().to_owned())
+    };
+    let expected =
+        [["foreign", "its lines are those of other sessions"], ["none", "it does not exist"]];
+    assert_eq!(events.iter().map(reason).collect::<Vec<_>>(), expected);
+}
+
+/// The lines are not read again after a restart.
+#[test]
+fn lines_seen_before_a_restart_count() {
+    let mut world = World::new();
+    world.call("UserPromptSubmit", "allowed", Path::new("/nowhere/s.jsonl"));
+    world.store();
+    world.restart();
+    // The row of the sessions' source, stored with the lines.
+    world.sessions.saw_line_of("s");
+    world.clock.0.fetch_add(660_000, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(world.store(), []);
+}
+
+/// Each search looks into every project.
+#[test]
+fn searches_for_overdue_sessions_are_spread() {
+    let mut world = World::new();
+    for session in 0..25 {
+        world.call("UserPromptSubmit", "allowed", Path::new(&format!("/nowhere/{session}.jsonl")));
+    }
+    world.store();
+    world.clock.0.fetch_add(660_000, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!([0; 4].map(|_| world.store().len()), [10, 10, 5, 0]);
 }
 
 #[cfg(unix)]
