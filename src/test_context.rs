@@ -23,6 +23,7 @@ pub(crate) fn context() -> AgentContext {
         trust: crate::siem::TrustStates::default(),
         organisation_keys: Vec::new(),
         state_dir: None,
+        sandbox: crate::platform::Sandbox::default(),
         sessions: Sessions::default(),
         once: false,
         poll_interval: Duration::from_secs(300),

@@ -107,6 +107,7 @@ fn context() -> AgentContext {
         trust: ai_agent::internals::siem::TrustStates::default(),
         organisation_keys: Vec::new(),
         state_dir: None,
+        sandbox: ai_agent::internals::platform::Sandbox::default(),
         sessions: ai_agent::internals::stages::Sessions::default(),
         once: true,
         poll_interval: std::time::Duration::from_secs(300),

@@ -86,6 +86,7 @@ fn main() {
             env::var_os("AI_AGENT_RELEASE_0_1").is_some_and(|it| Path::new(&it).is_dir()),
         ),
         ("rsyslog", "rsyslogd, which `cargo xtask test` installs", program("rsyslogd")),
+        ("landlock", "a kernel with Landlock of Linux 6.2", has_landlock()),
         (
             "servers",
             "the Python environment with servers that `cargo xtask test` installs",
@@ -165,6 +166,24 @@ fn holds_client(folder: &Path, depth: u32) -> bool {
         (entry.file_name() == "claude" && is_file(&path))
             || (depth > 0 && path.is_dir() && holds_client(&path, depth - 1))
     })
+}
+
+/// Returns whether the kernel restricts a thread, which ends then.
+#[cfg(target_os = "linux")]
+fn has_landlock() -> bool {
+    use landlock::{ABI, AccessFs, Ruleset, RulesetAttr as _, RulesetStatus};
+
+    let restrict = || {
+        let rules = Ruleset::default().handle_access(AccessFs::from_write(ABI::V3)).ok()?;
+        let status = rules.create().ok()?.restrict_self().ok()?;
+        Some(status.ruleset == RulesetStatus::FullyEnforced)
+    };
+    std::thread::spawn(restrict).join().is_ok_and(|restricted| restricted == Some(true))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn has_landlock() -> bool {
+    false
 }
 
 #[cfg(unix)]

@@ -114,6 +114,7 @@ pub(super) fn build(loaded: &LoadedConfig, paths: &Paths) -> Result<(), ConfigEr
         trust: ai_agent::internals::siem::TrustStates::default(),
         organisation_keys: Vec::new(),
         state_dir: None,
+        sandbox: ai_agent::internals::platform::Sandbox::default(),
         sessions: ai_agent::internals::stages::Sessions::default(),
         once: true,
         poll_interval: agent.poll_interval,

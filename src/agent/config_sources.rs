@@ -15,8 +15,8 @@ use crate::{
     config::{self, ConfigError, ConfigInputs, LayerOrigin, LoadedConfig, ManagedSettings},
     pipeline::assembly,
     platform::{
-        Environment, Paths, SystemClock, SystemPower, bounded::BoundedCalls, file, identify,
-        secure_file,
+        Environment, Paths, Sandbox, SystemClock, SystemPower, bounded::BoundedCalls, file,
+        identify, secure_file,
     },
     siem::{Device, Revision, TrustStates, device::KeyFile},
     stages::{AgentContext, Sessions},
@@ -188,6 +188,7 @@ impl ConfigSources {
             trust: TrustStates::default(),
             organisation_keys: loaded.settings.managed_keys.clone(),
             state_dir: state_dir.map(Path::to_owned),
+            sandbox: Sandbox::default(),
             sessions: Sessions::default(),
             once,
             poll_interval: loaded.settings.agent.poll_interval,

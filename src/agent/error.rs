@@ -9,7 +9,7 @@ use crate::{
         fault::{CatchUpError, Fault},
         outbox::OutboxError,
     },
-    platform::{PathsError, secure_file::SecretFileError},
+    platform::{LockError, PathsError, secure_file::SecretFileError},
     text::counted,
 };
 
@@ -33,6 +33,9 @@ pub(crate) enum AgentError {
     /// The configuration is wrong.
     #[error(transparent)]
     Setup(#[from] SetupError),
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    StateDir(#[from] LockError),
     /// The outbox cannot be opened.
     #[error(transparent)]
     Outbox(#[from] OutboxError),

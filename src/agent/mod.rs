@@ -19,6 +19,7 @@ mod policy_files;
 mod poll_schedule;
 mod restart_limit;
 mod run;
+pub(crate) mod sandbox;
 mod silent_places;
 mod sleep_detector;
 pub(crate) mod startable;

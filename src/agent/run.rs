@@ -29,7 +29,8 @@ use crate::{
         ingest::{Inbox, OnProgress, Until},
         runner::Pipeline,
     },
-    platform::{StateLock, service::Notify},
+    platform::{Sandbox, StateLock, service::Notify},
+    stages::AgentContext,
 };
 
 /// Time without progress after which `--once` gives up.
@@ -57,7 +58,8 @@ pub(crate) struct Agent {
 }
 
 impl Agent {
-    /// Creates an agent with the local layers in force. `watch` was made before they were read.
+    /// Creates an agent with the local layers in force, in a process that `sandbox` restricts. `watch`
+    /// was made before the layers were read.
     ///
     /// # Errors
     /// [`AgentError`] when the state directory cannot be used.
@@ -66,11 +68,13 @@ impl Agent {
         startable: Startable,
         watch: ConfigFileWatch,
         lock: Arc<StateLock>,
+        sandbox: Sandbox,
         mode: RunMode,
     ) -> Result<Self, AgentError> {
         let once = matches!(mode, RunMode::Once(_));
         let loaded = startable.into_loaded();
         let context = sources.stage_context(&loaded, Some(lock.dir()), once);
+        let context = AgentContext { sandbox, ..context };
         let (manager, mut orders) =
             ConfigManager::new(sources, lock.dir(), loaded, watch, context)?;
         if once {

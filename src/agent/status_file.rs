@@ -1,7 +1,7 @@
 //! `status.json`: the status that the running agent publishes.
 
 use std::{
-    fs,
+    io::Read as _,
     path::{Path, PathBuf},
 };
 
@@ -13,11 +13,13 @@ use tracing::warn;
 
 use crate::{
     pipeline::config_status::{ConfigStatus, SharedConfigStatus},
-    platform::{Clock, Timestamp, secure_file},
+    platform::{Clock, Timestamp, file, secure_file},
 };
 
 /// Its name, in the state directory.
 const FILE: &str = "status.json";
+/// Maximum size of the file that is read.
+const MAX_BYTES: u64 = 8 << 20;
 
 /// Contents of the file.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -64,7 +66,10 @@ impl ConfigReport {
 
 /// Reads the file in a state directory; `None` if there is none, or it is invalid.
 pub(crate) fn read(state_dir: &Path) -> Option<StatusFileContents> {
-    serde_json::from_slice(&fs::read(state_dir.join(FILE)).ok()?).ok()
+    let (file, _) = file::open_regular(&state_dir.join(FILE)).ok()??;
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES).read_to_end(&mut bytes).ok()?;
+    serde_json::from_slice(&bytes).ok()
 }
 
 /// Writer of the file, which is replaced as a whole whenever something in it changes.

@@ -11,7 +11,7 @@ use tokio::{
 
 use super::{Agent, AgentError, ConfigFileWatch, ConfigSources, RunMode, startable};
 use crate::{
-    platform::{Environment, LockRole, StateLock, Timestamp},
+    platform::{Environment, LockRole, Sandbox, StateLock, Timestamp},
     siem::device::Replacement,
 };
 
@@ -47,7 +47,7 @@ fn agent(home: &Path, receiver: SocketAddr, mode: RunMode) -> Result<Agent, Agen
     let startable = startable::check(&sources).startable().unwrap();
     let state_dir = &startable.loaded().settings.agent.state_dir;
     let lock = StateLock::acquire(state_dir, LockRole::Agent).unwrap();
-    Agent::new(sources, startable, watch, Arc::new(lock), mode)
+    Agent::new(sources, startable, watch, Arc::new(lock), Sandbox::default(), mode)
 }
 
 fn home_with_record() -> tempfile::TempDir {

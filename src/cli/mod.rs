@@ -43,7 +43,7 @@ use clap::{Parser, Subcommand};
 use self::{failure::Failure, service::ServiceAction};
 use crate::{
     logging::{self, Level},
-    platform::memory,
+    platform::{core_dumps, memory},
 };
 
 /// Exit codes of all commands, for their help. docs/scripts.md lists what they mean for each.
@@ -173,6 +173,7 @@ pub fn command_line() -> clap::Command {
 #[must_use]
 pub fn main() -> ExitCode {
     memory::share_one_heap();
+    core_dumps::disable();
     // Claude Code runs a hook for each prompt, so it skips the argument parser.
     if let Some(hook) = hook_answer::plain_hook(std::env::args_os()) {
         return hook_answer::answer_hook(&hook);

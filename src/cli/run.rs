@@ -4,17 +4,18 @@ use std::{path::Path, sync::Arc};
 
 use clap::Args;
 use tokio::task::spawn_blocking;
+use tracing::info;
 
 use super::{
     context::CliContext, dry_run, failure::Failure, progress_bar::ProgressBar,
     signal_task::SignalTask,
 };
 use crate::{
-    agent::{Agent, ConfigFileWatch, RunMode, startable::Startable},
+    agent::{Agent, ConfigFileWatch, RunMode, sandbox, startable::Startable},
     control::{self, ControlService},
     logging,
     pipeline::ingest::OnProgress,
-    platform::{LockRole, StateLock},
+    platform::{LockRole, Sandbox, SandboxStatus, StateLock},
 };
 
 /// Read session logs and ship them, until stopped
@@ -42,18 +43,22 @@ impl Arguments {
         if self.test {
             return dry_run::execute(explicit, self.json);
         }
+        // Before anything else, so that a signal at any moment stops the agent in order.
+        let signals = SignalTask::start().map_err(Failure::failed)?;
+        let context = CliContext::new(explicit)?;
+        let watch = ConfigFileWatch::before_reading(context.sources.layer_files());
+        let startable = context.load_startable()?;
+        // Before the other threads are started, which inherit it.
+        let sandbox = sandbox::enter(context.paths(), startable.loaded())?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("network")
             .enable_all()
             .build()
             .map_err(Failure::failed)?;
-        // Before anything else, so that a signal at any moment stops the agent in order.
-        let signals = SignalTask::start(&runtime).map_err(Failure::failed)?;
-        let context = CliContext::new(explicit)?;
-        let watch = ConfigFileWatch::before_reading(context.sources.layer_files());
-        let startable = context.load_startable()?;
-        let ended = runtime.block_on(self.run(context, startable, watch, signals));
+        let ended = runtime.block_on(self.run(context, startable, watch, sandbox, &signals));
+        // Its handle would keep the outbox open.
+        signals.forget_agent();
         // A blocking thread that hangs must not delay the exit.
         runtime.shutdown_background();
         ended
@@ -64,7 +69,8 @@ impl Arguments {
         context: CliContext,
         startable: Startable,
         watch: ConfigFileWatch,
-        signals: SignalTask,
+        sandbox: Sandbox,
+        signals: &SignalTask,
     ) -> Result<(), Failure> {
         let settings = &startable.loaded().settings.agent;
         let (state_dir, log_format) = (settings.state_dir.clone(), settings.log_format);
@@ -76,7 +82,9 @@ impl Arguments {
         };
         let lock = Arc::new(lock);
         let _log = logging::to_file(&lock, log_format);
-        let agent = Agent::new(context.sources, startable, watch, Arc::clone(&lock), self.mode())?;
+        log_sandbox(&sandbox);
+        let (sources, holder, mode) = (context.sources, Arc::clone(&lock), self.mode());
+        let agent = Agent::new(sources, startable, watch, holder, sandbox, mode)?;
         let handle = agent.handle();
         // Dropped before the lock is released, which guards the socket's file.
         let _server = control::serve(lock.dir(), ControlService::new(handle.clone()));
@@ -92,5 +100,14 @@ impl Arguments {
             let bar = ProgressBar::new();
             Box::new(move |progress| bar.show(progress.read, progress.unread, progress.files))
         }))
+    }
+}
+
+fn log_sandbox(sandbox: &Sandbox) {
+    if let Some(SandboxStatus { active, abi, reason }) = sandbox.status() {
+        info!(
+            code = "landlock_state",
+            active, abi, reason, "restriction of writes and programs: Landlock"
+        );
     }
 }

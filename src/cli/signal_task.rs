@@ -1,5 +1,6 @@
-//! Signals to the agent. The network thread receives them, so that they are obeyed while the main
-//! thread is in a call of a file system that does not return.
+//! Signals to the agent. A thread of their own receives them, so that they are obeyed while the main
+//! thread is in a call of a file system that does not return. It is the only one that starts before
+//! the agent is restricted, and has a stricter restriction of its own: it opens no files.
 
 use std::{
     io, process,
@@ -8,12 +9,12 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Runtime, sync::watch};
+use tokio::{runtime, sync::watch};
 use tracing::error;
 
 use crate::{
     agent::AgentHandle,
-    platform::{Signal, Signals},
+    platform::{Signal, Signals, sandbox},
 };
 
 /// Time after a signal to stop after which the process ends in any case: reading and delivery take at
@@ -43,14 +44,20 @@ impl SignalTask {
     ///
     /// # Errors
     /// The error of the system.
-    pub(super) fn start(runtime: &Runtime) -> io::Result<Self> {
+    pub(super) fn start() -> io::Result<Self> {
+        let runtime = runtime::Builder::new_current_thread().enable_all().build()?;
         let signals = {
             let _context = runtime.enter();
             Signals::listen()?
         };
         let shared = Shared { received: Mutex::default(), stopped: watch::Sender::new(false) };
         let task = Self(Arc::new(shared));
-        runtime.spawn(task.clone().receive(signals));
+        let receiver = task.clone();
+        let receive = move || {
+            sandbox::forbid_all();
+            runtime.block_on(receiver.receive(signals));
+        };
+        thread::Builder::new().name("signals".into()).spawn(receive)?;
         Ok(task)
     }
 
@@ -79,6 +86,11 @@ impl SignalTask {
             agent.stop();
         }
         received.agent = Some(agent);
+    }
+
+    /// Passes signals on no longer; the agent has ended.
+    pub(super) fn forget_agent(&self) {
+        self.received().agent = None;
     }
 
     /// Waits for a signal to stop.

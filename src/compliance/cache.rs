@@ -3,7 +3,7 @@
 
 use std::{
     fs, io,
-    io::Read as _,
+    io::{Read as _, Write as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -79,7 +79,9 @@ fn read(cache: &Path) -> Option<Row> {
 /// Several hooks may write at once: each has its own temporary file, and the last rename wins.
 fn write(cache: &Path, row: &Row) -> io::Result<()> {
     let beside = cache.with_extension(format!("{}.new", std::process::id()));
-    fs::write(&beside, serde_json::to_vec(row)?)?;
+    let mut file = secure_file::create_new(&beside)?;
+    file.write_all(&serde_json::to_vec(row)?)?;
+    drop(file);
     fs::rename(&beside, cache).inspect_err(|_| drop(fs::remove_file(&beside)))
 }
 

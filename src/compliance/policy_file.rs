@@ -13,7 +13,10 @@ use std::{
 use serde::{Deserialize, Serialize};
 use siem_protocol::{Digest, managed::Compliance};
 
-use crate::platform::{Paths, Timestamp, file, secure_file};
+use crate::platform::{
+    Paths, Timestamp, file, secure_file,
+    state_dir::{self, DirUse, StateDirError},
+};
 
 /// File in the state directory.
 const FILE: &str = "policy.json";
@@ -56,6 +59,9 @@ pub enum PolicyFileError {
         #[source]
         source: io::Error,
     },
+    /// Other users can change the state directory.
+    #[error("the policy in the state directory is not used: {0}")]
+    Directory(#[from] StateDirError),
     /// The file belongs to another user and must not be trusted.
     #[error("the policy file `{}` belongs to another user: delete it", path.display())]
     Foreign {
@@ -100,6 +106,7 @@ impl StoredPolicy {
     /// # Errors
     /// [`PolicyFileError`].
     pub fn read(state_dir: &Path) -> Result<Option<Self>, PolicyFileError> {
+        state_dir::check(state_dir, DirUse::Read)?;
         let path = Self::path(state_dir);
         let opened = file::open_regular(&path)
             .and_then(|opened| opened.ok_or_else(|| io::Error::other("not a regular file")));

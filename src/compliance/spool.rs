@@ -18,7 +18,10 @@ use super::{
     account::SignedInAccount,
     policy::{PolicyFinding, UndecidedRule},
 };
-use crate::platform::{Timestamp, secure_file};
+use crate::platform::{
+    Timestamp, secure_file,
+    state_dir::{self, DirUse},
+};
 
 /// Spool directory in the state directory.
 const FOLDER: &str = "spool";
@@ -105,7 +108,7 @@ impl Spool {
     /// The error of the system.
     pub fn add(&self, report: &SpooledReport, random: u128) -> io::Result<SpoolOutcome> {
         let bytes = serde_json::to_vec(report)?;
-        let waiting = match fs::read_dir(&self.folder) {
+        let waiting = match self.check().and_then(|()| fs::read_dir(&self.folder)) {
             Ok(entries) => entries.count(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 secure_file::create_dir(&self.folder)?;
@@ -115,12 +118,12 @@ impl Spool {
         };
         if waiting >= MOST || bytes.len() > LONGEST {
             let dropped = self.folder.join(DROPPED);
-            secure_file::options().append(true).open(dropped)?.write_all(b".")?;
+            secure_file::open(secure_file::options().append(true), &dropped)?.write_all(b".")?;
             return Ok(SpoolOutcome::Dropped);
         }
         let name = Ulid::from_parts(report.at.0, random).to_string();
         let unnamed = self.folder.join(format!("{name}.new"));
-        let mut file = secure_file::options().create_new(true).open(&unnamed)?;
+        let mut file = secure_file::create_new(&unnamed)?;
         let written = file
             .write_all(&bytes)
             .and_then(|()| fs::rename(&unnamed, self.folder.join(format!("{name}.{ENDING}"))));
@@ -136,7 +139,7 @@ impl Spool {
     /// # Errors
     /// The error of the system; a spool that does not exist yet is empty.
     pub fn names(&self) -> io::Result<Vec<String>> {
-        let entries = match fs::read_dir(&self.folder) {
+        let entries = match self.check().and_then(|()| fs::read_dir(&self.folder)) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error),
@@ -193,6 +196,16 @@ impl Spool {
         }
     }
 
+    /// Checks that the state directory and the spool can be changed by their user only, and that the
+    /// spool is no symlink.
+    fn check(&self) -> io::Result<()> {
+        if let Some(state_dir) = self.folder.parent() {
+            state_dir::check(state_dir, DirUse::Write)
+                .map_err(|error| io::Error::new(io::ErrorKind::PermissionDenied, error))?;
+        }
+        secure_file::check_own_dir(&self.folder)
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.folder.join(format!("{name}.{ENDING}"))
     }
@@ -223,6 +236,33 @@ mod tests {
         spool.remove(&names[0]).unwrap();
         spool.remove(&names[0]).unwrap();
         assert_eq!(spool.names().unwrap(), names[1..]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn spool_that_is_a_symlink_or_open_to_others_is_refused() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+        let folder = tempfile::tempdir().unwrap();
+        let (elsewhere, spool) = (folder.path().join("elsewhere"), Spool::of(folder.path()));
+        secure_file::create_dir(&elsewhere).unwrap();
+        symlink(&elsewhere, &spool.folder).unwrap();
+        assert!(spool.add(&report(1), 1).is_err() && spool.names().is_err());
+        assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
+        fs::remove_file(&spool.folder).unwrap();
+        spool.add(&report(1), 1).unwrap();
+        let precious = folder.path().join("precious");
+        symlink(&precious, spool.folder.join(DROPPED)).unwrap();
+        let long = SpooledReport { cwd: Some("x".repeat(LONGEST)), ..report(1) };
+        assert!(spool.add(&long, 1).is_err() && !precious.try_exists().unwrap());
+        for open in [&spool.folder, &folder.path().to_owned()] {
+            let mode = |mode| fs::set_permissions(open, fs::Permissions::from_mode(mode)).unwrap();
+            mode(0o777);
+            let error = spool.add(&report(2), 2).unwrap_err().to_string();
+            assert!(error.contains("chmod 700"), "{error}");
+            mode(0o700);
+        }
+        spool.add(&report(2), 2).unwrap();
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::{
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, de::Visitor};
+use zeroize::Zeroizing;
 
 use crate::platform::secure_file::{self, SecretFileError};
 
@@ -16,7 +17,7 @@ pub(super) const MASK: &str = "***";
 /// Secrets shorter than this number of bytes are accepted with a warning.
 const SHORT: usize = 16;
 
-/// Token or key. Prints as `***` and is never written anywhere.
+/// Token or key. Prints as `***`, is never written anywhere, and is overwritten in memory at its end.
 ///
 /// ```
 /// use ai_agent::internals::config::Secret;
@@ -25,14 +26,14 @@ const SHORT: usize = 16;
 /// assert_eq!(format!("{secret} {secret:?}"), "*** ***");
 /// ```
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct Secret(Zeroizing<String>);
 
 impl Secret {
     /// Trims `text`; returns `None` if nothing is left.
     #[must_use]
     pub fn new(text: &str) -> Option<Self> {
         let text = text.trim();
-        (!text.is_empty()).then(|| Self(text.to_owned()))
+        (!text.is_empty()).then(|| Self(text.to_owned().into()))
     }
 
     /// Reads a secret from a file that other users cannot read.

@@ -96,7 +96,7 @@ impl ControlService {
         let (loaded, context) = self.agent.in_force();
         let now = context.clock.now();
         let mut status = AgentStatus {
-            agent: self.process_status(&loaded, now),
+            agent: self.process_status(&loaded, &context, now),
             config: Some(self.agent.config_report(now)),
             device: DeviceStatus::of_agent(&context.device, &context.trust),
             hanging: HangingPath::all(&context.calls),
@@ -118,7 +118,12 @@ impl ControlService {
         status
     }
 
-    fn process_status(&self, loaded: &LoadedConfig, now: Timestamp) -> ProcessStatus {
+    fn process_status(
+        &self,
+        loaded: &LoadedConfig,
+        context: &AgentContext,
+        now: Timestamp,
+    ) -> ProcessStatus {
         let started_at = self.agent.started_at();
         ProcessStatus {
             pid: std::process::id(),
@@ -128,6 +133,7 @@ impl ControlService {
             memory_bytes: memory::resident(),
             log_level: logging::filter().ok(),
             phase: Phase::Starting,
+            landlock: context.sandbox.status(),
             flush_interval_seconds: loaded.settings.shipping.flush_interval.as_secs(),
         }
     }

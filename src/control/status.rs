@@ -16,7 +16,7 @@ use crate::{
         ingest::IngestStatus,
         outbox::{OutboxStats, SinkStats},
     },
-    platform::{Timestamp, bounded::BoundedCalls},
+    platform::{SandboxStatus, Timestamp, bounded::BoundedCalls},
 };
 
 /// Number of unreadable paths that are listed; all are counted.
@@ -71,6 +71,8 @@ pub(crate) struct ProcessStatus {
     pub(crate) memory_bytes: Option<u64>,
     pub(crate) log_level: Option<String>,
     pub(crate) phase: Phase,
+    /// Restriction of writes and programs; `None` on systems without.
+    pub(crate) landlock: Option<SandboxStatus>,
     /// Longest time that the configuration lets an entry wait for others.
     pub(crate) flush_interval_seconds: u64,
 }

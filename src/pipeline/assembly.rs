@@ -163,6 +163,42 @@ pub fn sink(
         .map_err(|error| explain(loaded, StageKind::Sink, table, error))
 }
 
+/// Returns the files that the enabled sinks write.
+///
+/// # Errors
+/// [`ConfigError`] for the first sink with an option that is wrong.
+pub fn sink_files(loaded: &LoadedConfig) -> Result<Vec<PathBuf>, ConfigError> {
+    let sinks = &loaded.settings.pipeline.sinks;
+    let files = build(loaded, StageKind::Sink, sinks, |table| {
+        sink::files(&table.stage, &table.options.to_options())
+    })?;
+    Ok(files.into_iter().flat_map(|(_, files)| files).collect())
+}
+
+/// Checks that the running agent may write the files of a sink that was not configured when it started.
+///
+/// # Errors
+/// [`ConfigError`] for the first file that it may not write.
+pub fn check_sandbox(
+    loaded: &LoadedConfig,
+    table: &StageTable,
+    context: &AgentContext,
+) -> Result<(), ConfigError> {
+    let files = sink::files(&table.stage, &table.options.to_options())
+        .map_err(|error| explain(loaded, StageKind::Sink, table, error))?;
+    match files.iter().find(|file| !context.sandbox.may_write(file)) {
+        None => Ok(()),
+        Some(file) => Err(loaded.value_error(
+            &format!("sink.{}", table.name),
+            format!(
+                "writes `{}`, in a directory that the running agent may not write to: restart needed \
+                 (`ai-agent restart`)",
+                file.display()
+            ),
+        )),
+    }
+}
+
 /// Returns the registrations of `sinks` in the outbox.
 #[must_use]
 pub fn sink_registrations(

@@ -125,7 +125,10 @@ impl Plan {
                 && self.settings.pipeline.sinks.contains(table);
             let sink = match is_same {
                 true => None,
-                false => Some(assembly::sink(loaded, table, context)?),
+                false => {
+                    assembly::check_sandbox(loaded, table, context)?;
+                    Some(assembly::sink(loaded, table, context)?)
+                }
             };
             Ok((table.name.clone(), sink))
         };

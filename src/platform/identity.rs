@@ -1,14 +1,10 @@
 //! Identity of the machine and the user.
 
-use std::{
-    fs,
-    io::{self, Write as _},
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
 use siem_protocol::Identity;
 
-use super::os::Os;
+use super::{os::Os, secure_file};
 
 /// Identity, and warnings about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,11 +123,7 @@ fn load_or_create(path: &Path) -> io::Result<String> {
     }
     let id = random_id();
     // Written atomically: a truncated id would be that of another machine.
-    let beside: PathBuf = path.with_extension("new");
-    let mut file = fs::File::create(&beside)?;
-    file.write_all(format!("{id}\n").as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&beside, path)?;
+    secure_file::replace(path, format!("{id}\n").as_bytes())?;
     Ok(id)
 }
 

@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::secure_file;
+use super::{
+    file, secure_file,
+    state_dir::{self, DirUse, StateDirError},
+};
 
 /// Maximum time that a process may hold the lock to check it, or before it records its PID.
 const PROBE_GRACE: Duration = Duration::from_millis(50);
@@ -43,16 +46,19 @@ impl StateLock {
         role: LockRole,
         command_wait: Duration,
     ) -> Result<Self, LockError> {
-        create(dir)?;
+        Self::prepare_dir(dir)?;
+        warn_if_open_to_others(dir);
         let unusable = |source| LockError::unusable(dir, source);
-        let file = secure_file::options().open(dir.join("agent.lock")).map_err(unusable)?;
+        let mut options = secure_file::options();
+        let file = secure_file::open(&mut options, &dir.join("agent.lock")).map_err(unusable)?;
         acquire_or_wait(&file, dir, command_wait)?;
         let pid_file = dir.join("agent.pid");
         let text = match role {
             LockRole::Agent => format!("{}\n", std::process::id()),
             LockRole::Command => format!("{} {COMMAND}\n", std::process::id()),
         };
-        let written = secure_file::options().truncate(true).open(pid_file).and_then(|mut file| {
+        let opened = secure_file::open(options.truncate(true), &pid_file);
+        let written = opened.and_then(|mut file| {
             use io::Write as _;
             file.write_all(text.as_bytes())
         });
@@ -60,14 +66,28 @@ impl StateLock {
         Ok(Self { dir: dir.to_owned(), _file: file })
     }
 
+    /// Creates the state directory if necessary, for its owner only, and checks that no other user can
+    /// change it.
+    ///
+    /// # Errors
+    /// `LockError::NotCreated` or `LockError::Refused`.
+    pub fn prepare_dir(dir: &Path) -> Result<(), LockError> {
+        secure_file::create_dir(dir)
+            .map_err(|source| LockError::NotCreated { dir: dir.to_owned(), source })?;
+        Ok(state_dir::check(dir, DirUse::Write)?)
+    }
+
     /// Returns the process that holds the lock of `dir`, if there is one.
     ///
     /// # Errors
     /// `LockError` if the lock cannot be checked.
     pub fn current_holder(dir: &Path) -> Result<Option<LockHolder>, LockError> {
+        state_dir::check(dir, DirUse::Read)?;
         let unusable = |source| LockError::unusable(dir, source);
-        let file = match File::open(dir.join("agent.lock")) {
-            Ok(file) => file,
+        let file = match file::open_regular(&dir.join("agent.lock")) {
+            Ok(Some((file, _))) => file,
+            // Neither a link nor a directory is the lock of a process.
+            Ok(None) => return Ok(None),
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(unusable(error)),
         };
@@ -137,14 +157,6 @@ fn recorded_holder(dir: &Path) -> LockHolder {
     let pid = words.next().and_then(|word| word.parse().ok());
     let is_command = words.next() == Some(COMMAND);
     LockHolder { pid, role: if is_command { LockRole::Command } else { LockRole::Agent } }
-}
-
-/// Creates `dir` and its parents, for the owner only.
-fn create(dir: &Path) -> Result<(), LockError> {
-    secure_file::create_dir(dir)
-        .map_err(|source| LockError::NotCreated { dir: dir.to_owned(), source })?;
-    warn_if_open_to_others(dir);
-    Ok(())
 }
 
 fn warn_if_open_to_others(dir: &Path) {
@@ -220,6 +232,18 @@ pub enum LockError {
         #[source]
         source: io::Error,
     },
+    /// Other users can change the directory.
+    #[error("the state directory {0}")]
+    Refused(#[from] StateDirError),
+    /// A file in the directory is a symlink.
+    #[error("cannot use the state directory `{}`", dir.display())]
+    Link {
+        /// State directory.
+        dir: PathBuf,
+        /// The link.
+        #[source]
+        source: io::Error,
+    },
     /// The directory is not writable.
     #[error(
         "cannot write to the state directory `{dir}`: run `chown -R \"$USER\" \
@@ -239,6 +263,9 @@ impl LockError {
     /// Classifies an error about a directory that cannot be written.
     fn unusable(dir: &Path, source: io::Error) -> Self {
         let dir = dir.to_owned();
+        if source.get_ref().is_some_and(|inner| inner.is::<secure_file::SymlinkRefused>()) {
+            return Self::Link { dir, source };
+        }
         match source.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { dir, source },
             io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { dir, source },
@@ -405,6 +432,35 @@ mod tests {
         let error = StateLock::acquire(dir.path(), LockRole::Agent).unwrap_err();
         assert!(matches!(error, LockError::NotWritable { .. }), "{error}");
         assert!(error.to_string().contains("chmod 700"), "{error}");
+    }
+
+    /// A symlink would let another program choose the file that the agent truncates.
+    #[cfg(unix)]
+    #[test]
+    fn lock_or_pid_file_that_is_a_symlink_is_refused() {
+        for name in ["agent.lock", "agent.pid"] {
+            let dir = tempfile::tempdir().unwrap();
+            let target = dir.path().join("precious");
+            fs::write(&target, "precious").unwrap();
+            std::os::unix::fs::symlink(&target, dir.path().join(name)).unwrap();
+            let error = StateLock::acquire(dir.path(), LockRole::Agent).unwrap_err();
+            assert!(matches!(error, LockError::Link { .. }), "{error}");
+            assert_eq!(fs::read(&target).unwrap(), b"precious");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn directory_that_others_can_write_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let error = StateLock::acquire(dir.path(), LockRole::Agent).unwrap_err();
+        assert!(matches!(error, LockError::Refused(StateDirError::Writable { .. })), "{error}");
+        assert!(error.to_string().contains("run `chmod 700"), "{error}");
+        assert!(StateLock::current_holder(dir.path()).is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is written there");
     }
 
     #[cfg(unix)]

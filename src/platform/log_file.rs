@@ -99,7 +99,8 @@ impl LogFile {
 
     fn begin(&self) -> io::Result<Open> {
         secure_file::create_dir(&self.dir)?;
-        let file = secure_file::options().append(true).open(self.path())?;
+        secure_file::check_own_dir(&self.dir)?;
+        let file = secure_file::open(secure_file::options().append(true), &self.path())?;
         let size = file.metadata()?.len();
         Ok(Open { file, size })
     }
@@ -181,6 +182,24 @@ mod tests {
         fs::remove_file(log.path()).unwrap();
         log.write(b"b\n", LOOK).unwrap();
         assert_eq!(read(dir.path(), "agent.log").unwrap(), "b\n");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn symlink_in_place_of_the_log_is_not_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        let target = dir.path().join("precious");
+        fs::write(&target, "precious").unwrap();
+        let logs = dir.path().join("logs");
+        secure_file::create_dir(&logs).unwrap();
+        std::os::unix::fs::symlink(&target, logs.join("agent.log")).unwrap();
+        assert!(small(&logs).write(b"a\n", Duration::ZERO).is_err());
+        let linked = dir.path().join("linked");
+        std::os::unix::fs::symlink(&logs, &linked).unwrap();
+        fs::remove_file(logs.join("agent.log")).unwrap();
+        assert!(small(&linked).write(b"a\n", Duration::ZERO).is_err());
+        assert_eq!(fs::read_dir(&logs).unwrap().count(), 0);
+        assert_eq!(fs::read(&target).unwrap(), b"precious");
     }
 
     #[cfg(unix)]

@@ -4,6 +4,7 @@ pub mod bounded;
 mod certificates;
 mod clock;
 pub mod control;
+pub mod core_dumps;
 pub mod cpu_time;
 pub mod directory;
 mod disk;
@@ -29,11 +30,13 @@ pub mod priority;
 pub mod program;
 mod random;
 pub mod root_program;
+pub mod sandbox;
 pub mod secure_file;
 #[cfg(windows)]
 mod security;
 pub mod service;
 mod signals;
+pub mod state_dir;
 pub mod tcp;
 pub mod watch;
 
@@ -45,11 +48,12 @@ pub use environment::{
 };
 pub use groups::user_groups;
 pub use identity::{UNKNOWN_NAME, identify, is_root, user_id};
-pub use lock::{LockHolder, LockRole, StateLock};
+pub use lock::{LockError, LockHolder, LockRole, StateLock};
 pub use log_file::LogFile;
 pub use log_reader::LogReader;
 pub use os::Os;
 pub use paths::{InstalledPaths, Paths, PathsError};
 pub use power::{Power, SystemPower};
 pub use random::random_bytes;
+pub use sandbox::{Sandbox, SandboxStatus};
 pub use signals::{Signal, Signals};

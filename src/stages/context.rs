@@ -14,7 +14,7 @@ use super::{
     log_follower::{LogOptions, follow_log},
 };
 use crate::{
-    platform::{Clock, Environment, Paths, Power, bounded::BoundedCalls},
+    platform::{Clock, Environment, Paths, Power, Sandbox, bounded::BoundedCalls},
     siem::{Device, Revision, TrustStates},
 };
 
@@ -44,6 +44,8 @@ pub struct AgentContext {
     pub organisation_keys: Vec<OrganisationKey>,
     /// State directory; `None` in a dry run.
     pub state_dir: Option<PathBuf>,
+    /// What this process may write.
+    pub sandbox: Sandbox,
     /// Session state shared by sources.
     pub sessions: Sessions,
     /// True if everything is read once, so that no source needs to watch for changes.

@@ -58,6 +58,7 @@ mod registry;
 mod reliability_page;
 mod reload;
 mod secrets;
+mod self_protection;
 mod service_commands;
 mod siem_pages;
 mod siem_queries;

@@ -30,6 +30,7 @@ fn context() -> AgentContext {
         trust: ai_agent::internals::siem::TrustStates::default(),
         organisation_keys: Vec::new(),
         state_dir: None,
+        sandbox: ai_agent::internals::platform::Sandbox::default(),
         sessions: Sessions::default(),
         once: false,
         poll_interval: Duration::from_secs(300),

@@ -191,6 +191,7 @@ impl DeliverySetup {
             trust: ai_agent::internals::siem::TrustStates::default(),
             organisation_keys: Vec::new(),
             state_dir: self.device.file().map(|_| self.folder.path().to_owned()),
+            sandbox: ai_agent::internals::platform::Sandbox::default(),
             sessions: ai_agent::internals::stages::Sessions::default(),
             once: false,
             poll_interval: PATIENCE,

@@ -78,7 +78,7 @@ pub use options::{OptionError, StageOptions};
 pub use record::Record;
 pub use registry::{
     BuildError, Plugin, StageKind, build_enricher, build_filter, build_sink, build_source,
-    did_you_mean, registered,
+    did_you_mean, registered, sink_files,
 };
 pub use reported_event::Event;
 pub use siem_protocol as protocol;

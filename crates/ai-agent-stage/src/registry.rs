@@ -1,6 +1,6 @@
 //! Registry of stages: one entry for each, found by kind and type.
 
-use std::fmt;
+use std::{fmt, path::PathBuf};
 
 use schemars::{JsonSchema, Schema};
 use serde::de::DeserializeOwned;
@@ -63,6 +63,7 @@ type BuildSource = fn(&StageOptions, &Context, Waker) -> Result<Box<dyn Source>,
 type BuildFilter = fn(&StageOptions) -> Result<Box<dyn Filter>, BuildError>;
 type BuildEnricher = fn(&StageOptions, &Context) -> Result<Box<dyn Enricher>, BuildError>;
 type BuildSink = fn(&StageOptions, &Context) -> Result<Box<dyn Sink>, BuildError>;
+type SinkFiles = fn(&StageOptions) -> Result<Vec<PathBuf>, OptionError>;
 
 /// Builds a stage from its options.
 #[derive(Clone, Copy)]
@@ -70,7 +71,7 @@ enum Build {
     Source(BuildSource),
     Filter(BuildFilter),
     Enricher(BuildEnricher),
-    Sink(BuildSink),
+    Sink(BuildSink, SinkFiles),
 }
 
 impl Plugin {
@@ -111,7 +112,7 @@ impl Plugin {
         summary: &'static str,
         sample: &'static str,
     ) -> Self {
-        Self::new::<O>(name, summary, sample, Build::Sink(sink_from::<O>))
+        Self::new::<O>(name, summary, sample, Build::Sink(sink_from::<O>, sink_files_from::<O>))
     }
 
     const fn new<O: DeserializeOwned + JsonSchema>(
@@ -124,7 +125,7 @@ impl Plugin {
             Build::Source(_) => StageKind::Source,
             Build::Filter(_) => StageKind::Filter,
             Build::Enricher(_) => StageKind::Enricher,
-            Build::Sink(_) => StageKind::Sink,
+            Build::Sink(..) => StageKind::Sink,
         };
         Self { kind, name, summary, sample, schema: schema::<O>, check: check::<O>, build }
     }
@@ -160,6 +161,10 @@ fn sink_from<O: SinkOptions>(
     context: &Context,
 ) -> Result<Box<dyn Sink>, BuildError> {
     Ok(Box::new(options.parse::<O>()?.build(context)?))
+}
+
+fn sink_files_from<O: SinkOptions>(options: &StageOptions) -> Result<Vec<PathBuf>, OptionError> {
+    Ok(options.parse::<O>()?.files())
 }
 
 fn schema<O: JsonSchema>() -> Schema {
@@ -235,10 +240,22 @@ pub fn build_sink(
     context: &Context,
 ) -> Result<Box<dyn Sink>, BuildError> {
     let build = find(StageKind::Sink, name, |build| match build {
-        Build::Sink(build) => Some(build),
+        Build::Sink(build, _) => Some(build),
         _ => None,
     })?;
     build(options, context)
+}
+
+/// Returns the files that a sink of type `name` would write: see [`SinkOptions::files`].
+///
+/// # Errors
+/// [`BuildError`] if no such sink is registered or an option is wrong.
+pub fn sink_files(name: &str, options: &StageOptions) -> Result<Vec<PathBuf>, BuildError> {
+    let files = find(StageKind::Sink, name, |build| match build {
+        Build::Sink(_, files) => Some(files),
+        _ => None,
+    })?;
+    Ok(files(options)?)
 }
 
 /// Finds the one stage of type `name` for which `of_kind` returns a build function.

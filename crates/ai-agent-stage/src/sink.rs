@@ -1,6 +1,8 @@
 //! Sinks deliver batches of entries.
 
-use std::{any::Any, error::Error, fmt, future::Future, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    any::Any, error::Error, fmt, future::Future, path::PathBuf, pin::Pin, sync::Arc, time::Duration,
+};
 
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
@@ -103,6 +105,14 @@ pub trait BatchBody: Any + fmt::Debug + Send + Sync {
 pub trait SinkOptions: DeserializeOwned + JsonSchema {
     /// The sink that these options build.
     type Sink: Sink + 'static;
+
+    /// Files that the sink writes, as absolute paths. It may create other files in their directories.
+    ///
+    /// On Linux the running agent can write nowhere else. The directories must exist when the agent
+    /// starts.
+    fn files(&self) -> Vec<PathBuf> {
+        Vec::new()
+    }
 
     /// Builds the sink. Files named by options may be read; the network is not used.
     ///

@@ -10,6 +10,7 @@ use crate::{
         service::installed_service,
         status::{
             collect::{Depth, collect},
+            render::landlock_text,
             report::{Level, Problem, State, StatusReport},
             trust_text::{trust_problem, trust_text},
         },
@@ -18,6 +19,7 @@ use crate::{
     control::{
         Connection, DeviceStatus, Request, RequestError, Response, connect, status::SinkStatus,
     },
+    platform::sandbox,
     units::Time,
 };
 
@@ -32,6 +34,7 @@ pub(super) fn run(context: &CliContext) -> Vec<CheckResult> {
     match collect(context, Depth::Outbox) {
         Ok(report) => {
             results.extend(agent(&report));
+            results.extend(landlock(&report));
             results.extend(report.status.device.as_ref().map(device));
             results.extend(trust(&report));
         }
@@ -68,6 +71,28 @@ fn agent(report: &StatusReport) -> Vec<CheckResult> {
         (true, State::Running) => vec![CheckResult::ok(SUBJECT, "running and making progress")],
         _ => results,
     }
+}
+
+/// Restriction of the running agent, or the one that it would get.
+fn landlock(report: &StatusReport) -> Option<CheckResult> {
+    const SUBJECT: &str = "landlock";
+
+    let (status, text) = match report.state {
+        State::Running => {
+            let status = report.status.agent.landlock.clone()?;
+            let text = landlock_text(&status);
+            (status, text)
+        }
+        State::Silent | State::Stopped => {
+            let status = sandbox::probe()?;
+            let text = format!("in an agent that is started: {}", landlock_text(&status));
+            (status, text)
+        }
+    };
+    Some(match status.active {
+        true => CheckResult::ok(SUBJECT, text),
+        false => CheckResult::warn(SUBJECT, text),
+    })
 }
 
 /// Key of the device.

@@ -5,8 +5,12 @@ use std::{fs, io, path::Path};
 use super::check_result::{CheckResult, Checkup};
 use crate::{
     pipeline::assembly,
-    platform::{self, file, secure_file, watch},
-    text::counted,
+    platform::{
+        self, file, secure_file,
+        state_dir::{self, DirUse},
+        watch,
+    },
+    text::{causes, counted},
     units::Size,
 };
 
@@ -47,13 +51,10 @@ fn state_directory(dir: &Path) -> CheckResult {
                 "`{shown}` is not a directory: move it away, or set `state_dir` under `[agent]` to another"
             ),
         ),
-        Ok(_) if !secure_file::is_trusted_dir(dir) => CheckResult::fail(
-            SUBJECT,
-            format!("`{shown}` belongs to another user: each user's agent needs its own"),
-        ),
-        Ok(_) => match try_to_write(dir) {
-            Ok(()) => CheckResult::ok(SUBJECT, format!("`{shown}` is writable")),
-            Err(error) => CheckResult::fail(
+        Ok(_) => match state_dir::check(dir, DirUse::Write).map(|()| try_to_write(dir)) {
+            Err(refused) => CheckResult::fail(SUBJECT, causes(&refused)),
+            Ok(Ok(())) => CheckResult::ok(SUBJECT, format!("`{shown}` is writable")),
+            Ok(Err(error)) => CheckResult::fail(
                 SUBJECT,
                 format!(
                     "cannot write to `{shown}`: {error}; fix that, or set `state_dir` under `[agent]` to another directory"

@@ -46,7 +46,7 @@ impl Step {
                 program::is_same(from, to).unwrap_or(false) && secure_file::is_executable(to)
             }
             Self::Variables { path, text, .. } => {
-                secure_file::read(path).is_ok_and(|known| known == *text)
+                secure_file::read(path).is_ok_and(|known| *known == *text)
             }
             Self::Definition { path, bytes } => holds(path, bytes),
             Self::ManagerCommand(_) => false,

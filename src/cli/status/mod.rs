@@ -2,7 +2,7 @@
 
 pub(super) mod collect;
 mod problems;
-mod render;
+pub(super) mod render;
 pub(super) mod report;
 pub(super) mod trust_text;
 

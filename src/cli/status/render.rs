@@ -18,7 +18,7 @@ use crate::{
     compliance::SignInState,
     control::status::{AccountStatus, ComplianceStatus, OutboxSummary, ReadingStatus, SinkStatus},
     pipeline::config_status::ConfigOrigin,
-    platform::{Timestamp, service::ServiceStatus},
+    platform::{SandboxStatus, Timestamp, service::ServiceStatus},
     text::counted,
     units::Size,
 };
@@ -44,6 +44,9 @@ pub(super) fn render(
     page.line("state", &report.state_dir);
     if let Some(level) = &status.agent.log_level {
         page.line("log level", level);
+    }
+    if let Some(landlock) = &status.agent.landlock {
+        page.line("landlock", &landlock_text(landlock));
     }
     if let Some(outbox) = &status.outbox {
         page.line("outbox", &outbox_text(outbox));
@@ -223,6 +226,15 @@ fn managed_text(managed: &ManagedSummary) -> String {
     }
 }
 
+/// Describes the restriction of a process.
+pub(in crate::cli) fn landlock_text(status: &SandboxStatus) -> String {
+    let SandboxStatus { active, abi, reason } = status;
+    let abi = abi.map(|abi| format!(" (ABI {abi})")).unwrap_or_default();
+    let reason = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+    let state = if *active { "active" } else { "not active" };
+    format!("{state}{abi}{reason}")
+}
+
 fn outbox_text(outbox: &OutboxSummary) -> String {
     let mut text = match outbox.entries {
         0 => "empty".to_owned(),
@@ -377,6 +389,7 @@ mod tests {
             uptime_seconds: Some(3661),
             memory_bytes: Some(14 << 20),
             log_level: Some("info".into()),
+            landlock: Some(SandboxStatus { active: true, abi: Some(7), reason: None }),
             phase: Phase::Running,
             ..ProcessStatus::default()
         };
@@ -489,6 +502,7 @@ FAIL  it burns
 service     not installed
 state       /state
 log level   info
+landlock    active (ABI 7)
 outbox      12 entries queued, the oldest for 1 min 30 s; 4.0 KiB stored of at most 1.0 GiB; 1 dead letter
 sink        siem: 12 entries queued, acknowledged up to 40; last acknowledgement 7 s ago
             to https://siem.example.com/

@@ -142,7 +142,7 @@ impl BackupFile {
     }
 
     fn append(&self, epoch: &str, lines: &[u8]) -> io::Result<()> {
-        let mut file = secure_file::options().append(true).open(&self.path)?;
+        let mut file = secure_file::open(secure_file::options().append(true), &self.path)?;
         if file.metadata()?.len() == 0 {
             file.write_all(&line(&BackupHeader { epoch: epoch.to_owned() }))?;
         }
@@ -197,7 +197,8 @@ impl BackupFile {
         self.invalidate();
         // An error of this file, of any kind, is not damage of the store.
         let own = |error: io::Error| E::from(io::Error::other(error));
-        let file = secure_file::options().truncate(true).open(self.prepared_path()).map_err(own)?;
+        let path = self.prepared_path();
+        let file = secure_file::open(secure_file::options().truncate(true), &path).map_err(own)?;
         let mut file = BufWriter::new(file);
         if is_all {
             file.write_all(&line(&BackupHeader { epoch: epoch.to_owned() })).map_err(own)?;
@@ -219,14 +220,14 @@ impl BackupFile {
         let changed = self.changed.take();
         let prepared = self.prepared_path();
         if is_all {
-            let mut file = File::options().append(true).open(&prepared)?;
+            let mut file = secure_file::open(File::options().append(true), &prepared)?;
             file.write_all(&std::mem::take(&mut self.started))?;
             file.sync_all()?;
             self.size = file.metadata()?.len();
             self.rewrite_at = 2 * self.size + MIN_APPENDED;
             fs::rename(&prepared, &self.path)?;
         } else {
-            let mut file = File::options().append(true).open(&self.path)?;
+            let mut file = secure_file::open(File::options().append(true), &self.path)?;
             self.size += io::copy(&mut File::open(&prepared)?, &mut file)?;
             file.sync_data()?;
             fs::remove_file(&prepared)?;

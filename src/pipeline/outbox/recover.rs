@@ -147,7 +147,7 @@ impl QuarantineNote {
     }
 
     fn write(&self, report: &DamageReport) -> io::Result<()> {
-        let mut file = secure_file::options().truncate(true).open(&self.0)?;
+        let mut file = secure_file::open(secure_file::options().truncate(true), &self.0)?;
         file.write_all(&to_json(report))?;
         file.sync_all()
     }

@@ -29,7 +29,8 @@ pub(super) fn file_opener(path: &Path) -> Opener {
     let file = path.to_owned();
     Box::new(move || {
         // Created here and not by redb, so that only its owner can read it.
-        let opened = secure_file::options().read(true).open(&file).map_err(StorageError::Io)?;
+        let opened = secure_file::open(secure_file::options().read(true), &file);
+        let opened = opened.map_err(StorageError::Io)?;
         let id = file::Stamp::of(&opened).map_err(StorageError::Io)?.id;
         Ok((builder().create_with_backend(FileBackend::new(opened)?)?, id))
     })

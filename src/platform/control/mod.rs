@@ -11,6 +11,6 @@ mod windows;
 
 pub use stream::Stream;
 #[cfg(unix)]
-pub use unix::{EndpointGuard, Listener, bind, connect};
+pub use unix::{EndpointGuard, Listener, bind, connect, prepare_dir};
 #[cfg(windows)]
-pub use windows::{EndpointGuard, Listener, bind, connect};
+pub use windows::{EndpointGuard, Listener, bind, connect, prepare_dir};

@@ -45,11 +45,23 @@ impl Drop for EndpointGuard {
 /// # Errors
 /// The error of the system: no client can connect, and the agent continues.
 pub fn bind(state_dir: &Path) -> io::Result<(Listener, EndpointGuard)> {
+    bind_or_elsewhere(state_dir, &elsewhere())
+}
+
+/// Creates the directory of the socket, and returns it if it is not the state directory.
+///
+/// # Errors
+/// The error of the system.
+pub fn prepare_dir(state_dir: &Path) -> io::Result<Option<PathBuf>> {
+    if fits(&state_dir.join(SOCKET)) { Ok(None) } else { private_folder(&elsewhere()).map(Some) }
+}
+
+/// Directories for sockets whose path in the state directory is too long.
+fn elsewhere() -> Vec<PathBuf> {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
     let runtime = runtime.map(PathBuf::from).filter(|dir| dir.is_absolute());
     let shared = [std::env::temp_dir(), PathBuf::from("/tmp")];
-    let elsewhere: Vec<PathBuf> = runtime.into_iter().chain(shared).collect();
-    bind_or_elsewhere(state_dir, &elsewhere)
+    runtime.into_iter().chain(shared).collect()
 }
 
 fn bind_or_elsewhere(

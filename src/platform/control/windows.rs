@@ -23,6 +23,14 @@ pub struct Listener {
 /// The system removes a pipe with its process.
 pub struct EndpointGuard(());
 
+/// A named pipe needs no directory.
+///
+/// # Errors
+/// None.
+pub fn prepare_dir(_: &Path) -> io::Result<Option<std::path::PathBuf>> {
+    Ok(None)
+}
+
 /// Starts to listen; the caller must hold the lock of `state_dir`.
 ///
 /// # Errors

@@ -19,6 +19,9 @@ pub use error::SecretFileError;
 use unix as system;
 #[cfg(windows)]
 use windows as system;
+use zeroize::Zeroizing;
+
+use super::state_dir::{self, DirUse};
 
 /// Maximum size of a secret file; a longer one is a mistake.
 const LONGEST: u64 = 64 << 10;
@@ -31,15 +34,24 @@ const LONGEST: u64 = 64 << 10;
 ///
 /// # Errors
 /// [`SecretFileError`]: the caller reports it and continues without the secret.
-pub fn read(path: &Path) -> Result<String, SecretFileError> {
+pub fn read(path: &Path) -> Result<Zeroizing<String>, SecretFileError> {
+    let opened = system::open(path);
+    read_opened(
+        path,
+        opened.map_err(|source| SecretFileError::Read { path: path.to_owned(), source })?,
+    )
+}
+
+fn read_opened(path: &Path, file: File) -> Result<Zeroizing<String>, SecretFileError> {
     let failed = |source| SecretFileError::Read { path: path.to_owned(), source };
-    let file = system::open(path).map_err(failed)?;
     let metadata = file.metadata().map_err(failed)?;
     if !metadata.is_file() {
         return Err(SecretFileError::NoFile { path: path.to_owned() });
     }
     system::check(path, &file)?;
-    let mut text = String::new();
+    // With enough capacity, so that no copy is left behind when it grows.
+    let capacity = metadata.len().min(LONGEST) + 1;
+    let mut text = Zeroizing::new(String::with_capacity(usize::try_from(capacity).unwrap_or(0)));
     file.take(LONGEST + 1).read_to_string(&mut text).map_err(failed)?;
     if text.len() as u64 > LONGEST {
         return Err(SecretFileError::TooLong { path: path.to_owned() });
@@ -47,14 +59,68 @@ pub fn read(path: &Path) -> Result<String, SecretFileError> {
     Ok(text)
 }
 
-/// Returns options to write a file; a new file is accessible to its owner only. On Windows it
-/// inherits the access rules of its directory: see [`create_dir`].
+/// Reads a file of the agent's own that contains a secret, as [`read`] does, and follows no symlink.
+///
+/// # Errors
+/// [`SecretFileError`].
+pub fn read_own(path: &Path) -> Result<Zeroizing<String>, SecretFileError> {
+    match system::open_own(path) {
+        Ok(file) => read_opened(path, file),
+        Err(error) if system::is_symlink(&error) => {
+            Err(SecretFileError::NoFile { path: path.to_owned() })
+        }
+        Err(source) => Err(SecretFileError::Read { path: path.to_owned(), source }),
+    }
+}
+
+/// Returns options to write a file of the agent's own, to be opened with [`open`]; a new file is
+/// accessible to its owner only. On Windows it inherits the access rules of its directory: see
+/// [`create_dir`].
 #[must_use]
 pub fn options() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true).create(true);
     system::for_owner_only(&mut options);
     options
+}
+
+/// Opens a file of the agent's own. On Unix a symlink is not followed: another program could direct
+/// the agent to any file of the user.
+///
+/// # Errors
+/// The error of the system; [`SymlinkRefused`] as its inner error for a symlink.
+pub fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
+    system::follow_no_link(options);
+    options.open(path).map_err(|error| match system::is_symlink(&error) {
+        true => io::Error::other(SymlinkRefused { path: path.to_owned() }),
+        false => error,
+    })
+}
+
+/// A symlink is in the place of a file or directory of the agent's own.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "`{0}` is a symbolic link, which the agent does not follow: remove it (to keep the state on another \
+     disk, set `state_dir` under `[agent]`)",
+    path.display()
+)]
+pub struct SymlinkRefused {
+    path: PathBuf,
+}
+
+/// Checks that a directory of the agent's own is no symlink, belongs to the user of the process, and
+/// that no other user can write to it.
+///
+/// # Errors
+/// The error of the system, `NotFound` if it does not exist; [`SymlinkRefused`] as its inner error for
+/// a symlink, `PermissionDenied` with the reason and the remedy otherwise.
+pub fn check_own_dir(dir: &Path) -> io::Result<()> {
+    let found = std::fs::symlink_metadata(dir)?;
+    if found.is_symlink() {
+        return Err(io::Error::other(SymlinkRefused { path: dir.to_owned() }));
+    }
+    state_dir::check(dir, DirUse::Write)
+        .map_err(|error| io::Error::new(io::ErrorKind::PermissionDenied, error))
 }
 
 /// Creates a new file, accessible to its owner only, in any directory.

@@ -13,6 +13,14 @@ pub(super) fn for_owner_only(options: &mut OpenOptions) {
     options.mode(0o600);
 }
 
+pub(super) fn follow_no_link(options: &mut OpenOptions) {
+    options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+}
+
+pub(super) fn is_symlink(error: &io::Error) -> bool {
+    rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::LOOP)
+}
+
 pub(super) fn create_new(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
@@ -25,6 +33,14 @@ pub(super) fn create_dir(dir: &Path) -> io::Result<()> {
 pub(super) fn open(path: &Path) -> io::Result<File> {
     let nonblocking = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
     OpenOptions::new().read(true).custom_flags(nonblocking).open(path)
+}
+
+/// Same as [`open`], and follows no symlink.
+pub(super) fn open_own(path: &Path) -> io::Result<File> {
+    use rustix::fs::OFlags;
+
+    let flags = (OFlags::NONBLOCK | OFlags::NOFOLLOW).bits().cast_signed();
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
 }
 
 /// Syncs a directory after a rename.
@@ -148,7 +164,7 @@ mod tests {
         let path = dir.path().join("token");
         fs::write(&path, "s3cr3t\n").unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-        assert_eq!(read(&path).unwrap(), "s3cr3t\n");
+        assert_eq!(*read(&path).unwrap(), "s3cr3t\n");
         assert!(!is_readable_by_all(&path));
 
         fs::set_permissions(&path, fs::Permissions::from_mode(0o604)).unwrap();
@@ -172,6 +188,34 @@ mod tests {
         let fifo = dir.path().join("fifo");
         mknodat(CWD, &fifo, FileType::Fifo, Mode::from(0o600), 0).unwrap();
         assert!(matches!(read(&fifo), Err(SecretFileError::NoFile { .. })));
+    }
+
+    #[test]
+    fn own_file_or_directory_that_is_a_symlink_is_refused() {
+        use super::super::{check_own_dir, open, options, read_own};
+
+        let dir = tempfile::tempdir().unwrap();
+        let (file, target) = (dir.path().join("agent.lock"), dir.path().join("precious"));
+        fs::write(&target, "precious").unwrap();
+        fs::set_permissions(&target, fs::Permissions::from_mode(0o600)).unwrap();
+        std::os::unix::fs::symlink(&target, &file).unwrap();
+        let error = open(options().truncate(true), &file).unwrap_err().to_string();
+        assert!(error.contains("agent.lock` is a symbolic link"), "{error}");
+        assert!(matches!(read_own(&file), Err(SecretFileError::NoFile { .. })));
+        assert_eq!(fs::read(&target).unwrap(), b"precious");
+        let dangling = dir.path().join("dangling");
+        std::os::unix::fs::symlink(dir.path().join("none"), &dangling).unwrap();
+        assert!(open(options().append(true), &dangling).is_err());
+        assert!(!dir.path().join("none").try_exists().unwrap(), "nothing is created behind it");
+
+        let (spool, elsewhere) = (dir.path().join("spool"), dir.path().join("elsewhere"));
+        create_dir(&elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, &spool).unwrap();
+        assert!(check_own_dir(&elsewhere).is_ok());
+        assert!(check_own_dir(&spool).unwrap_err().to_string().contains("symbolic link"));
+        fs::set_permissions(&elsewhere, fs::Permissions::from_mode(0o722)).unwrap();
+        let error = check_own_dir(&elsewhere).unwrap_err();
+        assert!(error.to_string().contains("chmod 700"), "{error}");
     }
 
     #[test]

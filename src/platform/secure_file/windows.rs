@@ -40,6 +40,13 @@ const RULES: OBJECT_SECURITY_INFORMATION =
 /// New files inherit the rules of their directory.
 pub(super) fn for_owner_only(_: &mut OpenOptions) {}
 
+/// Only administrators may create symlinks by default.
+pub(super) fn follow_no_link(_: &mut OpenOptions) {}
+
+pub(super) fn is_symlink(_: &io::Error) -> bool {
+    false
+}
+
 pub(super) fn create_new(path: &Path) -> io::Result<File> {
     // No other process can open the file before its rules are set.
     let file = OpenOptions::new()
@@ -101,6 +108,10 @@ fn set(file: &File, parts: OBJECT_SECURITY_INFORMATION, rules: &str) -> io::Resu
     // SAFETY: the file is open, and the rules outlive the call.
     let set = unsafe { SetKernelObjectSecurity(file.as_raw_handle(), parts, rules.as_ptr()) };
     if set == 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+pub(super) fn open_own(path: &Path) -> io::Result<File> {
+    open(path)
 }
 
 pub(super) fn open(path: &Path) -> io::Result<File> {
@@ -291,7 +302,7 @@ mod tests {
         let path = dir.path().join("token");
         for text in ["one", "two"] {
             replace(&path, text.as_bytes()).unwrap();
-            assert_eq!(read(&path).unwrap(), text);
+            assert_eq!(*read(&path).unwrap(), text);
         }
         let below = dir.path().join("a").join("b");
         create_dir(&below).unwrap();
@@ -310,7 +321,7 @@ mod tests {
         let below = dir.path().join("a");
         create_dir(&below).unwrap();
         fs::write(below.join("key"), "k").unwrap();
-        assert_eq!(read(&below.join("key")).unwrap(), "k");
+        assert_eq!(*read(&below.join("key")).unwrap(), "k");
     }
 
     #[test]
@@ -320,6 +331,6 @@ mod tests {
         file(&path, "");
         let error = create_new(&path).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AlreadyExists);
-        assert_eq!(read(&path).unwrap(), "s3cr3t\n");
+        assert_eq!(*read(&path).unwrap(), "s3cr3t\n");
     }
 }

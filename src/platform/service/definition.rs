@@ -75,7 +75,8 @@ UMask=0077
 NoNewPrivileges=yes
 LockPersonality=yes
 RestrictRealtime=yes
-SystemCallFilter=@system-service
+# The agent restricts its own writes, where the kernel has Landlock.
+SystemCallFilter=@system-service landlock_create_ruleset landlock_add_rule landlock_restrict_self
 SystemCallErrorNumber=EPERM
 # Several times the memory that any backlog needs.
 MemoryMax=512M

@@ -12,6 +12,7 @@ use siem_protocol::{
     agent_event::DeviceKeyReason,
     note::{NoteSigner as _, SigningKey},
 };
+use zeroize::Zeroizing;
 
 use crate::platform::{
     Timestamp, UNKNOWN_NAME, random_bytes,
@@ -125,11 +126,11 @@ struct Contents {
     machine_id: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     user: Option<String>,
-    key: String,
+    key: Zeroizing<String>,
     created_at: String,
     reason: serde_json::Value,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    previous: Option<String>,
+    previous: Option<Zeroizing<String>>,
 }
 
 impl KeyFile {
@@ -232,12 +233,13 @@ impl KeyFile {
             version: VERSION,
             machine_id: self.machine_id.clone(),
             user: self.user.clone(),
-            key: keys.current.to_text().to_string(),
+            key: keys.current.to_text(),
             created_at: keys.created_at.to_string(),
             reason: serde_json::json!(keys.reason),
-            previous: keys.previous.as_ref().map(|key| key.to_text().to_string()),
+            previous: keys.previous.as_ref().map(|key| key.to_text()),
         };
-        let mut json = serde_json::to_vec_pretty(&contents).map_err(|e| failed(e.into()))?;
+        let json = serde_json::to_vec_pretty(&contents).map_err(|e| failed(e.into()))?;
+        let mut json = Zeroizing::new(json);
         json.push(b'\n');
         (self.replace)(&self.path, &json).map_err(failed)?;
         Ok(keys)
@@ -245,7 +247,7 @@ impl KeyFile {
 
     fn read(&self) -> Result<StoredKeys, KeyFileError> {
         let damaged = || KeyFileError::Unusable(DeviceKeyReason::Damaged);
-        let text = match secure_file::read(&self.path) {
+        let text = match secure_file::read_own(&self.path) {
             Ok(text) => text,
             Err(error) if error.is_absent() => {
                 return Err(KeyFileError::Unusable(DeviceKeyReason::Missing));
@@ -266,7 +268,7 @@ impl KeyFile {
         let contents: Contents = serde_json::from_str(&text).map_err(|_| damaged())?;
         let key = |text: &str| text.parse().map(Arc::new).map_err(|_| damaged());
         let current = key(&contents.key)?;
-        let previous = contents.previous.as_deref().map(key).transpose()?;
+        let previous = contents.previous.as_ref().map(|text| key(text)).transpose()?;
         if contents.machine_id != self.machine_id {
             return Err(KeyFileError::Unusable(DeviceKeyReason::OtherMachine));
         }

@@ -29,7 +29,8 @@ use tracing::warn;
 use self::rotation::{OldFiles, Rotation};
 use super::{Batch, Delivery, DeliveryFuture, Plugin, Sink, SinkOptions};
 use crate::{
-    platform::{Clock, Timestamp, secure_file},
+    platform::{Clock, Sandbox, Timestamp, secure_file},
+    stages::AgentContext,
     units::{Size, Time},
 };
 
@@ -75,14 +76,21 @@ struct Options {
 impl SinkOptions for Options {
     type Sink = FileSink;
 
+    fn files(&self) -> Vec<PathBuf> {
+        vec![self.path.clone()]
+    }
+
     fn build(self, context: &Context) -> Result<FileSink, BuildError> {
         if !self.path.is_absolute() {
             let problem = format!("is `{}`, expected an absolute path", self.path.display());
             return Err(BuildError::Invalid { option: "path", problem });
         }
         let (rotation, clock) = (self.rotation()?, Arc::clone(context.clock()));
+        // Without an agent around it, as in a test of the stage, nothing is restricted.
+        let sandbox = AgentContext::of(context).map(|agent| agent.sandbox.clone());
         Ok(FileSink {
             path: self.path,
+            sandbox: sandbox.unwrap_or_default(),
             rotation,
             clock,
             sent: 0,
@@ -131,6 +139,8 @@ const TIDY_RETRY: Duration = Duration::from_secs(60);
 /// Appends the lines of each batch and syncs the file.
 struct FileSink {
     path: PathBuf,
+    /// What the process may write.
+    sandbox: Sandbox,
     rotation: Option<Rotation>,
     clock: Arc<dyn Clock>,
     /// Number of bytes written during the last delivery.
@@ -179,10 +189,7 @@ impl Sink for FileSink {
                     self.first_write = self.first_write.filter(|_| !is_new).or(Some(now));
                     Delivery::Acknowledged
                 }
-                Err(error) => Delivery::Retry {
-                    after: None,
-                    reason: format!("cannot append to `{}`: {error}", self.path.display()),
-                },
+                Err(error) => Delivery::Retry { after: None, reason: self.explain(&error) },
             }
         })
     }
@@ -197,6 +204,19 @@ impl Sink for FileSink {
 }
 
 impl FileSink {
+    /// Describes an error of writing. A directory that did not exist when the agent started is not
+    /// one that it may write to.
+    fn explain(&self, error: &io::Error) -> String {
+        let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
+        let remedy = if is_denied && !self.sandbox.may_write(&self.path) {
+            ": the agent may write only to directories that existed when it started, restart needed \
+             (`ai-agent restart`)"
+        } else {
+            ""
+        };
+        format!("cannot append to `{}`: {error}{remedy}", self.path.display())
+    }
+
     /// Starts to compress and delete old files, unless that is still running or failed within
     /// [`TIDY_RETRY`].
     async fn tidy(&mut self) {

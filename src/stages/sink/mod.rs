@@ -16,6 +16,7 @@ mod stdout;
 mod stored_frames;
 mod syslog;
 
+pub use ai_agent_stage::sink_files as files;
 pub use ai_agent_stage::{
     Acknowledged, Batch, Delivery, DeliveryFuture, EntryResult, Plugin, ProbeFuture, Rest, Sink,
     SinkOptions,
