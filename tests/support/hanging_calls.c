@@ -1,4 +1,4 @@
-/* Makes calls of the C library on some paths hang, as those on a share whose server is gone do.
+/* Makes calls of the C library on some paths hang, as those on a share without its server do.
  *
  * The directory $HANG_DIR contains one file for each kind of call that hangs: `open`, `stat` or
  * `readdir`, each with a path. Calls on it and on everything below it wait until the file is removed. */

@@ -1,6 +1,6 @@
 //! Calls of file systems that may never return, each with a limited time.
 //!
-//! A network home whose server is gone, a FUSE file system without its process, or a permission dialog
+//! A network home without its server, a FUSE file system without its process, or a permission dialog
 //! of macOS block a call for as long as they like, and nothing can interrupt it. Such a call runs on a
 //! helper thread. If it does not return in time, its caller continues with an error, and its *place*
 //! does not answer: further calls there fail at once, so that one thread hangs for each place and not

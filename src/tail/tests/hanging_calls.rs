@@ -157,7 +157,7 @@ fn link_that_hangs_does_not_stop_its_root() {
     }
 }
 
-/// A network that is gone hangs reads of files that are open, deleted ones too.
+/// A network that fails hangs reads of files that are open, deleted ones too.
 #[test]
 fn open_file_that_hangs_is_read_once_it_answers() {
     for call in [Call::Read, Call::Stat] {
