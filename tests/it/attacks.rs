@@ -611,7 +611,11 @@ mod receiver_keys {
         running.wait_for_code("delivery_held");
         let config = format!("{CONFIG}\n[managed]\nkeys = [\"{}\"]\n", organisation.public());
         crate::support::replace_file(&home.path().join("agent.toml"), &config);
-        wait_for_lines(&receiver, 3);
+        eventually("the agent trusts the new key", || {
+            let shown = home.agent(&["status", "--json"]).config(&config).ships_to(&receiver.url());
+            let status: Value = serde_json::from_slice(&shown.run().stdout).unwrap();
+            (status["sinks"][0]["trust"]["state"] == "confirmed").then_some(())
+        });
         assert!(running.runs());
         running.stop();
         machine_is_undisturbed(&receiver, 3);

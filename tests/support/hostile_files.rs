@@ -17,8 +17,8 @@ use rustix::fs::{CWD, FileType, Mode};
 
 use super::home::Home;
 
-/// Size of a file without content.
-const SPARSE: u64 = 64 << 20;
+/// Size of a file without content: the largest that most file systems take.
+const SPARSE: u64 = 1 << 43;
 
 /// A kind of file.
 #[derive(Clone, Copy)]
