@@ -100,7 +100,8 @@ impl Out {
                 self.lines.push(Line { offset, bytes, size });
             }
             Piece::Part { offset, part, bytes, nul_runs, size, whole, incomplete } => {
-                assert!(!(bytes.is_empty() && nul_runs.is_empty()) && !incomplete);
+                assert!(!incomplete);
+                assert!(!bytes.is_empty() || !nul_runs.is_empty());
                 let begun = || (Line { offset, bytes: Vec::new(), size: 0 }, 0);
                 let (line, parts) = self.open.get_or_insert_with(begun);
                 *parts += 1;

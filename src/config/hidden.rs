@@ -23,10 +23,10 @@ pub struct HiddenValue {
 }
 
 impl LoadedConfig {
-    /// Returns the values of the layers for which `is_asked` is true that have no effect: a higher
+    /// Returns the values of the layers for which `is_wanted` is true that have no effect: a higher
     /// layer sets another value, or the machine's file locks the key.
     #[must_use]
-    pub fn hidden_values(&self, is_asked: impl Fn(&LayerOrigin) -> bool) -> Vec<HiddenValue> {
+    pub fn hidden_values(&self, is_wanted: impl Fn(&LayerOrigin) -> bool) -> Vec<HiddenValue> {
         let locked = self.locked_overrides.iter().map(|attempt| HiddenValue {
             key: attempt.key.clone(),
             location: attempt.location.clone(),
@@ -41,12 +41,12 @@ impl LoadedConfig {
         });
         hidden.extend(retyped);
         for (rank, layer) in self.merged.layers.iter().enumerate() {
-            if is_asked(&layer.origin) {
+            if is_wanted(&layer.origin) {
                 let values = Value::from(layer.values.clone());
                 self.collect_hidden(rank, &mut Vec::new(), &values, &mut hidden);
             }
         }
-        hidden.retain(|hidden| is_asked(&hidden.location.origin));
+        hidden.retain(|hidden| is_wanted(&hidden.location.origin));
         hidden
     }
 

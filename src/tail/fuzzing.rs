@@ -47,7 +47,7 @@ impl FuzzReader {
             match self.reader.read(file, &self.position, self.long.as_ref(), &mut self.scan)? {
                 ReadOutcome::Paused => {}
                 ReadOutcome::Scanned(found) => {
-                    let ScannedLine { data: bytes, runs, size, is_last, hasher } = found;
+                    let ScannedLine { data: bytes, runs, size, is_last, hasher } = *found;
                     visit(if is_last && self.long.is_none() {
                         let folded = Some(Folded { runs, digests: hasher.finish() });
                         Piece::Line { offset, bytes, size, incomplete: false, folded }

@@ -324,7 +324,7 @@ pub(super) fn read_pieces<'b>(
         ReadOutcome::Scanned(scanned) => {
             let nuls = total_length(scanned.runs);
             let hashed = (scanned.data, scanned.runs, scanned.size);
-            let piece = add_scanned(row, edges, file, &mut known.long, scanned)?;
+            let piece = add_scanned(row, edges, file, &mut known.long, *scanned)?;
             if let Some(hasher) = &mut hasher {
                 let (data, runs, size) = hashed;
                 hasher.extend_scanned(data, runs, size);

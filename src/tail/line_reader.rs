@@ -53,7 +53,7 @@ pub(super) enum ReadOutcome<'b> {
     /// The next part of a line that is longer than a record.
     Part(LongLinePart<'b>),
     /// A line with runs of NUL, or the next part of one.
-    Scanned(ScannedLine<'b>),
+    Scanned(Box<ScannedLine<'b>>),
     /// A slice of a line with runs of NUL was scanned: the call must be repeated.
     Paused,
     /// No newline up to the end of the file.
@@ -239,7 +239,7 @@ impl LineReader {
         let (runs, hasher) = content.into_parts();
         self.runs = runs;
         let (data, runs) = (&self.buffer[..len], &self.runs[..]);
-        Ok(ReadOutcome::Scanned(ScannedLine { data, runs, size, is_last, hasher }))
+        Ok(ReadOutcome::Scanned(Box::new(ScannedLine { data, runs, size, is_last, hasher })))
     }
 
     /// Reads an incomplete last line that was scanned; `None` if its bytes have changed.

@@ -23,7 +23,7 @@ struct Table {
     next: u64,
     /// Idle connections; the one that is idle longest comes first.
     idle: BTreeMap<u64, Arc<Notify>>,
-    /// Number of connections that were asked to end, and are still open and idle.
+    /// Number of connections that were selected to end, and are still open and idle.
     ending: usize,
 }
 

@@ -49,7 +49,7 @@ impl LineFollower {
             match reader.read(&file, &self.position, long, &mut self.scan).unwrap() {
                 ReadOutcome::Paused => {}
                 ReadOutcome::Scanned(found) => {
-                    let ScannedLine { data, runs, size, is_last, hasher } = found;
+                    let ScannedLine { data, runs, size, is_last, hasher } = *found;
                     assert!(data.len() <= part && runs.len() <= MAX_NUL_RUNS);
                     assert!(is_last || !data.is_empty() || !runs.is_empty());
                     let start = self.position.offset;

@@ -292,7 +292,7 @@ mod with_signals {
 
     /// A limit of open files below the number of connections, as `ulimit -n` sets it.
     #[tokio::test]
-    async fn silent_connections_beyond_the_open_files_stop_nobody() {
+    async fn silent_connections_beyond_the_open_files_delay_no_request() {
         let data = tempfile::tempdir().unwrap();
         let server = env!("CARGO_BIN_EXE_demo-server");
         let mut limited = Command::new("sh");
