@@ -155,7 +155,7 @@ fn poisoned_entry_is_a_dead_letter_and_all_others_arrive() {
         refused.then(|| Reply::new(400, "invalid"))
     });
     let url = server.http().url();
-    home.agent(&["run", "--once"]).config(&config(&url)).succeed();
+    home.agent(&["run", "--once"]).config(&config(&url)).fail(1);
     let list = home.agent(&["deadletter", "list", "--json"]).config(&config(&url)).succeed();
     let letter: serde_json::Value = serde_json::from_slice(&list.stdout).unwrap();
     assert_eq!((&letter["status"], &letter["sink"]), (&400.into(), &"otel".into()));

@@ -111,6 +111,15 @@ impl AgentCommand {
         ended
     }
 
+    /// Runs the agent until everything is delivered. The exit code is 1 if an entry became a dead
+    /// letter in this run, and not in one before.
+    #[track_caller]
+    pub(crate) fn deliver(self) -> Finished {
+        let ended = self.run();
+        assert!(matches!(ended.code, Some(0 | 1)), "{}", ended.stderr);
+        ended
+    }
+
     /// Runs the agent until it exits, which must be with `code`. Returns its standard error from
     /// `error: ` on.
     #[track_caller]
