@@ -2,10 +2,17 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use tokio::sync::Notify;
+
+/// Time after which another connection is selected to end, if the last one has not ended.
+const ENDING: Duration = Duration::from_millis(20);
 
 /// Open connections, at most as many as the process has files for.
 #[derive(Debug)]
@@ -37,6 +44,7 @@ impl Connections {
     /// Waits until the table has room, and asks the connection that is idle longest to end. Waits
     /// without asking while all connections are busy.
     pub(crate) async fn make_room(&self) {
+        let mut is_overdue = false;
         loop {
             let changed = self.changed.notified();
             {
@@ -44,14 +52,14 @@ impl Connections {
                 if table.open < self.limit {
                     return;
                 }
-                if table.ending == 0
+                if (table.ending == 0 || is_overdue)
                     && let Some((_, evicted)) = table.idle.pop_first()
                 {
                     table.ending += 1;
                     evicted.notify_one();
                 }
             }
-            changed.await;
+            is_overdue = tokio::time::timeout(ENDING, changed).await.is_err();
         }
     }
 
@@ -62,7 +70,8 @@ impl Connections {
         table.open += 1;
         let number = table.rest(&evicted);
         drop(table);
-        Connection { connections: self.clone(), evicted, idle: Mutex::new(Some(number)) }
+        let (idle, used) = (Mutex::new(Some(number)), AtomicBool::new(false));
+        Connection { connections: self.clone(), evicted, idle, used }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -78,11 +87,11 @@ impl Table {
         self.next
     }
 
-    /// Ends the time that a connection was idle under `number`.
-    fn leave_idle(&mut self, number: Option<u64>) {
-        if number.is_some_and(|number| self.idle.remove(&number).is_none()) {
-            self.ending -= 1;
-        }
+    /// Ends the time that a connection was idle under `number`. Returns true if it was selected to end.
+    fn leave_idle(&mut self, number: Option<u64>) -> bool {
+        let was_ending = number.is_some_and(|number| self.idle.remove(&number).is_none());
+        self.ending -= usize::from(was_ending);
+        was_ending
     }
 }
 
@@ -93,14 +102,30 @@ pub(crate) struct Connection {
     evicted: Arc<Notify>,
     /// Number among the idle connections; `None` while a request runs.
     idle: Mutex<Option<u64>>,
+    /// True after the start of the first request.
+    used: AtomicBool,
 }
 
 impl Connection {
     /// Marks the connection as busy until the guard is dropped.
     pub(crate) fn begin_request(self: &Arc<Self>) -> Busy {
+        self.used.store(true, Ordering::Relaxed);
         let number = self.idle().take();
-        self.connections.table().leave_idle(number);
+        if self.connections.table().leave_idle(number) {
+            // Another connection has to end in its place.
+            self.connections.changed.notify_waiters();
+        }
         Busy(self.clone())
+    }
+
+    /// Returns whether a request has begun on the connection.
+    pub(crate) fn was_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Returns whether no request runs.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.idle().is_some()
     }
 
     /// Completes when the connection has to make room for another one.
@@ -108,7 +133,7 @@ impl Connection {
         loop {
             self.evicted.notified().await;
             // A request may have begun after the connection was selected.
-            if self.idle().is_some() {
+            if self.is_idle() {
                 return;
             }
         }
@@ -200,5 +225,28 @@ mod tests {
         drop(busy);
         assert!(!is_ready(room.as_mut()).await);
         assert!(is_ready(only.evicted()).await, "it is selected again when it is idle again");
+    }
+
+    #[tokio::test]
+    async fn request_on_a_selected_connection_makes_another_one_end() {
+        let connections = Connections::new(2);
+        let (first, second) = (Arc::new(connections.open()), Arc::new(connections.open()));
+        let mut room = pin!(connections.make_room());
+        assert!(!is_ready(room.as_mut()).await);
+        let _busy = first.begin_request();
+        assert!(!is_ready(room.as_mut()).await);
+        assert!(is_ready(second.evicted()).await);
+        assert!(first.was_used() && !second.was_used());
+    }
+
+    #[tokio::test]
+    async fn connection_that_takes_long_to_end_is_not_waited_for() {
+        let connections = Connections::new(2);
+        let (_first, second) = (Arc::new(connections.open()), Arc::new(connections.open()));
+        let evicted = async {
+            second.evicted().await;
+            drop(second);
+        };
+        tokio::join!(connections.make_room(), evicted);
     }
 }

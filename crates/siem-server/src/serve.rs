@@ -17,12 +17,15 @@ use tracing::{debug, warn};
 
 use crate::{
     connections::{Connection, Connections},
-    http::headers_too_large,
+    http::{RefusalLog, Requested, headers_too_large},
     write_timeout::WriteTimeout,
 };
 
-/// Smallest buffer that hyper accepts for headers, in bytes.
-const MIN_BUFFER: usize = 8192;
+/// Size of hyper's buffer beyond that of the headers, in bytes: for the request line, and for headers that
+/// are somewhat too large, whose sender gets a response that says so. hyper accepts no smaller buffer.
+const EXTRA_BUFFER: usize = 8192;
+/// Time in which an evicted connection may finish a response.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Limits on connections.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +66,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) {
     let connections = Connections::new(options.connections);
+    let refusals = Arc::<RefusalLog>::default();
     let (end, ending) = watch::channel(false);
     let mut tasks = JoinSet::new();
     tokio::pin!(shutdown);
@@ -81,8 +85,8 @@ pub async fn serve(
                 }
                 let router = TowerToHyperService::new(router.clone());
                 let connection = Arc::new(connections.open());
-                let header_bytes = options.header_bytes;
-                let service = PeerService { router, peer, header_bytes, connection };
+                let (header_bytes, refusals) = (options.header_bytes, refusals.clone());
+                let service = PeerService { router, peer, header_bytes, connection, refusals };
                 tasks.spawn(connection_task(stream, service, options, ending.clone()));
             }
             Err(error) => {
@@ -113,6 +117,8 @@ struct PeerService {
     peer: SocketAddr,
     header_bytes: usize,
     connection: Arc<Connection>,
+    /// Log of the refusals that a receiver in the router does not log itself.
+    refusals: Arc<RefusalLog>,
 }
 
 type RouterService = TowerToHyperService<Router>;
@@ -125,13 +131,19 @@ impl Service<Request<Incoming>> for PeerService {
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let busy = self.connection.begin_request();
+        let requested = Requested::of(Some(self.peer.ip()), &request);
         if header_bytes(request.headers()) > self.header_bytes {
-            return Box::pin(async { Ok(headers_too_large()) });
+            let mut response = headers_too_large();
+            self.refusals.log(&mut response, &requested);
+            return Box::pin(async move { Ok(response) });
         }
         request.extensions_mut().insert(ConnectInfo(self.peer));
-        let responding = self.router.call(request);
+        let (responding, refusals) = (self.router.call(request), self.refusals.clone());
         Box::pin(async move {
-            let response = responding.await;
+            let response = responding.await.map(|mut response| {
+                refusals.log(&mut response, &requested);
+                response
+            });
             drop(busy);
             response
         })
@@ -157,13 +169,19 @@ async fn connection_task(
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(options.header_timeout)
-        // A larger buffer than the limit: only then a response can say what is wrong.
-        .max_buf_size(options.header_bytes.saturating_mul(2).max(MIN_BUFFER))
+        .max_buf_size(options.header_bytes.saturating_add(EXTRA_BUFFER))
         .serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,
-        () = place.evicted() => return,
+        () = place.evicted() => {
+            if !place.was_used() {
+                return;
+            }
+            connection.as_mut().graceful_shutdown();
+            let Some(served) = finish(connection, &place).await else { return };
+            served
+        }
         () = async { drop(ending.wait_for(|end| *end).await) } => {
             connection.as_mut().graceful_shutdown();
             connection.await
@@ -171,5 +189,17 @@ async fn connection_task(
     };
     if let Err(error) = served {
         debug!(%error, "a connection ended early");
+    }
+}
+
+/// Waits for an evicted connection to end; returns `None` if it does not end in time. A request that began
+/// in spite of the eviction is served.
+async fn finish<F: Future>(mut connection: Pin<&mut F>, place: &Connection) -> Option<F::Output> {
+    loop {
+        match tokio::time::timeout(FAREWELL, connection.as_mut()).await {
+            Ok(served) => return Some(served),
+            Err(_) if place.is_idle() => return None,
+            Err(_) => {}
+        }
     }
 }

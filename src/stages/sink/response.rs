@@ -13,6 +13,8 @@ use crate::{platform::Timestamp, text::summary};
 
 /// Maximum number of bytes kept of a refusal.
 const MAX_REFUSAL: usize = 4 << 10;
+/// Time that a receiver is taken to have waited for a batch before it responds with 408.
+const WAITED: Duration = Duration::from_secs(60);
 
 /// Kind of response that acknowledges a batch.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -69,10 +71,9 @@ pub(super) fn interpret(
                  proxy responds in place of the receiver, or set `acknowledgement = \"status\"`"
             ),
         },
-        408 | 425 | 429 | 500..=599 => Delivery::Retry {
-            after,
-            reason: format!("the receiver responded with {status}{}", quoted_summary(body)),
-        },
+        // The same batch would take as long again.
+        408 => Delivery::Slow { waited: WAITED, reason: status_reason(*status, body) },
+        425 | 429 | 500..=599 => Delivery::Retry { after, reason: status_reason(*status, body) },
         409 => conflict(body),
         413 | 422 => Delivery::Refused { status: *status, answer: refusal(body) },
         _ => {
@@ -92,6 +93,10 @@ pub(super) fn interpret(
             Delivery::Hold { after, reason }
         }
     }
+}
+
+fn status_reason(status: u16, body: &[u8]) -> String {
+    format!("the receiver responded with {status}{}", quoted_summary(body))
 }
 
 /// Returns the result of a batch that conflicts with what the receiver holds.
@@ -224,7 +229,8 @@ mod tests {
 
     #[test]
     fn status_determines_the_result() {
-        for status in [408, 425, 429, 500, 502, 503, 504, 507, 599] {
+        assert!(matches!(delivery(408, ""), Delivery::Slow { .. }));
+        for status in [425, 429, 500, 502, 503, 504, 507, 599] {
             assert!(matches!(delivery(status, ""), Delivery::Retry { .. }), "{status}");
         }
         for status in [100, 301, 302, 307, 400, 401, 403, 404, 405, 407, 410, 415, 418, 451] {

@@ -37,7 +37,14 @@ pub(super) async fn enroll(State(shared): State<Arc<Shared>>, request: Request) 
     let (parts, body) = request.into_parts();
     match receive_enrollment(&shared, &parts, body).await {
         Ok(answer) => json(&answer),
-        Err(refusal) => refusal.rejection.respond(refusal.verdict, false),
+        Err(refusal) => {
+            let is_load = refusal.rejection.is_load();
+            let mut response = refusal.rejection.respond(refusal.verdict, false);
+            if is_load {
+                shared.spread(&mut response);
+            }
+            response
+        }
     }
 }
 

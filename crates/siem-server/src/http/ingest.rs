@@ -323,9 +323,13 @@ async fn run_step_blocking(
     sent: ReceivedBody,
     step: DecodeStep,
 ) -> Result<StepOutput, Refusal> {
-    let _core = shared.cores.acquire().await.map_err(|_| Rejection::Overloaded)?;
+    let core = shared.cores.clone().acquire_owned().await.map_err(|_| Rejection::Overloaded)?;
     let shared = shared.clone();
-    let working = tokio::task::spawn_blocking(move || run_step(&shared, sent, step));
+    let working = tokio::task::spawn_blocking(move || {
+        // The step continues after the client has closed the connection.
+        let _core = core;
+        run_step(&shared, sent, step)
+    });
     working.await.map_err(|_| Rejection::Panicked)?
 }
 

@@ -36,7 +36,8 @@ use intake::Intake;
 pub use observe::OPENAPI;
 use percent_encoding::percent_decode_str;
 use problem::Rejection;
-use refusal_log::{RefusalLog, log_refusals};
+use refusal_log::log_refusals;
+pub(crate) use refusal_log::{RefusalLog, Requested};
 use retry_spread::RetrySpread;
 use siem_protocol::names::{header, path};
 use tokio::sync::Semaphore;
@@ -73,11 +74,12 @@ pub struct Limits {
     pub memory: usize,
     /// Time that a request waits for memory before it is rejected with status 503.
     pub patience: Duration,
-    /// Time that a body may take to arrive, and longer by what it takes at `body_rate`.
+    /// Time for which a body may arrive without a byte. In total it may take this time, and longer by what
+    /// it takes at a sixteenth of `body_rate`.
     pub body_timeout: Duration,
-    /// Bytes in a second that a body of any size must arrive with.
+    /// Bytes in a second that a large body must arrive with while others wait.
     pub body_rate: usize,
-    /// Time for which a body may arrive without a byte while others wait for their turn.
+    /// Time over which this rate is measured.
     pub stall: Duration,
     /// Time for which the rest of a refused body is read, so that its sender sees the response.
     /// After that the connection is closed.
@@ -91,7 +93,7 @@ impl Default for Limits {
             decoded: 64 << 20,
             memory: 256 << 20,
             patience: Duration::from_secs(10),
-            body_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(60),
             body_rate: 16 << 10,
             stall: Duration::from_secs(3),
             discard: Duration::from_secs(10),
@@ -180,7 +182,7 @@ impl Receiver {
             texts: Budget::new(limits.memory / 2, limits.patience),
             retries: RetrySpread::default(),
             refusals: RefusalLog::default(),
-            cores: Semaphore::new(cores),
+            cores: Arc::new(Semaphore::new(cores)),
         });
         Router::new()
             .route(path::INGEST, post(ingest::ingest))
@@ -211,7 +213,7 @@ struct Shared {
     /// Memory for decoded batches, until they are stored.
     texts: Budget,
     /// Number of batches that are decoded at the same time.
-    cores: Semaphore,
+    cores: Arc<Semaphore>,
 }
 
 impl Shared {

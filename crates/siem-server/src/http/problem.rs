@@ -236,7 +236,8 @@ impl Rejection {
             Self::Config(error) => Some(error.to_string()),
             _ => None,
         };
-        Some(Refused { status: self.status(), reason: self.to_string(), cause })
+        let (status, _, title) = self.kind();
+        Some(Refused { status: status.as_u16(), title, reason: self.to_string(), cause })
     }
 }
 

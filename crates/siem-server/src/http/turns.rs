@@ -2,12 +2,15 @@
 
 use std::{
     collections::HashMap,
+    future::poll_fn,
     hash::{BuildHasher as _, Hash, RandomState},
     net::{IpAddr, Ipv6Addr},
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -15,14 +18,15 @@ use axum::http::{HeaderMap, header::AUTHORIZATION};
 use siem_protocol::names::header;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Turns of one machine: an agent sends one batch at a time, and enrolls meanwhile.
+/// Turns of one user of a machine: an agent sends one batch at a time, and enrolls meanwhile.
 const OF_A_MACHINE: usize = 4;
 
-/// Sender of a request, as far as it is known before the body is read. The machine is what the request
-/// claims; the device key is known only from the body.
+/// Sender of a request, as far as it is known before the body is read. Machine and user are what the
+/// request claims; the device key is known only from the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Sender {
     origin: Origin,
+    /// Hash of the machine and its user.
     machine: u64,
 }
 
@@ -33,7 +37,8 @@ struct Origin {
     token: u64,
 }
 
-/// Limits the turns of all bodies together, of those of an address and token, and of a machine.
+/// Limits the turns of all bodies together, of those of an address and token, and of a
+/// user of a machine.
 #[derive(Debug)]
 pub(super) struct Turns {
     all: Arc<Semaphore>,
@@ -67,31 +72,60 @@ impl Turns {
 
     /// Returns the sender of a request from `address`.
     pub(super) fn sender(&self, headers: &HeaderMap, address: Option<IpAddr>) -> Sender {
-        let hash =
-            |name: &str| self.hasher.hash_one(headers.get(name).map(|value| value.as_bytes()));
-        let origin = Origin { address: address.map(network), token: hash(AUTHORIZATION.as_str()) };
-        Sender { origin, machine: hash(header::MACHINE_ID) }
+        let value = |name: &str| headers.get(name).map(|value| value.as_bytes());
+        let token = self.hasher.hash_one(value(AUTHORIZATION.as_str()));
+        let machine = self.hasher.hash_one((value(header::MACHINE_ID), value(header::USER)));
+        Sender { origin: Origin { address: address.map(network), token }, machine }
     }
 
-    /// Waits for a turn; returns `None` if it does not come in time.
-    pub(super) async fn take(&self, sender: Sender) -> Option<Turn> {
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let taking = tokio::time::timeout(self.patience, self.take_all(sender)).await;
-        self.waiting.fetch_sub(1, Ordering::Relaxed);
-        taking.ok().flatten()
+    /// Waits for a turn; returns `None` if it does not come in time. It counts as `size` of the turns
+    /// of its machine and of its address and token, or as all of them if they have fewer.
+    pub(super) async fn take(&self, sender: Sender, size: usize) -> Option<Turn> {
+        let taking = tokio::time::timeout(self.patience, self.take_all(sender, size));
+        self.count_wait(taking).await.ok().flatten()
     }
 
-    /// Number of bodies that wait for a turn.
+    /// Number of bodies that wait for a turn or for memory.
     pub(super) fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
     }
 
-    async fn take_all(&self, sender: Sender) -> Option<Turn> {
+    /// Counts a body as waiting until the guard is dropped.
+    pub(super) fn wait(&self) -> Waiting<'_> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        Waiting(&self.waiting)
+    }
+
+    /// Completes `future` for a body, which counts as waiting meanwhile unless it is ready at once.
+    pub(super) async fn count_wait<T>(&self, future: impl Future<Output = T>) -> T {
+        let mut future = pin!(future);
+        let first = poll_fn(|context| Poll::Ready(future.as_mut().poll(context))).await;
+        match first {
+            Poll::Ready(output) => output,
+            Poll::Pending => {
+                // Dropped with the future if the client closes the connection.
+                let _waiting = self.wait();
+                future.await
+            }
+        }
+    }
+
+    async fn take_all(&self, sender: Sender, size: usize) -> Option<Turn> {
         // A turn of all is taken last: a sender that waits for its own share takes none from others.
-        let machine = self.machines.of(sender).acquire_owned().await.ok()?;
-        let origin = self.origins.of(sender.origin).acquire_owned().await.ok()?;
+        let machine = self.machines.take(sender, size).await?;
+        let origin = self.origins.take(sender.origin, size).await?;
         let all = self.all.clone().acquire_owned().await.ok()?;
         Some(Turn { _permits: [machine, origin, all] })
+    }
+}
+
+/// A body that waits, counted until it is dropped.
+#[derive(Debug)]
+pub(super) struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -105,6 +139,12 @@ struct Shares<K> {
 impl<K: Hash + Eq> Shares<K> {
     fn new(each: usize) -> Self {
         Self { each, shares: Mutex::default() }
+    }
+
+    /// Waits for `size` turns of a sender, at least one and at most all of them.
+    async fn take(&self, sender: K, size: usize) -> Option<OwnedSemaphorePermit> {
+        let permits = u32::try_from(size.clamp(1, self.each)).ok()?;
+        self.of(sender).acquire_many_owned(permits).await.ok()
     }
 
     fn of(&self, sender: K) -> Arc<Semaphore> {
@@ -140,22 +180,62 @@ mod tests {
         let turns = Turns::new(8, Duration::from_millis(1));
         let mut held = Vec::new();
         for _ in 0..OF_A_MACHINE {
-            held.push(turns.take(sender(1, 1)).await.unwrap());
+            held.push(turns.take(sender(1, 1), 1).await.unwrap());
         }
-        assert!(turns.take(sender(1, 1)).await.is_none());
+        assert!(turns.take(sender(1, 1), 1).await.is_none());
         for _ in 0..2 {
-            held.push(turns.take(sender(1, 2)).await.unwrap());
+            held.push(turns.take(sender(1, 2), 1).await.unwrap());
         }
         assert!(
-            turns.take(sender(1, 3)).await.is_none(),
+            turns.take(sender(1, 3), 1).await.is_none(),
             "six of eight is the share of an address"
         );
         for _ in 0..2 {
-            held.push(turns.take(sender(2, 1)).await.unwrap());
+            held.push(turns.take(sender(2, 1), 1).await.unwrap());
         }
-        assert!(turns.take(sender(3, 1)).await.is_none());
+        assert!(turns.take(sender(3, 1), 1).await.is_none());
         drop(held);
-        assert!(turns.take(sender(1, 1)).await.is_some());
+        assert!(turns.take(sender(1, 1), 1).await.is_some());
+        assert_eq!(turns.waiting(), 0);
+    }
+
+    #[tokio::test]
+    async fn large_body_counts_as_several_turns_of_its_sender() {
+        let turns = Turns::new(8, Duration::from_millis(1));
+        let large = turns.take(sender(1, 1), 64).await.unwrap();
+        assert!(turns.take(sender(1, 1), 1).await.is_none());
+        assert!(turns.take(sender(1, 2), 1).await.is_none());
+        let other = turns.take(sender(2, 1), 3).await.unwrap();
+        assert!(turns.take(sender(2, 1), 2).await.is_none(), "one of four is left");
+        assert!(turns.take(sender(2, 1), 1).await.is_some());
+        drop((large, other));
+        assert!(turns.take(sender(1, 2), 64).await.is_some());
+    }
+
+    #[test]
+    fn users_of_a_machine_are_different_senders() {
+        let turns = Turns::new(8, Duration::from_millis(1));
+        let of = |user: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::MACHINE_ID, "a".parse().unwrap());
+            headers.insert(header::USER, user.parse().unwrap());
+            turns.sender(&headers, None)
+        };
+        assert_eq!(of("x"), of("x"));
+        assert_ne!(of("x"), of("y"));
+    }
+
+    #[tokio::test]
+    async fn body_of_a_closed_connection_waits_no_longer() {
+        let turns = Turns::new(1, Duration::from_secs(3600));
+        let _held = turns.take(sender(1, 1), 1).await.unwrap();
+        {
+            let mut waiting = pin!(turns.take(sender(2, 1), 1));
+            let is_pending =
+                poll_fn(|context| Poll::Ready(waiting.as_mut().poll(context).is_pending())).await;
+            assert!(is_pending);
+            assert_eq!(turns.waiting(), 1);
+        }
         assert_eq!(turns.waiting(), 0);
     }
 

@@ -1,6 +1,9 @@
 //! Connections and bodies that would cost the receiver more than their share.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use siem_protocol::{Encoding, names::header};
 use siem_server::{FileStore, Limits, ServeOptions};
@@ -20,12 +23,17 @@ async fn with_options(options: ServeOptions) -> Server {
     Server::over(data, store, Limits::default(), options).await
 }
 
-/// Sends the start of a body of 64 MiB with a wrong signature.
+/// Sends the start of a body of 1 MiB with a wrong signature.
 async fn stalled(server: &Server, machine: usize, start: usize) -> TcpStream {
+    started(server, machine, start, 1 << 20).await
+}
+
+/// Sends the start of a body of `length` bytes with a wrong signature.
+async fn started(server: &Server, machine: usize, start: usize, length: usize) -> TcpStream {
     let mut stream = TcpStream::connect(server.address).await.unwrap();
     let head = format!(
         "POST /ingest HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n{}: machine-{machine}\r\n\
-         {}: 00\r\nContent-Length: 67108864\r\n\r\n",
+         {}: 00\r\nContent-Length: {length}\r\n\r\n",
         header::MACHINE_ID,
         header::SIGNATURE,
     );
@@ -49,7 +57,7 @@ async fn announced_bodies_reserve_no_memory() {
     let server = Server::with_limits(limits).await;
     let mut streams = Vec::new();
     for machine in 0..100 {
-        streams.push(stalled(&server, machine, 1).await);
+        streams.push(started(&server, machine, 1, 64 << 20).await);
     }
     assert_eq!(server.take(&BatchText::new(1, 4)).await.accepted, 4);
 }
@@ -69,6 +77,46 @@ async fn stalled_bodies_lose_their_turn_when_others_wait() {
     let response = server.request(&large.text(), Encoding::Identity).send().await.unwrap();
     assert_eq!(response.status(), 200);
     assert_eq!(status(streams.swap_remove(0)).await, "408");
+}
+
+/// Bodies of which a byte arrives now and then are as slow as those that stop.
+#[tokio::test]
+async fn trickling_body_loses_its_turn_when_others_wait() {
+    let mut limits = Limits::default();
+    (limits.body_timeout, limits.stall) = (NEVER, Duration::from_millis(100));
+    let server = Server::with_limits(limits).await;
+    let mut streams = Vec::new();
+    for machine in 0..200 {
+        streams.push(stalled(&server, machine, 64 << 10).await);
+    }
+    let mut trickling = streams.swap_remove(0);
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let mut answer = [0; 12];
+    loop {
+        assert!(Instant::now() < deadline, "the body kept its turn");
+        let reading = trickling.read_exact(&mut answer);
+        if let Ok(read) = tokio::time::timeout(Duration::from_millis(5), reading).await {
+            read.unwrap();
+            break;
+        }
+        trickling.write_all(b"x").await.unwrap();
+    }
+    assert_eq!(answer, *b"HTTP/1.1 408");
+}
+
+#[tokio::test]
+async fn slow_body_is_read_while_no_other_waits() {
+    let mut limits = Limits::default();
+    limits.stall = Duration::from_millis(10);
+    let server = Server::with_limits(limits).await;
+    let mut slow = started(&server, 1, 8 << 10, (8 << 10) + 20).await;
+    for _ in 0..20 {
+        let mut byte = [0; 1];
+        let reading = tokio::time::timeout(Duration::from_millis(20), slow.read(&mut byte));
+        assert!(reading.await.is_err(), "the body was refused");
+        slow.write_all(b"x").await.unwrap();
+    }
+    assert_eq!(status(slow).await, "403", "it is whole, and its signature is wrong");
 }
 
 #[tokio::test]
@@ -125,7 +173,8 @@ async fn headers_are_limited_to_the_documented_size() {
     for (size, expected) in [(60 << 10, "200"), (66 << 10, "431"), (100 << 10, "431")] {
         let mut stream = TcpStream::connect(server.address).await.unwrap();
         let head = format!("GET /healthz HTTP/1.1\r\nHost: x\r\nX-A: {}\r\n\r\n", "b".repeat(size));
-        stream.write_all(head.as_bytes()).await.unwrap();
+        // The receiver may close before everything is sent.
+        drop(stream.write_all(head.as_bytes()).await);
         assert_eq!(status(stream).await, expected, "{size}");
     }
 }
