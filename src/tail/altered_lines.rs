@@ -34,6 +34,9 @@ const MAX_RANGES: usize = 100;
 /// lines are not handed over again.
 const MAX_LINE_START: u64 = 64 << 20;
 
+/// Time after which other files are read before further lines are handed over again.
+const HAND_OVER_TIME: Duration = Duration::from_millis(10);
+
 /// Lines that are handed over again, range by range. A hash is replaced with the last lines of its
 /// range: if they are not stored, the range is found again.
 pub(super) struct AlteredLines {
@@ -50,8 +53,10 @@ pub(super) struct AlteredLines {
     tail: Option<u64>,
     ranges: VecDeque<Range>,
     event: Option<Event>,
-    /// End of the lines that were handed over.
+    /// End of the lines that were handed over, where a line starts.
     done: u64,
+    /// Start of the last range that is too far away from the start of its line.
+    too_far: u64,
 }
 
 /// Result of handing over a chunk.
@@ -70,6 +75,31 @@ struct Range {
     end: u64,
     updates: Vec<BlockUpdate>,
     has_tail: bool,
+}
+
+impl Range {
+    /// Returns the start of the first line of the range that was not handed over again yet. Lines up
+    /// to `done` were. `None` if the range is after `limit`, from which on no line was handed over, or
+    /// the line starts too far before it; `too_far` is then updated.
+    ///
+    /// # Errors
+    /// Errors of reading the file.
+    fn find_start(
+        &self,
+        file: &dyn ReadAt,
+        limit: u64,
+        done: u64,
+        too_far: &mut u64,
+    ) -> io::Result<Option<u64>> {
+        if self.start >= limit {
+            return Ok(None);
+        }
+        let start = line_start(file, self.start, done, *too_far)?;
+        if start.is_none() {
+            *too_far = self.start;
+        }
+        Ok(start)
+    }
 }
 
 impl AlteredLines {
@@ -105,9 +135,9 @@ impl AlteredLines {
         let row = CheckpointRow::new(origin.path.clone(), 0);
         let open = OpenFile::new(file, None, row, origin, Duration::ZERO);
         let position = unread_file();
-        let (tail, done, is_positioned) = (altered.tail, 0, false);
+        let (tail, done, too_far, is_positioned) = (altered.tail, 0, 0, false);
         let ranges = ranges.into();
-        Self { key, open, position, is_positioned, offset, tail, ranges, event, done }
+        Self { key, open, position, is_positioned, offset, tail, ranges, event, done, too_far }
     }
 }
 
@@ -140,15 +170,18 @@ fn ranges(altered: &AlteredBlocks, offset: u64) -> Vec<Range> {
     ranges
 }
 
-/// Returns the start of the line that contains the byte at `at`; `None` if it is too far away.
-fn line_start(file: &dyn ReadAt, at: u64) -> io::Result<Option<u64>> {
+/// Returns the start of the line that contains the byte at `at`, or `floor`, at which a line starts,
+/// if that comes later; `None` if it is too far away. This was the result for `too_far`, a position
+/// before `at`, or it is 0: bytes before it are not searched again.
+fn line_start(file: &dyn ReadAt, at: u64, floor: u64, too_far: u64) -> io::Result<Option<u64>> {
     let mut end = at;
     let mut buffer = vec![0; 16 << 10];
-    while end > 0 {
-        if at - end > MAX_LINE_START {
+    while end > floor {
+        if at - end > MAX_LINE_START || end <= too_far {
             return Ok(None);
         }
-        let len = usize::try_from(end).map_or(buffer.len(), |end| end.min(buffer.len()));
+        let left = usize::try_from(end - floor).unwrap_or(usize::MAX);
+        let len = left.min(buffer.len());
         let start = end - len as u64;
         let filled = file.fill_at(&mut buffer[..len], start)?;
         if let Some(newline) = memrchr(b'\n', &buffer[..filled]) {
@@ -156,7 +189,7 @@ fn line_start(file: &dyn ReadAt, at: u64) -> io::Result<Option<u64>> {
         }
         end = start;
     }
-    Ok(Some(0))
+    Ok(Some(floor))
 }
 
 /// Offset at which a piece, or the line that it is a part of, starts.
@@ -170,15 +203,22 @@ fn start_of(piece: &Piece<'_>) -> u64 {
 }
 
 impl Tail {
-    /// Hands over lines of altered blocks. Returns true if the intake has no room for more of them.
+    /// Hands over lines of altered blocks. Returns true if other files have to be read, or the group
+    /// has to be stored, before further lines. If lines are left otherwise, they wait as a backlog
+    /// does.
     pub(super) fn hand_over_altered(
         &mut self,
         verifier: &mut Verifier,
         intake: &mut dyn Intake,
     ) -> bool {
+        let started = self.schedule.now();
         while let Some(lines) = &mut verifier.altered {
-            if !intake.has_room() {
+            let elapsed = self.schedule.now().saturating_sub(started);
+            if !intake.has_room() || elapsed >= HAND_OVER_TIME {
                 return true;
+            }
+            if !intake.has_room_for_backfill() {
+                return false;
             }
             match self.hand_over_next(lines, intake) {
                 Ok(HandOver::More) => {}
@@ -204,7 +244,8 @@ impl Tail {
             return Ok(HandOver::Complete);
         }
         let mut row = self.row(key, known, intake)?;
-        let AlteredLines { open, position, is_positioned, ranges, event, done, .. } = lines;
+        let AlteredLines { open, position, is_positioned, ranges, event, done, too_far, .. } =
+            lines;
         if event.is_some() && self.is_replaced(key, &row, &open.file)? {
             return Ok(HandOver::Complete);
         }
@@ -212,8 +253,11 @@ impl Tail {
         // The line in which the checkpoint is has not been handed over yet.
         let limit = row.long.map_or(row.offset, |long| long.start);
         let end = range.end.min(limit);
+        let mut is_skipped = false;
         if !std::mem::replace(is_positioned, true) {
-            let start = line_start(&open.file, range.start)?.unwrap_or(end).max(*done);
+            let start = range.find_start(&open.file, limit, *done, too_far)?;
+            is_skipped = start.is_none();
+            let start = start.unwrap_or(end);
             open.row = CheckpointRow::new(open.row.path.clone(), start);
             *position = unread_file();
             (position.offset, position.scanned) = (start, start);
@@ -227,11 +271,17 @@ impl Tail {
             if found.is_paused {
                 return Ok(HandOver::Paused);
             }
+            // The file is shorter by now, or its bytes are being changed.
+            if found.end.is_some_and(|found| found < end) {
+                return Ok(HandOver::Complete);
+            }
             pieces = found.pieces;
             is_over = found.end.is_some() || is_at_end(open);
         }
         let kept = pieces.partition_point(|piece| start_of(piece) < end);
-        *done = pieces.get(kept).map_or(open.row.offset, start_of);
+        if !is_skipped {
+            *done = pieces.get(kept).map_or(open.row.offset, start_of);
+        }
         pieces.truncate(kept);
         let mut updates = Vec::new();
         let mut has_new_tail = false;
@@ -263,4 +313,59 @@ impl Tail {
 /// State of a file of which nothing was read.
 fn unread_file() -> KnownFile {
     KnownFile::new(Path::new(""), GenerationId(String::new()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// File of any size with a newline at an offset. Counts the bytes that are read.
+    struct TwoLines {
+        newline: u64,
+        read: Cell<u64>,
+    }
+
+    impl ReadAt for TwoLines {
+        fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+            bytes.fill(b'x');
+            let newline = self.newline.checked_sub(offset).map(|at| usize::try_from(at).unwrap());
+            if let Some(byte) = newline.and_then(|at| bytes.get_mut(at)) {
+                *byte = b'\n';
+            }
+            self.read.set(self.read.get() + bytes.len() as u64);
+            Ok(bytes.len())
+        }
+    }
+
+    #[test]
+    fn start_of_a_line_is_found_between_the_limits() {
+        let file = TwoLines { newline: 100_000, read: Cell::default() };
+        let start = |at, floor| line_start(&file, at, floor, 0).unwrap();
+        assert_eq!(start(200_000, 0), Some(100_001));
+        assert_eq!(start(100_001, 0), Some(100_001));
+        assert_eq!(start(100_000, 0), Some(0));
+        assert_eq!(start(200_000, 150_000), Some(150_000));
+        assert_eq!(start(200_000, 250_000), Some(250_000));
+        assert_eq!(start(100_001 + MAX_LINE_START, 0), Some(100_001));
+    }
+
+    /// Each range of a line of gigabytes was the start of another search.
+    #[test]
+    fn start_that_is_too_far_away_is_searched_once() {
+        let file = TwoLines { newline: 9, read: Cell::default() };
+        let mut too_far = 0;
+        let mut find = |start| {
+            let range = Range { start, end: start + 1, updates: Vec::new(), has_tail: false };
+            range.find_start(&file, u64::MAX, 0, &mut too_far).unwrap()
+        };
+        let first = 2 * MAX_LINE_START;
+        for n in 0..100 {
+            assert_eq!(find(first + n * 2 * SMALLEST), None);
+        }
+        assert!(file.read.get() < MAX_LINE_START + 300 * SMALLEST, "{}", file.read.get());
+        let limited = Range { start: 50, end: 60, updates: Vec::new(), has_tail: false };
+        assert_eq!(limited.find_start(&file, 50, 0, &mut 0).unwrap(), None);
+    }
 }

@@ -66,7 +66,13 @@ impl Tail {
             let line = self.reader.read_incomplete(&open.file, known.offset, content);
             return line.ok().flatten().unwrap_or_default();
         }
-        let len = usize::try_from(end.saturating_sub(known.offset)).unwrap_or_default();
+        // A longer line would have been handed over in parts. The size may have changed since it was
+        // scanned: its bytes are then reported as unread.
+        let len = end.saturating_sub(known.offset);
+        if len > self.options.max_record_bytes.saturating_add(2) {
+            return PartialLine::default();
+        }
+        let len = usize::try_from(len).unwrap_or_default();
         let line = self.reader.copy(&open.file, known.offset, len);
         line.map_or_else(|_| PartialLine::default(), PartialLine::fold)
     }

@@ -146,6 +146,7 @@ impl LineReader {
         long: Option<&LongLine>,
         scan: &mut Option<Box<LineScan>>,
     ) -> io::Result<ReadOutcome<'_>> {
+        let is_repeated = scan.take_if(|scan| scan.is_void()).is_some();
         scan.take_if(|scan| !scan.continues(position.offset, position.end));
         if scan.is_some() {
             return self.read_scanned(file, position, scan);
@@ -157,7 +158,8 @@ impl LineReader {
             Filled::Nothing { scanned } => return Ok(ReadOutcome::Nothing { scanned }),
             Filled::Run => {
                 let hasher = long.map(|long| long.hasher().clone()).unwrap_or_default();
-                *scan = Some(Box::new(LineScan::new(offset, part, hasher)));
+                let line = LineScan::new(offset, part, hasher);
+                *scan = Some(Box::new(if is_repeated { line.repeated() } else { line }));
                 return self.read_scanned(file, position, scan);
             }
         };
@@ -231,9 +233,16 @@ impl LineReader {
         };
         let size = line.size(state);
         let Some(line) = scan.take() else { return Ok(ReadOutcome::Paused) };
+        let is_repeated = line.is_repeated();
         let content = line.into_content();
         let Some(len) = content.read_data(file, position.offset, &mut self.buffer)? else {
-            // The file is being changed: the line is scanned again.
+            if is_repeated {
+                // As if the file ended here: the line is scanned again after the next check of the
+                // file, and not at once.
+                return Ok(ReadOutcome::Nothing { scanned: position.offset });
+            }
+            // The file was changed in the meantime.
+            *scan = Some(Box::new(LineScan::void(position.offset)));
             return Ok(ReadOutcome::Paused);
         };
         let (runs, hasher) = content.into_parts();

@@ -48,6 +48,18 @@ pub(super) struct LineScan {
     /// True if the last byte was a `\r`, which may be part of the line's ending.
     has_return: bool,
     content: ScannedContent,
+    attempt: Attempt,
+}
+
+/// Number of times that a line was scanned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Attempt {
+    /// The line is scanned for the first time.
+    First,
+    /// The line is scanned again, because its bytes had changed.
+    Second,
+    /// The bytes have changed since the first scan: nothing of it is used.
+    Void,
 }
 
 /// Content of an entry, without the bytes of its data.
@@ -85,12 +97,34 @@ impl LineScan {
             is_full: false,
         };
         let splitter = NulSplitter::default();
-        Self { start, at: start, splitter, has_return: false, content }
+        let attempt = Attempt::First;
+        Self { start, at: start, splitter, has_return: false, content, attempt }
+    }
+
+    /// Marks a scan of a line whose bytes had changed after the first scan.
+    pub(super) fn repeated(self) -> Self {
+        Self { attempt: Attempt::Second, ..self }
+    }
+
+    /// Returns whether the line is scanned again, because its bytes had changed.
+    pub(super) fn is_repeated(&self) -> bool {
+        self.attempt == Attempt::Second
+    }
+
+    /// Stands for a scan from `start` of bytes that have changed since.
+    pub(super) fn void(start: u64) -> Self {
+        let scan = Self::new(start, 0, LineHasher::default());
+        Self { attempt: Attempt::Void, ..scan }
+    }
+
+    /// Returns whether the scanned bytes have changed.
+    pub(super) fn is_void(&self) -> bool {
+        self.attempt == Attempt::Void
     }
 
     /// Returns whether this is a scan from `offset` in a file that still has the scanned bytes.
     pub(super) fn continues(&self, offset: u64, size: u64) -> bool {
-        self.start == offset && self.at <= size
+        self.start == offset && self.at <= size && !self.is_void()
     }
 
     /// End of the scanned bytes.
@@ -113,10 +147,13 @@ impl LineScan {
             if budget == 0 {
                 return Ok(ScanState::Paused);
             }
-            let hasher = &self.content.hasher;
-            let newline = match read_segment(file, self.at, size, hasher, buffer, &mut budget)? {
+            // A `\r` that is held back ends the run, and is not in the hash yet.
+            let is_in_run = self.splitter.is_in_run() && !self.has_return;
+            let run = is_in_run.then_some(&self.content.hasher);
+            let newline = match read_segment(file, self.at, size, run, buffer, &mut budget)? {
                 None => return Ok(ScanState::AtEnd),
                 Some(Segment::Nuls(count)) => {
+                    self.push_return();
                     let content = &mut self.content;
                     self.splitter.push_nuls(count, &mut |segment| content.add(segment));
                     self.at += count;
@@ -142,14 +179,20 @@ impl LineScan {
         Ok(ScanState::PartComplete)
     }
 
-    fn push(&mut self, bytes: &[u8]) {
+    /// Adds the `\r` that was held back, since a newline does not follow it.
+    fn push_return(&mut self) {
         let Self { splitter, has_return, content, .. } = self;
-        if bytes.is_empty() {
-            return;
-        }
         if std::mem::take(has_return) {
             splitter.push(b"\r", &mut |segment| content.add(segment));
         }
+    }
+
+    fn push(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        self.push_return();
+        let Self { splitter, has_return, content, .. } = self;
         let body = bytes.strip_suffix(b"\r");
         *has_return = body.is_some();
         splitter.push(body.unwrap_or(bytes), &mut |segment| content.add(segment));
@@ -269,9 +312,9 @@ fn is_still_nul(file: &dyn ReadAt, offset: u64, length: u64) -> io::Result<bool>
     Ok(true)
 }
 
-/// Reads at `at` up to `size`, or skips a hole if the bytes of the line before it are a run of NUL.
-/// Returns `None` at the end of the file. What is read, or has to be hashed, is subtracted from
-/// `budget`.
+/// Reads at `at` up to `size`, or skips a hole if the bytes before it are a run of NUL: `run` is then
+/// the hash of the line up to `at`, and `None` otherwise. Returns `None` at the end of the file. What
+/// is read, or has to be hashed, is subtracted from `budget`.
 ///
 /// # Errors
 /// Errors of reading the file.
@@ -279,11 +322,11 @@ pub(super) fn read_segment<'b>(
     file: &dyn ReadAt,
     at: u64,
     size: u64,
-    hasher: &LineHasher,
+    run: Option<&LineHasher>,
     buffer: &'b mut [u8],
     budget: &mut u64,
 ) -> io::Result<Option<Segment<'b>>> {
-    if hasher.is_in_run() && at < size {
+    if let Some(hasher) = run.filter(|_| at < size) {
         let hole = file.next_data(at)?.map_or(size, |data| data.min(size)).saturating_sub(at);
         if hole >= MIN_HOLE {
             if hasher.skips_nuls(hole) {

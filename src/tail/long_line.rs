@@ -46,7 +46,8 @@ impl LongLine {
                 return Ok(false);
             }
             let at = self.position.start + self.hasher.length();
-            let segment = read_segment(file, at, offset, &self.hasher, buffer, &mut budget)?;
+            let run = self.hasher.is_in_run().then_some(&self.hasher);
+            let segment = read_segment(file, at, offset, run, buffer, &mut budget)?;
             self.hasher.update(segment.ok_or(io::ErrorKind::UnexpectedEof)?);
         }
         Ok(true)

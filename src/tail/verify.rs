@@ -15,7 +15,7 @@ use super::{
     block_list::{ALTERED, Block, BlockList, SMALLEST, UNKNOWN, ZEROS},
     decision::{FileDecision, FoundAt, decide},
     file_table::Lane,
-    verify_schedule::{BURST, VerifySchedule},
+    verify_schedule::{BURST, BURST_TIME, VerifySchedule},
 };
 use crate::platform::{
     Timestamp,
@@ -46,6 +46,8 @@ pub(super) struct Verifier {
     /// Next files of the pass.
     selected: VecDeque<FileKey>,
     check: Option<FileCheck>,
+    /// Generation that the pass verifies at present; `None` during the check of a suspect.
+    current: Option<GenerationId>,
     /// Lines that are being handed over again.
     pub(super) altered: Option<AlteredLines>,
     buffer: Vec<u8>,
@@ -120,6 +122,7 @@ impl Verifier {
             is_loaded: false,
             selected: VecDeque::new(),
             check: None,
+            current: None,
             altered: None,
             buffer: Vec::new(),
         }
@@ -127,8 +130,21 @@ impl Verifier {
 
     /// Starts again from the stored rows.
     pub(super) fn restart(&mut self) {
-        (self.check, self.altered) = (None, None);
+        let check = self.check.take();
+        // The pass selects its current file again.
+        if let Some(check) = check.filter(|_| self.current.is_none()) {
+            self.schedule.add_suspect(check.key, Duration::ZERO);
+        }
+        (self.current, self.altered) = (None, None);
+        self.schedule.set_unfinished(false);
         self.selected.clear();
+    }
+
+    /// Records that the check of a file is over.
+    fn end_current(&mut self) {
+        if let Some(generation) = self.current.take() {
+            self.pass.after = generation.0;
+        }
     }
 
     /// Time at which the last whole pass ended.
@@ -151,8 +167,8 @@ impl Verifier {
 }
 
 impl Tail {
-    /// Verifies what was read, within the budget. Returns true if the intake has no room for lines
-    /// that have to be handed over again.
+    /// Verifies what was read, within the budget. Returns true if lines have to be handed over again
+    /// after other files were read or the group was stored.
     pub(super) fn verify(&mut self, intake: &mut dyn Intake) -> bool {
         let Some(mut verifier) = self.verifier.take() else { return false };
         let is_full = self.run_verifier(&mut verifier, intake);
@@ -180,6 +196,10 @@ impl Tail {
             return true;
         }
         let now = self.schedule.now();
+        if verifier.altered.is_some() {
+            verifier.schedule.wait_for_room(now);
+            return false;
+        }
         if !verifier.schedule.is_due(now) {
             return false;
         }
@@ -195,6 +215,7 @@ impl Tail {
         }
         let cost = (verifier.resources.cpu_time)().saturating_sub(started);
         verifier.schedule.pause(self.schedule.now(), cost);
+        verifier.schedule.set_unfinished(verifier.check.is_some() || verifier.altered.is_some());
         is_full
     }
 
@@ -204,10 +225,16 @@ impl Tail {
         started: Duration,
         intake: &mut dyn Intake,
     ) -> bool {
-        while (verifier.resources.cpu_time)().saturating_sub(started) < BURST {
+        let began = self.schedule.now();
+        while (verifier.resources.cpu_time)().saturating_sub(started) < BURST
+            && self.schedule.now().saturating_sub(began) < BURST_TIME
+        {
             let Some(check) = &mut verifier.check else {
                 let Some(key) = self.next_to_verify(verifier, intake) else { return false };
                 verifier.check = self.start_check(key, intake);
+                if verifier.check.is_none() {
+                    verifier.end_current();
+                }
                 continue;
             };
             // Errors are reported when the file is read.
@@ -215,12 +242,19 @@ impl Tail {
                 Ok(CheckProgress::More) => {}
                 Ok(CheckProgress::Complete) => {
                     let Some(check) = verifier.check.take() else { continue };
-                    verifier.altered = self.end_check(check, &mut verifier.schedule);
+                    verifier.end_current();
+                    verifier.altered = self.end_check(check, &mut verifier.schedule, intake);
                     if self.hand_over_altered(verifier, intake) {
                         return true;
                     }
+                    if verifier.altered.is_some() {
+                        return false;
+                    }
                 }
-                Ok(CheckProgress::Abandoned) | Err(_) => verifier.check = None,
+                Ok(CheckProgress::Abandoned) | Err(_) => {
+                    verifier.check = None;
+                    verifier.end_current();
+                }
             }
         }
         if verifier.schedule.must_store(self.schedule.now(), false) {
@@ -247,7 +281,7 @@ impl Tail {
         }
         let next = verifier.selected.pop_front();
         match next.and_then(|key| self.files.get(key)) {
-            Some(known) => verifier.pass.after.clone_from(&known.generation.0),
+            Some(known) => verifier.current = Some(known.generation.clone()),
             None if next.is_some() => {}
             None => {
                 verifier.pass = Pass { after: String::new(), ended: Some(self.clock.now().0) };
@@ -325,29 +359,28 @@ impl Tail {
         progress
     }
 
-    /// Returns what has to be handed over again of a file, if bytes of it were altered and a report
-    /// is permitted.
+    /// Returns what has to be handed over again of a file, if bytes of it were altered, it was not
+    /// replaced as a whole, and a report is permitted.
     fn end_check(
         &mut self,
         check: FileCheck,
         schedule: &mut VerifySchedule,
+        intake: &dyn Intake,
     ) -> Option<AlteredLines> {
         if check.altered.is_empty() {
             return None;
         }
         let (file, stamp) = self.open_checked(&check).ok().flatten()?;
         let known = self.files.get(check.key)?;
+        let origin = known.origin(check.key);
+        let row = self.row(check.key, known, intake).ok()?;
+        if self.is_replaced(check.key, &row, &file).unwrap_or(true) {
+            return None;
+        }
         if !schedule.may_report(check.key, self.schedule.now()) {
             return None;
         }
-        let lines = AlteredLines::new(
-            check.key,
-            known.origin(check.key),
-            check.offset,
-            check.altered,
-            file,
-            &stamp,
-        );
+        let lines = AlteredLines::new(check.key, origin, check.offset, check.altered, file, &stamp);
         Some(lines)
     }
 

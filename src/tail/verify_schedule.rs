@@ -14,6 +14,8 @@ const PAUSE_FACTOR: u32 = 5000;
 const MIN_PAUSE: Duration = Duration::from_secs(1);
 /// Cost after which a verification pauses: less than a tick of the system's clock.
 pub(super) const BURST: Duration = Duration::from_millis(4);
+/// Time after which a verification pauses whatever its cost is: other files wait for it.
+pub(super) const BURST_TIME: Duration = Duration::from_millis(20);
 /// Shortest time from the start of a pass over all files to the next.
 const PASS_INTERVAL: Duration = Duration::from_secs(3600);
 /// Time until the power supply is queried again on battery.
@@ -34,6 +36,8 @@ pub(super) struct VerifySchedule {
     pass_due: Duration,
     /// True while all files are verified in turn.
     is_in_pass: bool,
+    /// True if the verification of a file is not over, or its lines are not handed over yet.
+    is_unfinished: bool,
     /// Time at which the position of the pass is stored next.
     store_due: Duration,
     /// Files that are verified before the others, each with the time from which on.
@@ -50,7 +54,8 @@ impl VerifySchedule {
 
     /// Time until files may be verified.
     pub(super) fn until_due(&self, now: Duration) -> Duration {
-        let pass = if self.is_in_pass { Duration::ZERO } else { self.pass_due };
+        let has_work = self.is_in_pass || self.is_unfinished;
+        let pass = if has_work { Duration::ZERO } else { self.pass_due };
         let work = self.suspects.values().copied().fold(pass, Duration::min);
         self.due.max(work).saturating_sub(now)
     }
@@ -58,6 +63,16 @@ impl VerifySchedule {
     /// Begins a pause after a verification that took `cost` of the processor's time.
     pub(super) fn pause(&mut self, now: Duration, cost: Duration) {
         self.due = now + (cost * PAUSE_FACTOR).max(MIN_PAUSE);
+    }
+
+    /// Records whether a file remains that is due after the pause.
+    pub(super) fn set_unfinished(&mut self, is_unfinished: bool) {
+        self.is_unfinished = is_unfinished;
+    }
+
+    /// Postpones the verification while lines of a file wait to be handed over.
+    pub(super) fn wait_for_room(&mut self, now: Duration) {
+        self.due = self.due.max(now + MIN_PAUSE);
     }
 
     /// Postpones the verification on battery.
@@ -170,6 +185,18 @@ mod tests {
         assert_eq!(schedule.until_due(HOUR), BATTERY_RETRY);
         schedule.resume(HOUR);
         assert_eq!(schedule.until_due(HOUR), MIN_PAUSE);
+    }
+
+    #[test]
+    fn unfinished_file_is_due_after_the_pause() {
+        let mut schedule = VerifySchedule { pass_due: HOUR, ..VerifySchedule::default() };
+        schedule.set_unfinished(true);
+        schedule.pause(Duration::ZERO, millis(2));
+        assert_eq!(schedule.until_due(Duration::ZERO), millis(10_000));
+        schedule.wait_for_room(millis(9500));
+        assert_eq!(schedule.until_due(millis(9500)), MIN_PAUSE);
+        schedule.set_unfinished(false);
+        assert_eq!(schedule.until_due(Duration::ZERO), HOUR);
     }
 
     #[test]

@@ -255,6 +255,62 @@ fn hole_of_eight_exbibytes_is_not_read() {
     assert!(file.read.get() < 2 << 20, "{}", file.read.get());
 }
 
+/// A file in memory, and its holes.
+struct Holes<'a>(&'a [u8], &'a [std::ops::Range<u64>]);
+
+impl ReadAt for Holes<'_> {
+    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(bytes, offset)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
+        let hole = self.1.iter().find(|hole| hole.contains(&offset));
+        Ok(Some(hole.map_or(offset, |hole| hole.end)))
+    }
+}
+
+const STEP: usize = 1 << 18;
+const MIB: usize = 1 << 20;
+
+/// The `\r` was added after the hole that follows it.
+#[test]
+fn return_between_two_holes_keeps_its_place() {
+    let mut reader = LineReader::new(ReadSizes { buffer: STEP, record: 8 * MIB, part: 2 * MIB });
+    let mut bytes = vec![0; 4 * MIB + 2];
+    let at = 2 * MIB + STEP - 1;
+    bytes[at] = b'\r';
+    bytes[4 * MIB..].copy_from_slice(b"x\n");
+    let range = |from: usize, to: usize| from as u64..to as u64;
+    let holes = [range(STEP, 2 * MIB), range(2 * MIB + STEP, 4 * MIB)];
+    let file = Holes(&bytes, &holes);
+    let position = ReadPosition { end: bytes.len() as u64, ..ReadPosition::default() };
+    let outcome = reader.read(&file, &position, None, &mut None).unwrap();
+    let ReadOutcome::Scanned(line) = outcome else { panic!("{outcome:?}") };
+    assert_eq!((line.data, line.size, line.is_last), (&b"\rx"[..], position.end, true));
+    let runs = [(0, at), (at + 1, 4 * MIB)]
+        .map(|(from, to)| NulRun { offset: from as u64, length: (to - from) as u64 });
+    assert_eq!(line.runs, runs);
+    assert_eq!(line.hasher.finish().sha256, Some(Digest::of(&bytes[..=4 * MIB])));
+}
+
+/// The file system reports a hole where bytes are stored.
+#[test]
+fn line_that_differs_from_two_scans_is_left_until_later() {
+    let mut reader = LineReader::new(ReadSizes { buffer: STEP, record: 8 * MIB, part: 2 * MIB });
+    let mut bytes = vec![0; 2 * MIB + 1];
+    bytes[2 * MIB - 1..].copy_from_slice(b"y\n");
+    let hole = STEP as u64..2 * MIB as u64;
+    let file = Holes(&bytes, std::slice::from_ref(&hole));
+    let position = ReadPosition { end: bytes.len() as u64, ..ReadPosition::default() };
+    let mut scan = None;
+    for _ in 0..2 {
+        let outcome = reader.read(&file, &position, None, &mut scan).unwrap();
+        assert!(matches!(outcome, ReadOutcome::Paused), "{outcome:?}");
+        let outcome = reader.read(&file, &position, None, &mut scan).unwrap();
+        assert!(matches!(outcome, ReadOutcome::Nothing { scanned: 0 }), "{outcome:?}");
+    }
+}
+
 /// What changes while a line is scanned is not mixed with what was scanned before.
 #[test]
 fn line_that_changes_during_the_scan_is_scanned_again() {

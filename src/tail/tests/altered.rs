@@ -268,6 +268,34 @@ fn alteration_is_reported_again_if_its_group_is_lost() {
 }
 
 #[test]
+fn altered_lines_wait_for_room_as_a_backlog_does() {
+    let mut tail = VerifiedTail::new();
+    tail.world.write("a.jsonl", content(400_000));
+    tail.next();
+    tail.world.store.is_paced = true;
+    tail.alter("a.jsonl", 170_000, b"\0");
+    tail.world.pass(60 * MINUTE);
+    tail.next_is_nothing();
+    tail.world.store.is_paced = false;
+    let (got, events) = tail.next();
+    assert_eq!(ranges(&events).len(), 1);
+    assert!(!got.is_empty());
+}
+
+/// A file that changed was left until the next pass after the first burst.
+#[test]
+fn altered_bytes_are_found_in_several_bursts() {
+    let mut tail = VerifiedTail::new();
+    tail.world.write("a.jsonl", content(1_500_000));
+    tail.next();
+    tail.cost.store(500, Ordering::Relaxed);
+    tail.alter("a.jsonl", 1_000_000, b"\0");
+    let (got, events) = tail.next();
+    assert_eq!(ranges(&events).len(), 1);
+    assert!(!got.is_empty());
+}
+
+#[test]
 fn nothing_is_verified_on_battery() {
     let mut tail = VerifiedTail::new();
     tail.is_on_battery.store(true, Ordering::Relaxed);

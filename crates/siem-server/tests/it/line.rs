@@ -8,7 +8,7 @@ use std::{
 
 use siem_protocol::{
     Content, Cut, Digest, LineDigests, NulRun,
-    entry::{PartLine, PathText, RecordLine},
+    entry::{ALTERED, PartLine, PathText, RecordLine},
     nul_runs::{Folded, LineHasher, Segment},
 };
 
@@ -36,6 +36,10 @@ fn part(number: u32, bytes: &[u8], runs: &[NulRun], whole: Option<LineDigests>) 
 }
 
 fn record(bytes: &[u8], runs: &[NulRun], cut: &[Cut]) -> String {
+    enriched_record(bytes, runs, cut, "")
+}
+
+fn enriched_record(bytes: &[u8], runs: &[NulRun], cut: &[Cut], enriched: &str) -> String {
     let digests = LineDigests::of(bytes, runs).unwrap();
     let record = RecordLine {
         source: "claude-sessions",
@@ -44,7 +48,7 @@ fn record(bytes: &[u8], runs: &[NulRun], cut: &[Cut]) -> String {
         offset: 7,
         length: digests.length,
         read_at: "2026-11-21T20:00:01.000Z",
-        enriched: "",
+        enriched,
         cut,
         masked: &[],
         sha256: None,
@@ -100,6 +104,22 @@ fn parts_are_joined_with_their_runs() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(fs::read(&file).unwrap() == line);
     assert_eq!(run(data_directory.path(), &["g", "7", "--output", name]).status.code(), Some(1));
+}
+
+#[test]
+fn altered_line_is_not_the_original() {
+    let runs = [NulRun { offset: 0, length: 4096 }];
+    let altered = enriched_record(b"b", &runs, &[], ALTERED);
+    // The entries of the second argument are read first.
+    let output = run(data([&record(b"a", &runs, &[]), &altered]).path(), &["g", "7"]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && text.contains("altered"), "{text}");
+    assert_eq!(output.stdout.last(), Some(&b'a'));
+    let output = run(data([&altered, ""]).path(), &["g", "7"]);
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("error: all entries"), "{text}");
+    assert!(output.stdout.is_empty());
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::{Data, DataError, failure::Failure};
 /// Write a line of a file as it was in the file
 ///
 /// Joins the parts of the line, restores the runs of NUL that the agent removed, and verifies length
-/// and hashes.
+/// and hashes. If the line was altered after it was read, this is the line as it was first read.
 #[derive(Args)]
 pub(crate) struct Line {
     #[command(flatten)]
@@ -38,6 +38,11 @@ enum LineError {
     Read { path: PathBuf, source: io::Error },
     #[error("no entry has a line of generation `{generation}` at offset {offset}")]
     Absent { generation: String, offset: u64 },
+    #[error(
+        "all entries with a line of generation `{generation}` at offset {offset} were sent after the \
+         line was altered"
+    )]
+    OnlyAltered { generation: String, offset: u64 },
     #[error("part {0} of the line is missing")]
     PartMissing(u32),
     #[error("the last part of the line is missing")]
@@ -60,9 +65,15 @@ impl Line {
         if let Err(source) = fs::read_dir(directory) {
             return Err(Failure::usage(DataError { path: directory.clone(), source }));
         }
-        let places = self.find(&directory.join("machines")).map_err(Failure::failed)?;
+        let found = self.find(&directory.join("machines")).map_err(Failure::failed)?;
+        if found.has_altered {
+            eprintln!(
+                "warning: the line was sent again after bytes in or near it were altered; these \
+                 entries are ignored"
+            );
+        }
         let mut output = Output::open(self.output.as_deref()).map_err(Failure::failed)?;
-        self.restore(&places, &mut output).map_err(|error| match error {
+        self.restore(&found, &mut output).map_err(|error| match error {
             // A closed pipe is not a failure.
             LineError::Write(error) if error.kind() == io::ErrorKind::BrokenPipe => {
                 Failure::failed(error)
@@ -71,10 +82,9 @@ impl Line {
         })
     }
 
-    /// Returns where the entries with the line are stored, by the number of the part: 0 for a whole
-    /// line.
-    fn find(&self, machines: &Path) -> Result<BTreeMap<u32, Place>, LineError> {
-        let mut places = BTreeMap::new();
+    /// Finds the entries with the line.
+    fn find(&self, machines: &Path) -> Result<FoundEntries, LineError> {
+        let mut found = FoundEntries::default();
         for path in ndjson_files(machines)? {
             let read_error = |source| LineError::Read { path: path.clone(), source };
             let mut reader =
@@ -86,31 +96,41 @@ impl Line {
                 if length == 0 {
                     break;
                 }
-                if let Some(part) = self.part_of(&line) {
-                    places.entry(part).or_insert(Place { path: path.clone(), at, length });
+                match self.part_of(&line) {
+                    Some(LinePart { is_altered: true, .. }) => found.has_altered = true,
+                    Some(LinePart { number, is_altered: false }) => {
+                        let place = || Place { path: path.clone(), at, length };
+                        found.places.entry(number).or_insert_with(place);
+                    }
+                    None => {}
                 }
                 at += length as u64;
             }
         }
-        Ok(places)
+        Ok(found)
     }
 
-    /// Returns the number of the part if an entry contains the line.
-    fn part_of(&self, line: &[u8]) -> Option<u32> {
+    /// Returns the part that an entry contains, if it is one of the line.
+    fn part_of(&self, line: &[u8]) -> Option<LinePart> {
         // Most lines are of other files, and need not be parsed.
         memchr::memmem::find(line, self.generation.as_bytes())?;
         let entry = Entry::parse(line.strip_suffix(b"\n").unwrap_or(line)).ok()?;
         let is_same = entry.generation.as_deref() == Some(self.generation.as_str())
             && entry.offset == Some(self.offset);
-        is_same.then(|| entry.part.unwrap_or(0))
+        let (number, is_altered) = (entry.part.unwrap_or(0), entry.altered);
+        is_same.then_some(LinePart { number, is_altered })
     }
 
-    fn restore(&self, places: &BTreeMap<u32, Place>, output: &mut Output) -> Result<(), LineError> {
+    fn restore(&self, found: &FoundEntries, output: &mut Output) -> Result<(), LineError> {
+        let places = &found.places;
         let mut hasher = LineHasher::default();
         let first = if places.contains_key(&0) { 0 } else { 1 };
         if places.is_empty() {
             let (generation, offset) = (self.generation.clone(), self.offset);
-            return Err(LineError::Absent { generation, offset });
+            return Err(match found.has_altered {
+                true => LineError::OnlyAltered { generation, offset },
+                false => LineError::Absent { generation, offset },
+            });
         }
         for number in first.. {
             let Some(place) = places.get(&number) else {
@@ -179,6 +199,23 @@ fn ndjson_files(machines: &Path) -> Result<Vec<PathBuf>, LineError> {
     files.retain(|path| path.extension().is_some_and(|extension| extension == "ndjson"));
     files.sort();
     Ok(files)
+}
+
+/// Entries with a line.
+#[derive(Default)]
+struct FoundEntries {
+    /// Where the parts are stored, by their number: 0 for a whole line.
+    places: BTreeMap<u32, Place>,
+    /// True if the line was sent again because bytes in or near it were altered.
+    has_altered: bool,
+}
+
+/// Part of a line.
+struct LinePart {
+    /// 0 for a whole line.
+    number: u32,
+    /// True if it was sent again because bytes in or near the line were altered.
+    is_altered: bool,
 }
 
 /// Position of an entry in a file.
