@@ -73,6 +73,9 @@ pub(super) struct ConfigManager {
     /// Files that it, and any configuration tried since, names; a change of one causes another try.
     named: BTreeSet<PathBuf>,
     stamps: StampReader,
+    /// True if the last attempt failed since a file did not answer: all files are read again once it
+    /// does.
+    is_read_due: bool,
     /// Contents that were refused; each is logged once.
     refused: BTreeSet<(ConfigOrigin, Digest)>,
     /// True if a person requested the last attempt: its refusal is logged again, even if it repeats.
@@ -129,6 +132,7 @@ impl ConfigManager {
             watch,
             named,
             stamps: StampReader::default(),
+            is_read_due: false,
             refused: BTreeSet::new(),
             is_ordered: false,
             is_server_away: false,
@@ -154,8 +158,13 @@ impl ConfigManager {
         Some((manager, etag))
     }
 
-    /// Stamps of the files that determine the configuration.
+    /// Stamps of the files that determine the configuration. If files could not be read and answer by
+    /// now, they count as changed.
     pub(super) fn stamps(&mut self) -> ConfigStamps {
+        if self.is_read_due && self.silent_file().is_none() {
+            self.is_read_due = false;
+            self.watch.mark_read(ConfigStamps::default());
+        }
         let files = self.sources.layer_files();
         let all: Vec<_> = files.iter().chain(&self.named).cloned().collect();
         let stamps = self.stamps.read(&self.context.calls, &all);
@@ -410,6 +419,7 @@ impl ConfigManager {
 
     /// Completes the checks of a configuration from files, and refuses it if one has failed.
     fn evaluate_files(&mut self, accepted: Result<Candidate, Refusal>) -> Option<Candidate> {
+        self.is_read_due = accepted.is_err() && self.silent_file().is_some();
         self.mark_attempted(ConfigOrigin::Files, self.context.revision.get());
         let accepted = accepted.and_then(|candidate| {
             self.named.extend(named_files(&candidate.loaded.settings, &self.context));
@@ -485,8 +495,12 @@ impl ConfigManager {
     /// Checks that the files can be read without waiting for a file system for ever: this thread reads
     /// them next.
     fn check_files_answer(&self) -> Result<(), SilentFile> {
-        let files = self.sources.layer_files().into_iter().chain(self.named.iter().cloned());
-        let files: Vec<_> = files.collect();
+        // Otherwise each attempt would wait, and occupy a thread.
+        if let Some(place) = self.silent_file() {
+            let error = DoesNotAnswer { place: place.clone() }.into();
+            return Err(SilentFile { place, error });
+        }
+        let files = self.config_files();
         let Some(first) = files.first().cloned() else { return Ok(()) };
         let read = self.context.calls.run_with(&first, move |current| {
             for file in files {
@@ -500,6 +514,19 @@ impl ConfigManager {
             let place = DoesNotAnswer::of(&error).map_or(first, |silent| silent.place.clone());
             SilentFile { place, error }
         })
+    }
+
+    /// Returns a file of the configuration that is known not to answer.
+    fn silent_file(&self) -> Option<PathBuf> {
+        let silent = self.context.calls.silent();
+        let is_silent = |file: &PathBuf| silent.iter().any(|(place, _)| file.starts_with(place));
+        self.config_files().into_iter().find(is_silent)
+    }
+
+    /// Returns the files of the layers, and those that the configuration names.
+    fn config_files(&self) -> Vec<PathBuf> {
+        let files = self.sources.layer_files().into_iter().chain(self.named.iter().cloned());
+        files.collect()
     }
 
     /// Builds the local layers, as they are now, with the managed configuration in force on top. If

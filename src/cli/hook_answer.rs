@@ -8,6 +8,7 @@ use std::{
     ffi::OsString,
     io::{self, Write as _},
     panic::{AssertUnwindSafe, catch_unwind},
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -24,15 +25,27 @@ use crate::{
         policy,
         spool::{Spool, SpooledReport},
     },
-    platform::{Clock as _, Environment, Os, Paths, SystemClock, bounded, input},
+    config::MachinePolicy,
+    platform::{
+        Clock as _, Environment, Os, Paths, SystemClock,
+        bounded::{self, DoesNotAnswer},
+        input,
+    },
 };
 
 /// Largest part of the input that is read: a prompt may be megabytes long, and comes last.
 const MAX_INPUT: usize = 256 << 10;
 /// Longest time that Claude Code may take to send the input.
 const INPUT_TIMEOUT: Duration = Duration::from_millis(500);
+/// Longest time that the files of the policy may take to be read; then the machine's policy counts
+/// alone. All times together are less than the 10 s after which Claude Code lets a prompt through.
+const POLICY_TIMEOUT: Duration = Duration::from_secs(3);
+/// Longest time that the machine's policy may take then.
+const MACHINE_TIMEOUT: Duration = Duration::from_millis(500);
 /// Longest time that the file with the account may take to be read; its account is then unknown.
 const ACCOUNT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Longest time that the report may take to be written; the hook then ends without it.
+const REPORT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// The hook of a command line that `hooks install` writes, recognised without the argument parser.
 pub(super) fn plain_hook(arguments: impl IntoIterator<Item = OsString>) -> Option<String> {
@@ -60,7 +73,7 @@ struct Knowledge {
 impl Knowledge {
     /// Reads the policy and the signed-in account; `None` when there was never a policy.
     fn gather(environment: &Environment, paths: &Paths) -> Option<Self> {
-        let policy = HookPolicy::find(paths)?;
+        let policy = find_policy(paths)?;
         let account = Account::of_claude_code_with(&paths.home, environment, |path| {
             let (its_path, state_dir) = (path.to_owned(), policy.state_dir.clone());
             let read = move || read_sign_in_state_cached(&its_path, &state_dir, SystemClock.now());
@@ -144,13 +157,52 @@ pub(super) fn answer_hook(name: &str) -> ExitCode {
     let reported = catch_unwind(AssertUnwindSafe(|| {
         let call = HookInput::read(&input::first_line(MAX_INPUT, INPUT_TIMEOUT));
         let report = knowledge.report(hook, &answer, call, latency);
-        let state_dir = &knowledge.policy.state_dir;
-        // Where no agent has run, none will collect the report.
-        state_dir.is_dir().then(|| Spool::of(state_dir).add(&report, random()))
+        add_to_spool(knowledge.policy.state_dir.clone(), report);
     }));
     // The response is sent already; without the report, only an event is missing.
     drop(reported);
     ExitCode::from(answer.exit_code())
+}
+
+/// Finds the policy. If its files cannot be read in time, the machine's policy counts alone.
+fn find_policy(paths: &Paths) -> Option<HookPolicy> {
+    let of_call = paths.clone();
+    let find = move || HookPolicy::find(&of_call);
+    match bounded::run_once(&paths.default_state_dir, POLICY_TIMEOUT, find) {
+        Ok(policy) => policy,
+        Err(error) if DoesNotAnswer::of(&error).is_some() => Some(machine_policy(paths)),
+        // No thread can be started.
+        Err(_) => HookPolicy::find(paths),
+    }
+}
+
+/// Returns the policy of the machine alone; it is empty if it cannot be read either.
+fn machine_policy(paths: &Paths) -> HookPolicy {
+    let of_call = paths.clone();
+    let read = move || MachinePolicy::read(&of_call).unwrap_or_default();
+    let machine = bounded::run_once(&paths.machine_config, MACHINE_TIMEOUT, read);
+    let machine = machine.unwrap_or_default();
+    let source = match machine.locks_policy() {
+        true => PolicySource::MachineLocked,
+        false => PolicySource::MachineFallback,
+    };
+    HookPolicy {
+        compliance: machine.policy(),
+        source,
+        problem: Some("the files of the policy cannot be read in time".to_owned()),
+        state_dir: paths.default_state_dir.clone(),
+        stored: None,
+    }
+}
+
+/// Adds a report to the spool unless that takes too long. A failure only loses the report.
+fn add_to_spool(state_dir: PathBuf, report: SpooledReport) {
+    let place = state_dir.clone();
+    let add = move || {
+        // Where no agent has run, none will collect the report.
+        state_dir.is_dir().then(|| Spool::of(&state_dir).add(&report, random()))
+    };
+    drop(bounded::run_once(&place, REPORT_TIMEOUT, add));
 }
 
 /// Paths of the user. The home directory comes from the system when no variable names it.
@@ -165,7 +217,7 @@ fn home(environment: Environment) -> Option<(Environment, Paths)> {
 
 /// Responds when the check itself has failed, as the policy demands.
 fn failed(paths: &Paths) -> ExitCode {
-    let policy = catch_unwind(AssertUnwindSafe(|| HookPolicy::find(paths)));
+    let policy = catch_unwind(AssertUnwindSafe(|| find_policy(paths)));
     let on_error = policy.ok().flatten().and_then(|policy| policy.compliance.on_error);
     if on_error != Some(OnError::Block) {
         write_stderr("ai-agent could not check the signed-in account, and lets the prompt through");
@@ -301,7 +353,32 @@ fn response_text(hook: Hook, response: &HookResponse) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
+    use siem_protocol::managed::Action;
+
     use super::*;
+
+    #[test]
+    fn machine_policy_counts_alone_if_the_others_hang() {
+        let home = tempfile::tempdir().unwrap();
+        let variable = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
+        let environment = Environment::from_iter([(variable, home.path().to_str().unwrap())]);
+        let mut paths = Paths::on(Os::CURRENT, &environment).unwrap();
+        paths.machine_config = home.path().join("machine.toml");
+        paths.machine_config_dir = home.path().join("machine.d");
+        let policy = machine_policy(&paths);
+        assert_eq!(
+            (policy.source, policy.compliance.action),
+            (PolicySource::MachineFallback, None)
+        );
+        let text = "locked = ['compliance']\n[compliance]\naction = 'block'\n";
+        fs::write(&paths.machine_config, text).unwrap();
+        let policy = machine_policy(&paths);
+        assert_eq!(policy.source, PolicySource::MachineLocked);
+        assert_eq!(policy.compliance.action, Some(Action::Block));
+        assert!(policy.problem.is_some());
+    }
 
     /// Regression: wrong arguments caused exit code 2, which blocks every prompt.
     #[test]

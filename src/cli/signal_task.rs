@@ -20,7 +20,7 @@ use crate::{
 /// Time after a signal to stop after which the process ends in any case: reading and delivery take at
 /// most 4.5 s to stop.
 const MAX_STOP: Duration = Duration::from_millis(4700);
-/// Time that closing the outbox may take then.
+/// Time that the log line about it and closing the outbox may take then.
 const MAX_CLOSE: Duration = Duration::from_millis(200);
 
 /// Receives signals, and passes them on to the agent once there is one.
@@ -117,18 +117,24 @@ impl SignalTask {
     /// Ends the process if it has not ended by then.
     fn end_process(self) -> ! {
         thread::sleep(MAX_STOP);
-        error!(code = "stop_forced", "the shutdown takes too long: ending the process");
-        let (closed, is_closed) = mpsc::channel::<()>();
+        let (closed, are_done) = mpsc::channel::<()>();
+        // A thread that hangs in a write to the log has it locked.
+        let logged = closed.clone();
+        let log = move || {
+            error!(code = "stop_forced", "the shutdown takes too long: ending the process");
+            drop(logged);
+        };
         let close = move || {
             if let Some(Ok(pipeline)) = self.received().agent.as_ref().map(AgentHandle::pipeline) {
                 pipeline.outbox().close();
             }
             drop(closed);
         };
-        if thread::Builder::new().spawn(close).is_ok() {
-            // Nothing is sent: it ends when the outbox is closed.
-            is_closed.recv_timeout(MAX_CLOSE).unwrap_or_default();
-        }
+        // One that cannot be started drops its sender.
+        drop(thread::Builder::new().spawn(log));
+        drop(thread::Builder::new().spawn(close));
+        // Nothing is sent: it ends when both have dropped their senders.
+        are_done.recv_timeout(MAX_CLOSE).unwrap_or_default();
         process::exit(1);
     }
 

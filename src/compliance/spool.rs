@@ -109,7 +109,8 @@ impl Spool {
     pub fn add(&self, report: &SpooledReport, random: u128) -> io::Result<SpoolOutcome> {
         let bytes = serde_json::to_vec(report)?;
         let waiting = match self.check().and_then(|()| fs::read_dir(&self.folder)) {
-            Ok(entries) => entries.count(),
+            // An endless directory must not delay the hook.
+            Ok(entries) => entries.take(MOST).count(),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 secure_file::create_dir(&self.folder)?;
                 0
@@ -263,6 +264,24 @@ mod tests {
             mode(0o700);
         }
         spool.add(&report(2), 2).unwrap();
+    }
+
+    /// The hook waited for ever for a reader, and Claude Code let the prompt through after 10 s.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn fifo_in_place_of_the_count_does_not_block_a_full_spool() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::of(folder.path());
+        spool.add(&report(1), 1).unwrap();
+        let fifo = spool.folder.join(DROPPED);
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::from(0o600), 0).unwrap();
+        for number in 0..MOST {
+            fs::write(spool.folder.join(number.to_string()), "").unwrap();
+        }
+        let error = spool.add(&report(2), 2).unwrap_err().to_string();
+        assert!(error.contains("is not a regular file"), "{error}");
     }
 
     #[test]

@@ -17,6 +17,8 @@ use super::{
 const PROBE_GRACE: Duration = Duration::from_millis(50);
 /// Maximum time to wait for a command that uses the store.
 const COMMAND_WAIT: Duration = Duration::from_secs(10);
+/// Part of a PID file that is read, in bytes.
+const MAX_PID_FILE: u64 = 64;
 /// Interval between attempts to lock.
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -152,11 +154,21 @@ fn acquire_or_wait(file: &File, dir: &Path, command_wait: Duration) -> Result<()
 
 /// Returns the recorded holder of `dir`, which may have ended.
 fn recorded_holder(dir: &Path) -> LockHolder {
-    let text = fs::read_to_string(dir.join("agent.pid")).unwrap_or_default();
+    let text = read_pid_file(&dir.join("agent.pid")).unwrap_or_default();
     let mut words = text.split_whitespace();
     let pid = words.next().and_then(|word| word.parse().ok());
     let is_command = words.next() == Some(COMMAND);
     LockHolder { pid, role: if is_command { LockRole::Command } else { LockRole::Agent } }
+}
+
+/// Returns the content of a PID file; it is empty if the path is no regular file.
+fn read_pid_file(path: &Path) -> io::Result<String> {
+    use io::Read as _;
+
+    let Some((file, _)) = file::open_regular(path)? else { return Ok(String::new()) };
+    let mut text = String::new();
+    file.take(MAX_PID_FILE).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn warn_if_open_to_others(dir: &Path) {
@@ -235,12 +247,12 @@ pub enum LockError {
     /// Other users can change the directory.
     #[error("the state directory {0}")]
     Refused(#[from] StateDirError),
-    /// A file in the directory is a symlink.
+    /// A file in the directory is a symlink, or no regular file.
     #[error("cannot use the state directory `{}`", dir.display())]
     Link {
         /// State directory.
         dir: PathBuf,
-        /// The link.
+        /// The symlink or file.
         #[source]
         source: io::Error,
     },
@@ -263,7 +275,10 @@ impl LockError {
     /// Classifies an error about a directory that cannot be written.
     fn unusable(dir: &Path, source: io::Error) -> Self {
         let dir = dir.to_owned();
-        if source.get_ref().is_some_and(|inner| inner.is::<secure_file::SymlinkRefused>()) {
+        let is_wrong_file = source.get_ref().is_some_and(|inner| {
+            inner.is::<secure_file::SymlinkRefused>() || inner.is::<secure_file::NotRegularFile>()
+        });
+        if is_wrong_file {
             return Self::Link { dir, source };
         }
         match source.kind() {
@@ -446,6 +461,22 @@ mod tests {
             let error = StateLock::acquire(dir.path(), LockRole::Agent).unwrap_err();
             assert!(matches!(error, LockError::Link { .. }), "{error}");
             assert_eq!(fs::read(&target).unwrap(), b"precious");
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn lock_or_pid_file_that_is_a_fifo_does_not_block() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+        for name in ["agent.lock", "agent.pid"] {
+            let dir = tempfile::tempdir().unwrap();
+            let fifo = dir.path().join(name);
+            mknodat(CWD, &fifo, FileType::Fifo, Mode::from(0o600), 0).unwrap();
+            let error = StateLock::acquire(dir.path(), LockRole::Agent).unwrap_err();
+            assert!(matches!(error, LockError::Link { .. }), "{error}");
+            let unknown = LockHolder { pid: None, role: LockRole::Agent };
+            assert_eq!(recorded_holder(dir.path()), unknown);
         }
     }
 

@@ -3,14 +3,16 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     thread,
+    time::{Duration, Instant},
 };
 
 use super::{super::file_watch::Change, *};
 use crate::{
     pipeline::ingest::Inbox,
-    platform::{Environment, secure_file},
+    platform::{Environment, SystemClock, bounded::BoundedCalls, secure_file},
 };
 
 const TOKEN: &str = "sink.siem.token = 'the token of the fleet'\n";
@@ -104,6 +106,40 @@ fn file_changed_during_an_inspection_is_left_for_later() {
     let stamps = world.manager.stamps();
     assert!(world.manager.read_changed_files(stamps.clone()).is_some());
     assert_eq!(world.manager.watch.compare(&stamps), Change::None);
+}
+
+/// A change was refused since another file did not answer, and was not read when that one did.
+#[test]
+fn change_beside_a_file_that_hangs_is_read_later() {
+    let mut world = World::new("filter.meta.enabled = true");
+    let calls = BoundedCalls::with_limit(Arc::new(SystemClock), Duration::from_secs(1));
+    world.manager.context.calls = calls.clone();
+    let other = world.home.path().join("token");
+    world.manager.named.insert(other.clone());
+    world.manager.watch_named();
+    let (release, released) = mpsc::channel::<()>();
+    let hang = move || {
+        released.recv().unwrap_or_default();
+        Ok(())
+    };
+    calls.run(&other, hang).unwrap_err();
+    replace(&world.file(), &format!("{TOKEN}filter.meta.enabled = false"));
+    let stamps = world.manager.stamps();
+    for refusals in [1, 0] {
+        assert!(world.manager.read_changed_files(stamps.clone()).is_none());
+        assert_eq!(world.refusals(), refusals, "it is reported once");
+    }
+    let stamps = world.manager.stamps();
+    assert_eq!(world.manager.watch.compare(&stamps), Change::None);
+    drop(release);
+    let begun = Instant::now();
+    while !calls.silent().is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not answer");
+        thread::sleep(Duration::from_millis(1));
+    }
+    let stamps = world.manager.stamps();
+    assert_eq!(world.manager.watch.compare(&stamps), Change::InProgress);
+    assert!(world.manager.read_changed_files(stamps).is_some());
 }
 
 /// Regression: the watch of a file that a new configuration names began after the file was read. A

@@ -42,6 +42,8 @@ const LIMIT_AT_STOP: Duration = Duration::from_millis(250);
 const MAX_UNHEARD: usize = 100;
 /// Size of the stack of a helper thread.
 const STACK: usize = 512 << 10;
+/// Size of the stack of a single call, which may parse what it reads: that of a main thread.
+const STACK_OF_ONE: usize = 8 << 20;
 
 /// Runs calls on helper threads. Clones share the threads and the places.
 #[derive(Clone)]
@@ -72,13 +74,21 @@ struct State {
     /// Number of helper threads that wait for a call.
     idle: usize,
     /// Objects to drop in places that do not answer, or where another object is being dropped.
-    leftovers: HashMap<PathBuf, Vec<Box<dyn Send>>>,
+    leftovers: HashMap<PathBuf, Leftovers>,
     listener: Option<Listener>,
     /// Changes since the start, until there is a listener.
     unheard: Vec<PlaceChange>,
     is_closed: bool,
     /// True if no caller waits for long any more.
     is_stopping: bool,
+}
+
+/// Objects to drop in one place.
+#[derive(Default)]
+struct Leftovers {
+    objects: Vec<Box<dyn Send>>,
+    /// True if a call that drops them is queued or running.
+    is_dropping: bool,
 }
 
 type Listener = Arc<dyn Fn(&PlaceChange) + Send + Sync>;
@@ -274,11 +284,8 @@ impl BoundedCalls {
         let shared = &self.0.0;
         let mut state = shared.lock();
         let is_silent = state.places.is_silent(place);
-        if let Some(leftovers) = state.leftovers.get_mut(place) {
-            leftovers.push(Box::new(object));
-            return;
-        }
-        state.leftovers.insert(place.to_owned(), vec![Box::new(object)]);
+        let leftovers = state.leftovers.entry(place.to_owned()).or_default();
+        leftovers.objects.push(Box::new(object));
         drop(state);
         if !is_silent {
             shared.drop_leftovers(place);
@@ -428,7 +435,7 @@ impl Shared {
     /// Drops the objects that were discarded in a place, on a helper thread.
     fn drop_leftovers(self: &Arc<Self>, place: &Path) {
         let mut state = self.lock();
-        if !state.leftovers.contains_key(place) {
+        if state.leftovers.get(place).is_none_or(|leftovers| leftovers.is_dropping) {
             return;
         }
         if state.idle <= state.queue.len() {
@@ -439,11 +446,16 @@ impl Shared {
             }
             state = self.lock();
         }
+        // Another thread may have begun meanwhile.
+        let leftovers = state.leftovers.get_mut(place);
+        let Some(leftovers) = leftovers.filter(|leftovers| !leftovers.is_dropping) else { return };
+        leftovers.is_dropping = true;
         let (shared, its_place) = (Arc::downgrade(self), place.to_owned());
         let run = move || {
             while let Some(shared) = shared.upgrade() {
                 let mut state = shared.lock();
-                let next = state.leftovers.get_mut(&its_place).and_then(Vec::pop);
+                let leftovers = state.leftovers.get_mut(&its_place);
+                let next = leftovers.and_then(|leftovers| leftovers.objects.pop());
                 if next.is_none() {
                     state.leftovers.remove(&its_place);
                     return;
@@ -485,19 +497,22 @@ impl<T> PendingCall<T> {
     }
 
     fn poll_unreturned(&self, mut state: MutexGuard<'_, State>, waited: Duration) -> Polled<T> {
-        let is_over = self.shared.clock.uptime().saturating_sub(self.begun) >= self.limit
-            || waited >= self.limit;
+        let is_stopping = state.is_stopping;
+        let limit = if is_stopping { self.limit.min(LIMIT_AT_STOP) } else { self.limit };
+        let is_over =
+            waited >= limit || self.shared.clock.uptime().saturating_sub(self.begun) >= limit;
         let call = state.calls.get(&self.id);
         let place = call.map(|call| call.place.clone()).unwrap_or_default();
-        if state.is_stopping {
-            return Polled::Overdue(DoesNotAnswer { place });
-        }
         if !is_over {
-            return Polled::Waiting;
+            return match is_stopping {
+                true => Polled::Overdue(DoesNotAnswer { place }),
+                false => Polled::Waiting,
+            };
         }
         let change = self.shared.record_overdue(&mut state, self.id, self.begun);
         drop(state);
-        if let Some(change) = change {
+        // A quarter of a second is no reason to report a place.
+        if let Some(change) = change.filter(|_| !is_stopping) {
             self.shared.notify(change);
         }
         Polled::Overdue(DoesNotAnswer { place })
@@ -517,7 +532,7 @@ pub fn run_once<T: Send + 'static>(
     let (sender, result) = mpsc::sync_channel(1);
     // The receiver may have given up.
     let run = move || drop(sender.send(call()));
-    thread::Builder::new().name("file-system".into()).stack_size(STACK).spawn(run)?;
+    thread::Builder::new().name("file-system".into()).stack_size(STACK_OF_ONE).spawn(run)?;
     result.recv_timeout(limit).map_err(|_| DoesNotAnswer { place: place.to_owned() }.into())
 }
 

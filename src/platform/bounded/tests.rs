@@ -168,6 +168,21 @@ fn discarded_objects_are_dropped_once_the_place_answers() {
 }
 
 #[test]
+fn leftovers_of_a_failed_start_are_dropped_with_the_next() {
+    let (calls, place) = (runner(), Path::new("/a"));
+    let (sender, dropped) = mpsc::channel();
+    // As it is after a thread could not be started.
+    let leftovers =
+        Leftovers { objects: vec![Box::new(OnDrop(sender.clone()))], is_dropping: false };
+    calls.0.0.lock().leftovers.insert(place.to_owned(), leftovers);
+    calls.discard(place, OnDrop(sender));
+    for _ in 0..2 {
+        dropped.recv_timeout(Duration::from_secs(60)).unwrap();
+    }
+    wait_until(|| calls.0.0.lock().leftovers.is_empty());
+}
+
+#[test]
 fn stopping_agent_does_not_wait_for_the_limit() {
     let calls = BoundedCalls::with_limit(Arc::new(SystemClock), Duration::from_secs(3600));
     let (_release, call) = hanging();
@@ -176,6 +191,8 @@ fn stopping_agent_does_not_wait_for_the_limit() {
     let error = calls.run(Path::new("/a"), call).unwrap_err();
     assert!(DoesNotAnswer::of(&error).is_some());
     stop.join().unwrap();
+    // Later calls there do not wait at all.
+    calls.run::<()>(Path::new("/a"), || panic!("it is not called")).unwrap_err();
     assert_eq!(calls.run(Path::new("/b"), || Ok(5)).unwrap(), 5);
 }
 

@@ -85,16 +85,30 @@ pub fn options() -> OpenOptions {
 }
 
 /// Opens a file of the agent's own. On Unix a symlink is not followed: another program could direct
-/// the agent to any file of the user.
+/// the agent to any file of the user. Never blocks on a FIFO.
 ///
 /// # Errors
-/// The error of the system; [`SymlinkRefused`] as its inner error for a symlink.
+/// The error of the system; as its inner error [`SymlinkRefused`] for a symlink, [`NotRegularFile`] for
+/// a FIFO, a socket or a device.
 pub fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    system::follow_no_link(options);
-    options.open(path).map_err(|error| match system::is_symlink(&error) {
-        true => io::Error::other(SymlinkRefused { path: path.to_owned() }),
-        false => error,
-    })
+    system::without_traps(options);
+    let not_regular = || io::Error::other(NotRegularFile { path: path.to_owned() });
+    match options.open(path) {
+        Ok(file) if file.metadata()?.is_file() => Ok(file),
+        Ok(_) => Err(not_regular()),
+        Err(error) if system::is_symlink(&error) => {
+            Err(io::Error::other(SymlinkRefused { path: path.to_owned() }))
+        }
+        Err(error) if system::is_fifo_or_socket(&error) => Err(not_regular()),
+        Err(error) => Err(error),
+    }
+}
+
+/// A FIFO, a socket or a device is in the place of a file of the agent's own.
+#[derive(Debug, thiserror::Error)]
+#[error("`{0}` is not a regular file: remove it", path.display())]
+pub struct NotRegularFile {
+    path: PathBuf,
 }
 
 /// A symlink is in the place of a file or directory of the agent's own.

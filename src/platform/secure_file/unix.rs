@@ -13,12 +13,22 @@ pub(super) fn for_owner_only(options: &mut OpenOptions) {
     options.mode(0o600);
 }
 
-pub(super) fn follow_no_link(options: &mut OpenOptions) {
-    options.custom_flags(rustix::fs::OFlags::NOFOLLOW.bits().cast_signed());
+/// Makes `options` follow no symlink, and not block on a FIFO.
+pub(super) fn without_traps(options: &mut OpenOptions) {
+    use rustix::fs::OFlags;
+
+    options.custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits().cast_signed());
 }
 
 pub(super) fn is_symlink(error: &io::Error) -> bool {
     rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::LOOP)
+}
+
+/// Returns whether an error means that a path is a FIFO without a reader, or a socket.
+pub(super) fn is_fifo_or_socket(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+
+    matches!(Errno::from_io_error(error), Some(Errno::NXIO | Errno::OPNOTSUPP))
 }
 
 pub(super) fn create_new(path: &Path) -> io::Result<File> {
@@ -188,6 +198,26 @@ mod tests {
         let fifo = dir.path().join("fifo");
         mknodat(CWD, &fifo, FileType::Fifo, Mode::from(0o600), 0).unwrap();
         assert!(matches!(read(&fifo), Err(SecretFileError::NoFile { .. })));
+    }
+
+    /// The hook of Claude Code waited for ever for a reader, until its prompt was let through.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn own_file_that_is_a_fifo_is_refused_without_blocking() {
+        use rustix::fs::{CWD, FileType, Mode, mknodat};
+
+        use super::super::{NotRegularFile, open, options};
+
+        let dir = tempfile::tempdir().unwrap();
+        let fifo = dir.path().join("fifo");
+        mknodat(CWD, &fifo, FileType::Fifo, Mode::from(0o600), 0).unwrap();
+        let is_refused = || {
+            let error = open(options().append(true), &fifo).unwrap_err();
+            error.get_ref().is_some_and(|inner| inner.is::<NotRegularFile>())
+        };
+        assert!(is_refused(), "without a reader");
+        let _reader = super::open(&fifo).unwrap();
+        assert!(is_refused(), "with a reader");
     }
 
     #[test]

@@ -41,9 +41,13 @@ const RULES: OBJECT_SECURITY_INFORMATION =
 pub(super) fn for_owner_only(_: &mut OpenOptions) {}
 
 /// Only administrators may create symlinks by default.
-pub(super) fn follow_no_link(_: &mut OpenOptions) {}
+pub(super) fn without_traps(_: &mut OpenOptions) {}
 
 pub(super) fn is_symlink(_: &io::Error) -> bool {
+    false
+}
+
+pub(super) fn is_fifo_or_socket(_: &io::Error) -> bool {
     false
 }
 

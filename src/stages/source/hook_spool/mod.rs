@@ -14,7 +14,7 @@ mod failed_reports;
 mod transcript;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
     sync::Arc,
@@ -29,7 +29,7 @@ use tracing::{info, warn};
 
 use self::{
     failed_reports::FailedReports,
-    transcript::{TranscriptSearch, root_of},
+    transcript::{DOES_NOT_ANSWER, TranscriptSearch, root_of},
 };
 use super::{BadRow, GenerationId, Intake, Plugin, Progress, Source, SourceOptions, Survey, Waker};
 use crate::{
@@ -68,6 +68,10 @@ const CALL_PRECISION: Duration = Duration::from_secs(3600);
 const SETTINGS_INTERVAL: Duration = Duration::from_secs(600);
 /// Time between two events about hooks that let prompts pass by a fallback policy.
 const FALLBACK_INTERVAL: Duration = Duration::from_secs(24 * 3600);
+/// Time for which a session is expected whose file system does not answer.
+const MAX_SILENCE_OF_PLACE: Duration = Duration::from_secs(24 * 3600);
+/// Time between two searches for such a session: within it, all expected sessions have their turn.
+const SEARCH_INTERVAL: Duration = Duration::from_secs(600);
 /// Maximum number of sessions whose records are expected.
 const MAX_WAITING: usize = 1000;
 
@@ -135,6 +139,8 @@ struct HookSpool {
     in_store: Vec<String>,
     /// Reports that are skipped.
     failed: FailedReports,
+    /// Sessions whose file system did not answer, with the uptime of the next search.
+    postponed: BTreeMap<SessionKey, Duration>,
     /// Reads a report; a test replaces it.
     read_report: fn(&Spool, &str) -> io::Result<Option<SpooledReport>>,
     /// Time of the next read of the spool.
@@ -159,6 +165,7 @@ impl SourceOptions for Options {
             in_group: Vec::new(),
             in_store: Vec::new(),
             failed: FailedReports::default(),
+            postponed: BTreeMap::new(),
             read_report: Spool::read,
             next_poll: Duration::ZERO,
             settings_due: Duration::ZERO,
@@ -184,6 +191,7 @@ impl Source for HookSpool {
         self.row = row.unwrap_or_default();
         self.in_group.clear();
         self.in_store.clear();
+        self.postponed.clear();
         for root in &self.row.roots {
             self.sessions.learn(root);
         }
@@ -385,20 +393,29 @@ impl HookSpool {
         let policy = StoredPolicy::read(state_dir).ok().flatten();
         let seconds = policy.and_then(|policy| policy.compliance.transcript_within_seconds);
         let within = seconds.map_or(DEFAULT_TRANSCRIPT_WITHIN, Duration::from_secs);
-        let (now, sessions) = (self.clock.now(), self.sessions.clone());
+        let (now, uptime) = (self.clock.now(), self.clock.uptime());
+        let (sessions, postponed) = (self.sessions.clone(), &mut self.postponed);
         let mut search = TranscriptSearch::new(&sessions, &self.calls);
         self.row.waiting.retain(|waiting| {
             let session = waiting.session();
             if sessions.is_seen(&session) {
                 sessions.forget(&session);
+                postponed.remove(&session);
                 return false;
             }
-            if now - waiting.since < within || search.is_exhausted() {
+            let is_postponed = postponed.get(&session).is_some_and(|due| uptime < *due);
+            if now - waiting.since < within || is_postponed || search.is_exhausted() {
+                return true;
+            }
+            // A continued session may have been read long before the hook was called.
+            let found = search.find(&session, &waiting.transcript);
+            if found == Err(DOES_NOT_ANSWER) && now - waiting.since < MAX_SILENCE_OF_PLACE {
+                postponed.insert(session, uptime + SEARCH_INTERVAL);
                 return true;
             }
             sessions.forget(&session);
-            // A continued session may have been read long before the hook was called.
-            let Err(reason) = search.find(&session, &waiting.transcript) else { return false };
+            postponed.remove(&session);
+            let Err(reason) = found else { return false };
             let unlogged = AgentEvent::SessionUnlogged {
                 session_id: waiting.session_id.clone(),
                 transcript_path: waiting.transcript.to_string_lossy().into_owned(),

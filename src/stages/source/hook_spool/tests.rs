@@ -1,4 +1,4 @@
-use std::fs;
+use std::{fs, sync::mpsc};
 
 use super::*;
 use crate::{
@@ -222,6 +222,32 @@ fn session_with_lines_in_another_file_is_no_event() {
     let expected =
         [["foreign", "its lines are those of other sessions"], ["none", "it does not exist"]];
     assert_eq!(events.iter().map(reason).collect::<Vec<_>>(), expected);
+}
+
+/// A share without its server made each of its sessions an event, although they were logged.
+#[test]
+fn session_of_a_silent_place_is_reported_after_a_day() {
+    let mut world = World::new();
+    let (clock, limit) = (Arc::clone(&world.clock), Duration::from_millis(50));
+    world.source.calls = BoundedCalls::with_limit(clock, limit);
+    world.call("UserPromptSubmit", "allowed", Path::new("/nowhere/p/s.jsonl"));
+    assert_eq!(world.store(), []);
+    let (_release, released) = mpsc::channel::<()>();
+    let hang = move || {
+        released.recv().unwrap_or_default();
+        Ok(())
+    };
+    world.source.calls.run(Path::new("/nowhere"), hang).unwrap_err();
+    let pass = |world: &World, seconds: u64| {
+        world.clock.0.fetch_add(seconds * 1000, std::sync::atomic::Ordering::Relaxed);
+    };
+    for seconds in [660, 660, 3600] {
+        pass(&world, seconds);
+        assert_eq!(world.store(), []);
+    }
+    pass(&world, 24 * 3600);
+    assert_eq!(world.store(), [("session_unlogged", "warning")]);
+    assert!(world.source.postponed.is_empty());
 }
 
 /// The lines are not read again after a restart.

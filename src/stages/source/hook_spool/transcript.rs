@@ -53,6 +53,7 @@ impl<'a> TranscriptSearch<'a> {
         self.searches += 1;
         let (key, file) = (session.clone(), transcript.to_owned());
         let named = self.call(place_of(transcript), move || evidence(&key, &file));
+        // A place that does not answer may have the records, so that no other reason replaces it.
         let mut why = match named {
             Ok(()) if root_of(transcript, self.calls).is_some() => return Ok(()),
             Ok(()) => "it is not below a directory of sessions",
@@ -63,7 +64,7 @@ impl<'a> TranscriptSearch<'a> {
             let (key, names) = (session.clone(), names.clone());
             match self.call(&root.clone(), move || search_root(&root, &names, &key)) {
                 Ok(()) => return Ok(()),
-                Err(other) if other != ABSENT => why = other,
+                Err(other) if other != ABSENT && why != DOES_NOT_ANSWER => why = other,
                 Err(_) => {}
             }
         }
@@ -78,7 +79,7 @@ impl<'a> TranscriptSearch<'a> {
     ) -> Result<(), &'static str> {
         match self.calls.run(place, move || Ok(search())) {
             Ok(found) => found,
-            Err(error) if DoesNotAnswer::of(&error).is_some() => Err("it does not answer"),
+            Err(error) if DoesNotAnswer::of(&error).is_some() => Err(DOES_NOT_ANSWER),
             Err(_) => Err("it cannot be read"),
         }
     }
@@ -110,6 +111,8 @@ fn search_root(root: &Path, names: &[PathBuf], session: &SessionKey) -> Result<(
     Err(why)
 }
 
+/// Reason why a search is incomplete: a file system does not answer.
+pub(super) const DOES_NOT_ANSWER: &str = "it does not answer";
 const ABSENT: &str = "it does not exist";
 const OTHER_SESSIONS: &str = "its lines are those of other sessions";
 
