@@ -3,7 +3,8 @@
 //! The hash of a section is the SHA-256 of its canonical form: the values that `config show --json`
 //! prints, as JSON with sorted keys and without white space. Values count as they are written: `5s`
 //! and `5000ms` differ, and `~/` is not expanded, so that it is the same for each user. Of a secret
-//! only its presence counts, and of a systemd credential not its path, which differs by machine.
+//! only its presence counts, also in a URL, and of a systemd credential not its path, which differs by
+//! machine.
 
 use std::{collections::BTreeMap, iter};
 
@@ -14,7 +15,7 @@ use super::{
     layer::Layer,
     origin::LayerOrigin,
     pipeline::KINDS,
-    redact::{is_secret_path, without_passwords},
+    redact::{is_secret_path, without_url_secrets},
     secret,
 };
 
@@ -139,9 +140,9 @@ fn is_hidden(path: &[String]) -> bool {
     }
 }
 
-/// Hides secrets in the tables of a list, and passwords in URLs.
+/// Hides secrets in the tables of a list, and in URLs.
 fn hide_in_lists(path: &[String], value: &Value) -> Value {
-    let Value::Array(tag, items) = value else { return without_passwords(value.clone()) };
+    let Value::Array(tag, items) = value else { return without_url_secrets(path, value.clone()) };
     let hide = |item: &Value| match item {
         Value::Dict(tag, table) => {
             let hide = |(key, value): (&String, &Value)| {

@@ -57,6 +57,7 @@ pub struct LoadedConfig {
     /// Tables of stages that were left out, since a higher layer sets another type.
     pub(super) retyped: Vec<(Vec<String>, Location)>,
     files: Vec<PathBuf>,
+    paths: Paths,
     /// True if systemd passed a credential directory.
     has_credentials: bool,
 }
@@ -176,6 +177,7 @@ impl LoadedConfig {
             removed: Vec::new(),
             retyped,
             files,
+            paths: paths.clone(),
             has_credentials: false,
         };
         loaded.hashes = loaded.hashes(hashes);
@@ -259,13 +261,15 @@ impl LoadedConfig {
     /// Returns the transport of the least protected sink.
     #[must_use]
     pub fn transport(&self) -> Transport {
-        transport::transport(&self.settings.pipeline.sinks)
+        transport::transport(&self.settings.pipeline.sinks, &self.paths)
     }
 
     /// Returns the names of the sinks that send unencrypted to another machine.
     pub fn plain_sinks(&self) -> impl Iterator<Item = &str> {
         let sinks = self.settings.pipeline.sinks.iter();
-        sinks.filter(|sink| transport::plain_option(sink).is_some()).map(|sink| &*sink.name)
+        sinks
+            .filter(|sink| transport::plain_option(sink, &self.paths).is_some())
+            .map(|sink| &*sink.name)
     }
 
     /// Warns of each sink that sends unencrypted to another machine.
@@ -275,7 +279,7 @@ impl LoadedConfig {
     fn check_transport(&mut self) -> Result<(), ConfigError> {
         let reason = self.reason_for_tls();
         for sink in &self.settings.pipeline.sinks {
-            let Some(key) = transport::plain_option(sink) else { continue };
+            let Some(key) = transport::plain_option(sink, &self.paths) else { continue };
             if let Some(reason) = reason {
                 let problem =
                     format!("leads to another machine without encryption, but {reason}: use TLS");

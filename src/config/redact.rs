@@ -9,7 +9,7 @@ pub(super) fn without_secrets(path: &[String], value: &Value) -> Value {
     if is_secret_path(path) {
         return secret::MASK.into();
     }
-    without_passwords(masked(value))
+    without_url_secrets(path, masked(value))
 }
 
 /// Returns whether a part of the key says that its value is a secret. The name of a stage does not.
@@ -28,23 +28,87 @@ pub(super) fn user_in_url(text: &str) -> Option<&str> {
     Some(&authority[..authority.rfind('@')?])
 }
 
-/// Removes user name and password from URLs.
-pub(super) fn without_passwords(value: Value) -> Value {
+/// Returns whether the path of a URL at this key may contain a secret. The type of the sink does not
+/// count, since another layer may set it.
+pub(super) fn is_endpoint(path: &[String]) -> bool {
+    matches!(path, [kind, _, option] if kind == "sink" && option == "endpoint")
+}
+
+/// Returns the end of a URL that may contain a secret: the query, and with `hides_path` the path too.
+/// Texts that only contain a URL, such as patterns, have none.
+pub(super) fn secret_in_url(text: &str, hides_path: bool) -> Option<&str> {
+    let (scheme, rest) = text.split_once("://")?;
+    let is_scheme = |it: char| it.is_ascii_alphanumeric() || "+-.".contains(it);
+    if !scheme.trim_start().chars().all(is_scheme) {
+        return None;
+    }
+    let tail = &rest[rest.find(['/', '?', '#'])?..];
+    let start = if hides_path { 1 } else { tail.find('?')? + 1 };
+    Some(&tail[start..]).filter(|secret| !secret.is_empty())
+}
+
+/// Removes user names, passwords and other secrets from the URLs at and below `path`.
+pub(super) fn without_url_secrets(path: &[String], value: Value) -> Value {
     match value {
-        Value::String(tag, text) => {
-            let hidden = user_in_url(&text).map(|user| {
-                let at = text.find("://").map_or(0, |at| at + 3);
-                format!("{}{}{}", &text[..at], secret::MASK, &text[at + user.len()..])
-            });
-            Value::String(tag, hidden.unwrap_or(text))
-        }
+        Value::String(tag, text) => Value::String(tag, masked_url(path, text)),
         Value::Array(tag, items) => {
-            Value::Array(tag, items.into_iter().map(without_passwords).collect())
+            let items = items.into_iter().map(|item| without_url_secrets(path, item));
+            Value::Array(tag, items.collect())
         }
         Value::Dict(tag, dict) => {
-            let items = dict.into_iter().map(|(key, value)| (key, without_passwords(value)));
+            let items = dict.into_iter().map(|(key, value)| {
+                let path: Vec<String> = path.iter().chain([&key]).cloned().collect();
+                (key, without_url_secrets(&path, value))
+            });
             Value::Dict(tag, items.collect())
         }
         other => other,
+    }
+}
+
+fn masked_url(path: &[String], mut text: String) -> String {
+    if let Some(length) = secret_in_url(&text, is_endpoint(path)).map(str::len) {
+        text.truncate(text.len() - length);
+        text += secret::MASK;
+    }
+    let hidden = user_in_url(&text).map(|user| {
+        let at = text.find("://").map_or(0, |at| at + 3);
+        format!("{}{}{}", &text[..at], secret::MASK, &text[at + user.len()..])
+    });
+    hidden.unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use figment::value::Dict;
+
+    use super::*;
+
+    #[test]
+    fn secrets_in_urls_are_masked() {
+        let shown = |key: &str, text: &str| {
+            let path: Vec<String> = key.split('.').map(str::to_owned).collect();
+            without_secrets(&path, &text.into()).as_str().map(str::to_owned).unwrap()
+        };
+        for (key, text, expected) in [
+            ("sink.x.endpoint", "https://intake.test/receiver/KEY", "https://intake.test/***"),
+            ("sink.x.endpoint", "https://intake.test?sig=KEY", "https://intake.test?***"),
+            ("sink.x.endpoint", "https://u:p@intake.test/KEY?a", "https://***@intake.test/***"),
+            ("sink.x.endpoint", "https://intake.test:8088", "https://intake.test:8088"),
+            ("sink.x.endpoint", "https://intake.test/", "https://intake.test/"),
+            ("sink.x.proxy", "http://proxy.test/a?sig=KEY", "http://proxy.test/a?***"),
+            ("sink.x.proxy", "http://proxy.test/a", "http://proxy.test/a"),
+            ("filter.x.drop", "https?://a.test/?b", "https?://a.test/?b"),
+        ] {
+            assert_eq!(shown(key, text), expected);
+        }
+    }
+
+    #[test]
+    fn secrets_in_urls_of_a_table_are_masked() {
+        let sink = Dict::from([("endpoint".to_owned(), "https://intake.test/KEY".into())]);
+        let shown = without_secrets(&["sink".to_owned(), "x".to_owned()], &sink.into());
+        let endpoint = shown.find("endpoint").unwrap();
+        assert_eq!(endpoint.as_str(), Some("https://intake.test/***"));
     }
 }

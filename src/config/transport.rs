@@ -9,26 +9,26 @@ use reqwest::Url;
 use siem_protocol::agent_event::Transport;
 
 use super::settings::StageTable;
-use crate::platform::secure_file;
+use crate::platform::{Paths, secure_file};
 
 /// Option of sinks that leads to a proxy: requests to `https` URLs pass through it encrypted.
 const PROXY: &str = "proxy";
 
 /// Returns the transport of the least protected of the sinks.
-pub(super) fn transport(sinks: &[StageTable]) -> Transport {
-    let transports = sinks.iter().filter_map(least_protected).map(|(transport, _)| transport);
-    transports.min().unwrap_or(Transport::Local)
+pub(super) fn transport(sinks: &[StageTable], paths: &Paths) -> Transport {
+    let transports = sinks.iter().filter_map(|sink| least_protected(sink, paths));
+    transports.map(|(transport, _)| transport).min().unwrap_or(Transport::Local)
 }
 
 /// Returns the key of the option with which a sink sends unencrypted to another machine; `None` if it
 /// does not.
-pub(super) fn plain_option(sink: &StageTable) -> Option<&str> {
-    let (transport, key) = least_protected(sink)?;
+pub(super) fn plain_option<'s>(sink: &'s StageTable, paths: &Paths) -> Option<&'s str> {
+    let (transport, key) = least_protected(sink, paths)?;
     (transport == Transport::Plain).then_some(key)
 }
 
 /// Returns the least protected transport of a sink, and the key of the option that names it.
-fn least_protected(sink: &StageTable) -> Option<(Transport, &str)> {
+fn least_protected<'s>(sink: &'s StageTable, paths: &Paths) -> Option<(Transport, &'s str)> {
     let options = sink.options.texts();
     let value = |key: &str| options.iter().find(|(name, _)| *name == key).map(|(_, text)| *text);
     if let Some(address) = value("address") {
@@ -42,7 +42,9 @@ fn least_protected(sink: &StageTable) -> Option<(Transport, &str)> {
         let transport = match key.strip_suffix("_file") {
             // The URL may contain a secret, and is then in a file. One that cannot be read is
             // reported when the sink is built.
-            Some("endpoint" | "url") => of_url(secure_file::read(Path::new(text)).ok()?.trim()),
+            Some("endpoint" | "url") => {
+                of_url(secure_file::read(&paths.expand(Path::new(text))).ok()?.trim())
+            }
             _ => of_url(text),
         };
         Some((transport?, *key))
@@ -83,8 +85,14 @@ fn is_loopback(host: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::{super::options::OptionTable, *};
+    use crate::platform::Os;
 
     fn of(options: &str) -> Transport {
+        of_user(options, Path::new("/home/alice"))
+    }
+
+    /// Returns the transport of a sink of a user with this home directory.
+    fn of_user(options: &str, home_dir: &Path) -> Transport {
         let sink = StageTable {
             name: "siem".into(),
             stage: "any".into(),
@@ -92,7 +100,11 @@ mod tests {
             sink_settings: super::super::sink::SinkSettings::default(),
             options: OptionTable::from_toml(options),
         };
-        transport(&[sink])
+        let variable = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
+        let home = if cfg!(windows) { r"C:\\Users\\alice" } else { "/home/alice" };
+        let mut paths = Paths::on(Os::CURRENT, &[(variable, home)].into_iter().collect()).unwrap();
+        paths.home = home_dir.to_owned();
+        transport(&[sink], &paths)
     }
 
     #[test]
@@ -133,5 +145,6 @@ mod tests {
         let path = dir.path().join("endpoint");
         secure_file::replace(&path, b"http://siem.example.com/?key=s3cr3t\n").unwrap();
         assert_eq!(of(&format!("endpoint_file = {path:?}")), Transport::Plain);
+        assert_eq!(of_user("endpoint_file = '~/endpoint'", dir.path()), Transport::Plain);
     }
 }

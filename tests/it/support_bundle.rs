@@ -123,3 +123,31 @@ fn support_bundle_works_without_a_valid_config() {
     let error = agent().fail(1);
     assert!(error.contains("bundle.tar.gz"), "{error}");
 }
+
+#[test]
+fn support_bundle_of_a_broken_config_is_redacted() {
+    let home = Home::new();
+    run_with_planted_secrets(&home, "[agent]\nlog_format = \"text\"\n");
+    let log = home.state_dir().join("logs/agent.log");
+    let text = fs::read_to_string(&log).unwrap();
+    let root = home.path().join(".config/claude/projects");
+    let leaked = format!("{text}planted-plain-token\n{}/planted-project\n", root.display());
+    fs::write(&log, leaked).unwrap();
+    let path = home.path().join("broken.toml");
+    let bundle = |name: &str, config: &str| {
+        fs::write(&path, config).unwrap();
+        let archive = home.path().join(name);
+        let arguments = ["support-bundle", "--to", archive.to_str().unwrap()];
+        home.agent(&arguments).arg("--config").arg(&path).succeed();
+        extract(&archive, &home.path().join(format!("{name}-extracted")))
+    };
+    let sink = "[sink.hec]\ntype = \"splunk-hec\"\ntoken = \"planted-plain-token\"\n";
+    let files = bundle("wrong-key", &format!("{sink}[agent]\nwrong = 1\n"));
+    assert!(files["agent.log"].contains("entry_refused"), "{}", files["agent.log"]);
+    assert!(files.values().all(|text| !text.contains("planted")), "{files:?}");
+    // The secrets in a file that cannot be parsed are unknown.
+    let files = bundle("wrong-syntax", &format!("{sink}[agent"));
+    assert!(!files.contains_key("agent.log"), "{files:?}");
+    assert!(files["contents.json"].contains("the log: "), "{}", files["contents.json"]);
+    assert!(files.values().all(|text| !text.contains("planted")), "{files:?}");
+}

@@ -14,7 +14,7 @@ use crate::{
     cli::{
         context::{CliContext, ConfigFiles},
         failure::Failure,
-        output::print,
+        output::{JSON_VERSION, print},
     },
     config::{ConfigError, ConfigWarning, Location, MissingSetting, did_you_mean},
     pipeline::validate::ValidationError,
@@ -125,6 +125,7 @@ impl Report {
         };
         let problems: Vec<Value> = self.problems.iter().map(Problem::as_json).collect();
         let report = json!({
+            "version": JSON_VERSION,
             "valid": self.is_valid(), "strict": self.strict,
             "errors": count(true), "warnings": count(false), "problems": problems,
         });

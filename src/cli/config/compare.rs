@@ -8,13 +8,13 @@ use std::{
 };
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     cli::{
         context::{CliContext, read_managed},
         failure::Failure,
-        output::{note, print},
+        output::{JSON_VERSION, note, print},
         progress_bar::ProgressBar,
     },
     config::{HiddenValue, LayerOrigin, LoadedConfig},
@@ -217,10 +217,16 @@ impl Comparison {
         });
         let hidden = |hidden: &HiddenValue| {
             let HiddenValue { key, location, reason } = hidden;
-            json!({ "key": key, "line": location.line, "reason": reason })
+            let mut hidden = json!({ "key": key, "reason": reason });
+            if let (Value::Object(hidden), Value::Object(place)) = (&mut hidden, location.to_json())
+            {
+                hidden.extend(place);
+            }
+            hidden
         };
         let found = json!({
-            "read": self.read, "shipped_now": self.shipped, "shipped_candidate": self.would_ship,
+            "version": JSON_VERSION, "read": self.read,
+            "shipped_now": self.shipped, "shipped_candidate": self.would_ship,
             "dropped_more": causes(&self.more), "dropped_less": causes(&self.less),
             "cut": cut.collect::<Vec<_>>(), "masked": masked.collect::<Vec<_>>(),
             "without_effect": self.hidden.iter().map(hidden).collect::<Vec<_>>(),

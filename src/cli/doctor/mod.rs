@@ -58,13 +58,19 @@ impl Arguments {
     /// Prints each result at once, since some checks take long. Returns the number of failed checks.
     fn print_text(&self, context: &CliContext) -> Result<u64, Failure> {
         let (colours, width) = (Colours::of_stdout(), stdout_width());
-        let mut failed = 0;
+        let (mut failed, mut warnings) = (0, 0);
         examine(context, self.canary, &mut |result| {
             failed += u64::from(result.outcome == CheckOutcome::Fail);
+            warnings += u64::from(result.outcome == CheckOutcome::Warn);
             print(format_args!("{}", result.render(colours, width)))
         })?;
-        if failed == 0 {
-            print(format_args!("all checks passed"))?;
+        match (failed, warnings) {
+            (0, 0) => print(format_args!("all checks passed"))?,
+            (0, _) => {
+                let warnings = counted(warnings, "warning", "warnings");
+                print(format_args!("no check failed, {warnings}"))?;
+            }
+            _ => {}
         }
         Ok(failed)
     }

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::redact::Redactor;
 use crate::{
+    agent::startable,
     cli::{
         context::CliContext,
         doctor,
@@ -13,7 +14,7 @@ use crate::{
         output::JSON_VERSION,
         status::collect::{Depth, collect as collect_status},
     },
-    config::LoadedConfig,
+    config::{self, ConfigValue, LoadedConfig},
     logging,
     pipeline::assembly,
     platform::{LogReader, Os, Timestamp, random_bytes},
@@ -35,7 +36,7 @@ pub(super) struct BundleFile {
 pub(super) fn collect(context: &CliContext, now: Timestamp) -> Result<Vec<BundleFile>, Failure> {
     let state_dir = context.state_dir()?;
     let loaded = context.load_in_force();
-    let redactor = redactor(context, loaded.as_ref().ok())?;
+    let (redactor, is_complete) = redactor(context, loaded.as_ref().ok())?;
     let json = |name, about, value| BundleFile {
         name,
         about,
@@ -43,7 +44,6 @@ pub(super) fn collect(context: &CliContext, now: Timestamp) -> Result<Vec<Bundle
     };
     let status = collect_status(context, Depth::Outbox)?.json();
     let checks = doctor::as_json(&doctor::collect(context, false));
-    let log = redactor.log(&last_log(&state_dir));
     let mut files = vec![
         json("status.json", "as `ai-agent status --json` prints it", status),
         json("doctor.json", "as `ai-agent doctor --json` prints it", checks),
@@ -52,26 +52,45 @@ pub(super) fn collect(context: &CliContext, now: Timestamp) -> Result<Vec<Bundle
             "values in force and their origin, without secrets",
             configuration(context, loaded),
         ),
-        BundleFile { name: "agent.log", about: "last lines of the log", bytes: log.into_bytes() },
     ];
-    files.insert(0, json("contents.json", "this list, and what is left out", list(&files, now)));
+    if is_complete {
+        let bytes = redactor.log(&last_log(&state_dir)).into_bytes();
+        files.push(BundleFile { name: "agent.log", about: "last lines of the log", bytes });
+    }
+    let list = list(&files, is_complete, now);
+    files.insert(0, json("contents.json", "this list, and what is left out", list));
     Ok(files)
 }
 
-fn redactor(context: &CliContext, loaded: Option<&LoadedConfig>) -> Result<Redactor, Failure> {
-    let paths = context.paths();
-    let mut roots = vec![paths.home.join(".claude/projects"), paths.claude_desktop.clone()];
-    let mut secrets = Vec::new();
-    if let Some(loaded) = loaded {
-        let stage_context = context.stage_context(loaded);
-        roots.extend(assembly::session_roots(loaded, &stage_context).unwrap_or_default());
-        secrets = loaded.secret_values();
+/// Returns the redactor; and false if it lacks secrets or directories with sessions, since a part of the
+/// configuration cannot be read.
+fn redactor(
+    context: &CliContext,
+    in_force: Option<&LoadedConfig>,
+) -> Result<(Redactor, bool), Failure> {
+    let (paths, sources) = (context.paths(), &context.sources);
+    let roots_of = |loaded: &LoadedConfig| {
+        assembly::session_roots(loaded, &sources.check_context(loaded)).ok()
+    };
+    let defaults = config::load_files(&[], None, paths).map_err(Failure::failed)?;
+    // If there are errors, the values without errors still name directories.
+    let configured = in_force.and_then(roots_of).or_else(|| {
+        let checked = startable::check(sources);
+        roots_of(checked.loaded.as_ref()?)
+    });
+    let (mut secrets, has_all_layers) = sources.inputs().secret_values();
+    if let Some(loaded) = in_force {
+        secrets.extend(loaded.secret_values(paths));
     }
+    let is_complete = has_all_layers && configured.is_some();
+    let mut roots = vec![paths.home.join(".claude/projects"), paths.claude_desktop.clone()];
+    roots.extend(roots_of(&defaults).into_iter().chain(configured).flatten());
+    roots.sort();
     roots.dedup();
     let linked: Vec<PathBuf> = roots.iter().filter_map(|root| root.canonicalize().ok()).collect();
     roots.extend(linked.into_iter().filter(|root| root.components().count() > 1));
     let salt = random_bytes().map_err(Failure::failed)?;
-    Ok(Redactor::new(secrets, &paths.home, &roots, salt))
+    Ok((Redactor::new(secrets, &paths.home, &roots, salt), is_complete))
 }
 
 /// Values in force. Not shown if there is a mistake: under a misspelt key, a secret would not be
@@ -87,7 +106,7 @@ fn configuration(context: &CliContext, loaded: Result<LoadedConfig, Failure>) ->
         return json!({ "version": JSON_VERSION, "errors": errors });
     }
     let values = loaded.effective_values();
-    let value = |it: &crate::config::ConfigValue| json!({ "key": it.key(), "value": it.value, "origin": it.location.to_string() });
+    let value = |it: &ConfigValue| json!({ "key": it.key(), "value": it.value, "origin": it.location.to_string() });
     json!({
         "version": JSON_VERSION,
         "hash": loaded.settings.config_hash().to_string(),
@@ -110,7 +129,19 @@ fn last_log(state_dir: &Path) -> String {
     text
 }
 
-fn list(files: &[BundleFile], now: Timestamp) -> Value {
+fn list(files: &[BundleFile], has_log: bool, now: Timestamp) -> Value {
+    let mut left_out = vec![
+        "tokens, keys, passwords and other secrets",
+        "content of sessions, entries and dead letters",
+        "names of sessions and projects: replaced by digests that differ in each bundle",
+        "answers of receivers behind their status, since they may quote a record",
+        "names in e-mail addresses, and the path of the home directory",
+    ];
+    if !has_log {
+        left_out.push(
+            "the log: the configuration cannot be read, so its secrets and directories are unknown",
+        );
+    }
     let file = |file: &BundleFile| json!({ "name": file.name, "about": file.about, "bytes": file.bytes.len() });
     json!({
         "version": JSON_VERSION,
@@ -119,12 +150,6 @@ fn list(files: &[BundleFile], now: Timestamp) -> Value {
         "os": Os::CURRENT.name(),
         "arch": std::env::consts::ARCH,
         "files": files.iter().map(file).collect::<Vec<_>>(),
-        "left_out": [
-            "tokens, keys, passwords and other secrets",
-            "content of sessions, entries and dead letters",
-            "names of sessions and projects: replaced by digests that differ in each bundle",
-            "answers of receivers behind their status, since they may quote a record",
-            "names in e-mail addresses, and the path of the home directory",
-        ],
+        "left_out": left_out,
     })
 }

@@ -12,9 +12,11 @@ const MASK: &str = "***";
 /// value that the bundle shows.
 const MIN_SECRET: usize = 6;
 /// Fields of log lines, and members, that contain answers of a receiver.
-const ANSWERS: [&str; 2] = ["answer", "said"];
+const ANSWERS: [&str; 3] = ["answer", "said", "warning"];
 /// Texts before the status of a receiver's answer. What follows the status may quote a record.
-const STATUS_PREFIXES: [&str; 3] = ["responded with ", "response ", "with status "];
+const STATUS_PREFIXES: [&str; 4] = ["responded with ", "response ", "with status ", " got "];
+/// Quotes around a path in a message or a field.
+const QUOTES: [char; 3] = ['`', '"', '\''];
 
 /// Removes what must not leave the machine.
 pub(super) struct Redactor {
@@ -95,20 +97,25 @@ impl Redactor {
         without_addresses(&text)
     }
 
-    /// Replaces the names behind `root` by a digest, which is the same wherever they occur.
+    /// Replaces the names behind `root` by a digest, which is the same wherever they occur. Without a
+    /// quote in front of `root`, what follows the names is removed too: a name may contain any text.
     fn without_names(&self, text: &str, root: &str) -> String {
         let mut redacted = String::new();
         let mut rest = text;
         while let Some(at) = rest.find(root) {
+            let quote = rest[..at].chars().next_back().filter(|it| QUOTES.contains(it));
             let (before, behind) = rest.split_at(at + root.len());
             redacted += before;
             rest = behind;
             if !behind.starts_with(['/', '\\']) {
                 continue;
             }
-            let (names, after) = behind[1..].split_at(names_end(&behind[1..]));
+            let names = &behind[1..];
+            let end = quote.map_or(names.len(), |quote| quoted_end(names, quote));
+            let (names, after) = names.split_at(end);
             if !names.is_empty() {
-                let digest = Digest::of(&[&self.salt, names.as_bytes()].concat()).to_string();
+                let path = &names[..likely_end(names)];
+                let digest = Digest::of(&[&self.salt, path.as_bytes()].concat()).to_string();
                 redacted += &format!("{}{MASK}{}", &behind[..1], &digest[..8]);
             }
             rest = after;
@@ -117,10 +124,20 @@ impl Redactor {
     }
 }
 
-/// Length of the names at the start of a text: they end with a quote, or where another field or
-/// sentence starts.
-fn names_end(text: &str) -> usize {
-    let quote = text.find(['`', '"', '\'']);
+/// Returns the index of the closing quote in the rest of a text behind an opening quote; the length of
+/// the text if that is uncertain, since a name contains quotes too.
+fn quoted_end(text: &str, quote: char) -> usize {
+    let is_closing = |at: &usize| !text[at + 1..].starts_with(char::is_alphanumeric);
+    let has_pairs = text.matches(quote).count() % 2 == 1;
+    let mut quotes = text.match_indices(quote).map(|(at, _)| at);
+    quotes.find(is_closing).filter(|_| has_pairs).unwrap_or(text.len())
+}
+
+/// Returns the likely length of the names at the start of a text: they end with a quote, or where
+/// another field or sentence starts. Only the digest depends on it, so that it is the same with and
+/// without quotes.
+fn likely_end(text: &str) -> usize {
+    let quote = text.find(QUOTES);
     let sentence = text.find(": ");
     let field = text.match_indices(' ').find(|(at, _)| {
         let next = &text[at + 1..];
@@ -194,7 +211,10 @@ mod tests {
         assert!(hidden.ends_with("`: denied") && !hidden.contains("secret"), "{hidden}");
         let line = "path=/srv/sessions/-work-secret/a b.jsonl error=denied";
         let hidden = text(line);
-        assert!(hidden.ends_with(" error=denied") && !hidden.contains("b.jsonl"), "{hidden}");
+        assert!(!hidden.contains("secret") && !hidden.contains("b.jsonl"), "{hidden}");
+        let digest = hidden.rsplit('/').next().unwrap();
+        let quoted = text("path=\"/srv/sessions/-work-secret/a b.jsonl\" error=\"denied\"");
+        assert_eq!(quoted, format!("path=\"/srv/sessions/{digest}\" error=\"denied\""));
         assert_eq!(hidden, text(line), "the same name has the same replacement");
         let other = Redactor { salt: [8; 16], ..redactor() };
         assert_ne!(hidden, other.text(line), "and another one in another bundle");
@@ -203,10 +223,29 @@ mod tests {
     }
 
     #[test]
+    fn names_with_quotes_and_fields_are_replaced_as_a_whole() {
+        let redactor = redactor();
+        for name in ["it's secret", "a: secret", "a x=secret", "a\"b secret", "a` secret"] {
+            for quote in ["", "`", "\"", "'"] {
+                let line = format!("cannot read {quote}/srv/sessions/{name}{quote}: denied");
+                let value = json!({ "message": line }).to_string();
+                for line in [line, value] {
+                    let hidden = redactor.log(&line);
+                    assert!(!hidden.contains("secret"), "{line}: {hidden}");
+                    assert!(hidden.contains("/srv/sessions/***"), "{line}: {hidden}");
+                }
+            }
+        }
+    }
+
+    #[test]
     fn answers_of_receivers_are_left_out() {
         let text = "sink `siem` delivers nothing: the receiver responded with 400 (a record)";
         let expected = "sink `siem` delivers nothing: the receiver responded with 400 ***";
         assert_eq!(redactor().text(text), expected);
+        assert_eq!(redactor().text("the document got 400: a record"), "the document got 400 ***");
+        let log = "t WARN x: code=\"receiver_warning\" warning=\"a record\"";
+        assert_eq!(redactor().log(log), "t WARN x: code=\"receiver_warning\" ***\n");
         let value = json!({ "answer": "a record", "said": null, "list": [{ "answer": 7 }] });
         let expected = json!({ "answer": "***", "said": null, "list": [{ "answer": "***" }] });
         assert_eq!(redactor().value(value), expected);

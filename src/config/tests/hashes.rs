@@ -126,7 +126,7 @@ fn every_option_changes_the_hash_of_its_section() {
     assert!(options > 100, "{options}");
 }
 
-/// An endpoint is not secret, unless a file contains it.
+/// Of an endpoint only the path and the query are secret, unless a file contains it.
 #[test]
 fn value_of_a_secret_changes_no_hash_but_its_presence_does() {
     let sinks = ["http-siem", "elasticsearch", "splunk-hec", "http", "otlp"];
@@ -161,6 +161,11 @@ fn value_of_a_secret_changes_no_hash_but_its_presence_does() {
         |user: &str| of_user(&format!("[sink.siem]\nproxy = \"http://{user}proxy.example.com\""));
     assert_eq!(proxy("u:one@"), proxy("u:two@"));
     assert_ne!(proxy("u:one@"), proxy(""));
+    let endpoint = |url: &str| {
+        of_user(&format!("pipeline.sinks = [\"x\"]\n[sink.x]\ntype = \"http\"\nendpoint = {url:?}"))
+    };
+    assert_eq!(endpoint("https://a.test/one"), endpoint("https://a.test/two?sig=x"));
+    assert_ne!(endpoint("https://a.test/one"), endpoint("https://b.test/one"));
 }
 
 /// What differs by machine is not in the hash: the home directory, and where systemd puts credentials.

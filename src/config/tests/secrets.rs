@@ -121,6 +121,49 @@ proptest! {
     }
 }
 
+#[test]
+fn secret_values_contain_files_headers_and_urls() {
+    let machine = Machine::new()
+        .write("home/headers", "Authorization:Bearer file-token\n")
+        .write("home/endpoint", "https://intake.test/receiver/file-key\n")
+        .user(
+            "pipeline.sinks = [\"one\", \"two\"]\n\
+             [sink.one]\ntype = \"http\"\nendpoint = \"https://intake.test/receiver/path-key\"\n\
+             headers_file = \"~/headers\"\nproxy = \"http://proxy.test/?sig=query-key\"\n\
+             [sink.two]\ntype = \"http\"\nendpoint_file = \"~/endpoint\"\n\
+             headers = { Authorization = \"Bearer plain-token\" }\n",
+        );
+    let secrets = machine.load().unwrap().secret_values(&machine.paths);
+    for secret in [
+        "file-token",
+        "Bearer file-token",
+        "https://intake.test/receiver/file-key",
+        "receiver/file-key",
+        "https://intake.test/receiver/path-key",
+        "receiver/path-key",
+        "sig=query-key",
+        "plain-token",
+    ] {
+        assert!(secrets.iter().any(|it| it == secret), "{secret}: {secrets:?}");
+    }
+}
+
+#[test]
+fn secret_values_of_broken_layers_are_found() {
+    let secret_values = |machine: &Machine| {
+        let environment: Environment = machine.variables.iter().cloned().collect();
+        let (paths, environment) = (&machine.paths, &environment);
+        ConfigInputs { paths, environment, explicit: None, managed: None }.secret_values()
+    };
+    let token = "a-secret".to_owned();
+    let machine = user("[sink.siem]\ntoken = \"a-secret\"\nwrong = 1\n[agent]\nwrong = 1");
+    assert!(machine.load().is_err());
+    let (secrets, is_complete) = secret_values(&machine);
+    assert!(is_complete && secrets.contains(&token), "{secrets:?}");
+    let (secrets, is_complete) = secret_values(&machine.machine("[agent"));
+    assert!(!is_complete && secrets.contains(&token), "{secrets:?}");
+}
+
 /// Each way alone, so that no error hides another.
 #[test]
 fn no_output_of_one_layer_contains_a_secret() {
