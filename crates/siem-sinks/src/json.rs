@@ -7,8 +7,10 @@ use siem_protocol::json;
 
 use crate::event::Value;
 
-/// Number of bytes that are escaped at a time.
-const BLOCK: usize = 512;
+/// Number of bytes that are written at a time.
+const ROOM: usize = 2048;
+/// Number of bytes that one step writes at most: a word, whatever counts of it, and the longest escape.
+const STEP: usize = size_of::<u64>() + 6;
 /// Longest text that is likely to need no escape: names and values of fields.
 const SHORT: usize = 128;
 
@@ -21,33 +23,36 @@ pub(crate) fn write_text(out: &mut Vec<u8>, text: &str) {
     if text.len() <= SHORT && !text.bytes().fold(false, |found, byte| found | is_escaped(byte)) {
         out.extend_from_slice(text.as_bytes());
     } else {
-        // The longest escape has 6 bytes, and a word is written even if less of it counts.
-        let mut room = [0; 6 * BLOCK + size_of::<u64>()];
-        for block in text.as_bytes().chunks(BLOCK) {
-            let length = escape(block, &mut room);
-            out.extend_from_slice(&room[..length]);
+        let (mut room, mut rest) = ([0; ROOM], text.as_bytes());
+        while !rest.is_empty() {
+            let (read, written) = escape(rest, &mut room);
+            out.extend_from_slice(&room[..written]);
+            rest = &rest[read..];
         }
     }
     out.push(b'"');
 }
 
-/// Writes `block` with escapes to `room`, and returns the number of bytes.
-fn escape(block: &[u8], room: &mut [u8; 6 * BLOCK + size_of::<u64>()]) -> usize {
+/// Writes the start of `bytes` with escapes to `room`. Returns the number of bytes read and written.
+fn escape(bytes: &[u8], room: &mut [u8; ROOM]) -> (usize, usize) {
     let (mut from, mut to) = (0, 0);
-    while let Some(word) = block.get(from..).and_then(|rest| rest.first_chunk()) {
+    while to <= ROOM - STEP
+        && let Some(word) = bytes.get(from..).and_then(|rest| rest.first_chunk())
+    {
         let word = u64::from_le_bytes(*word);
         room[to..to + 8].copy_from_slice(&word.to_le_bytes());
         let plain = plain_bytes(word);
         (from, to) = (from + plain, to + plain);
         if plain < 8 {
-            to += write_byte(&mut room[to..], block[from]);
+            to += write_byte(&mut room[to..], bytes[from]);
             from += 1;
         }
     }
-    for byte in &block[from..] {
-        to += write_byte(&mut room[to..], *byte);
+    while to <= ROOM - STEP && from < bytes.len() {
+        to += write_byte(&mut room[to..], bytes[from]);
+        from += 1;
     }
-    to
+    (from, to)
 }
 
 /// Returns the number of bytes before the first one, in memory, that is escaped.

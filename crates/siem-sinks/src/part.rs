@@ -63,6 +63,9 @@ pub enum Part<'a> {
     Bytes(&'a [u8]),
 }
 
+/// Number of bytes that are measured at a time.
+const BLOCK: usize = 1024;
+
 /// Measure of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
@@ -106,20 +109,43 @@ fn escape_bytes(byte: u8) -> usize {
 
 fn cut_text(text: &str, max: usize, size: Size) -> Vec<&str> {
     // Most lines are so short that their escapes need not be counted.
-    if text.len().saturating_mul(size.of_largest_character()) <= max || size.of_text(text) <= max {
+    if text.len().saturating_mul(size.of_largest_character()) <= max {
         return vec![text];
     }
-    let (mut parts, mut start, mut used) = (Vec::new(), 0, 0);
-    for (at, character) in text.char_indices() {
-        let more = size.of_character(character);
-        if used + more > max {
-            parts.push(&text[start..at]);
-            (start, used) = (at, 0);
+    let (mut parts, mut rest) = (Vec::new(), text);
+    loop {
+        let (part, more) = rest.split_at(fitting(rest, max, size));
+        parts.push(part);
+        if more.is_empty() {
+            return parts;
         }
-        used += more;
+        rest = more;
     }
-    parts.push(&text[start..]);
-    parts
+}
+
+/// Returns the length of the longest start of `text` that has at most `max` bytes as measured by `size`.
+fn fitting(text: &str, max: usize, size: Size) -> usize {
+    let (mut end, mut used) = (0, 0);
+    // Many bytes are measured at a time, and only the last of them by character.
+    while end < text.len() {
+        let mut next = (end + BLOCK).min(text.len());
+        while !text.is_char_boundary(next) {
+            next -= 1;
+        }
+        let more = size.of_text(&text[end..next]);
+        if used + more > max {
+            break;
+        }
+        (end, used) = (next, used + more);
+    }
+    for character in text[end..].chars() {
+        used += size.of_character(character);
+        if used > max {
+            break;
+        }
+        end += character.len_utf8();
+    }
+    end
 }
 
 #[cfg(test)]
