@@ -344,6 +344,7 @@ impl Tail {
         known.has_row = true;
         known.has_saved_line = row.has_saved_line;
         known.changed = self.schedule.now();
+        known.last_sweep = self.schedule.sweeps;
         self.schedule.mark_hot(key, age(&row.stamp, self.clock.now()));
         if known.unread() > 0 {
             self.schedule.add_partial_line(key);

@@ -176,6 +176,12 @@ impl Tail {
             return Ok(false);
         }
         let row = self.row(key, known, intake)?;
+        let of_other = stamp.id.filter(|_| is_other).and_then(|id| self.files.with_id(id));
+        if row.offset == 0 && of_other.is_some_and(|other| other != key) {
+            // Another known file was moved here. Without bytes that were read, any file would match.
+            self.schedule.request_sweep_soon();
+            return Ok(false);
+        }
         let open = OpenFile::new(file, stamp.id, row, known.origin(key), self.schedule.now());
         self.open.insert(key, OpenFile { opened: Some(stamp), ..open });
         Ok(true)
@@ -381,6 +387,7 @@ impl Tail {
             let open = OpenFile::new(file, id, row, known.origin(key), self.schedule.now());
             known.size = open.size();
             known.changed = self.schedule.now();
+            known.last_sweep = self.schedule.sweeps;
             self.open.insert(key, open);
             if is_there {
                 self.files.add(key, known);

@@ -272,8 +272,8 @@ impl Tail {
             match self.files.at(&path) {
                 Some(key) => {
                     let Some(known) = self.files.get_mut(key) else { return };
-                    known.last_sweep = *number;
                     if stamp.id.is_none() || stamp.id == known.id {
+                        known.last_sweep = *number;
                         self.check_known(key, stamp, FoundBy::Sweep);
                         return;
                     }
@@ -313,34 +313,51 @@ impl Tail {
         self.files.get(key).is_some_and(|known| known.last_sweep == sweep)
     }
 
+    fn set_found(&mut self, key: FileKey, sweep: u32) {
+        if let Some(known) = self.files.get_mut(key) {
+            known.last_sweep = sweep;
+        }
+    }
+
+    /// Returns true if the sweep before this one missed the file too. A single sweep misses a file
+    /// that is renamed behind its back.
+    fn was_missed_before(&self, key: FileKey, sweep: u32) -> bool {
+        self.files.get(key).is_some_and(|known| sweep - known.last_sweep > 1)
+    }
+
     /// Completes a sweep: decides about files that were moved, replaced or deleted.
     fn end_sweep(&mut self, sweep: &mut Sweep, intake: &mut dyn Intake) {
         let number = sweep.number;
         for (key, stamp) in sweep.replaced.drain(..) {
-            self.check_known(key, stamp, FoundBy::Sweep);
+            if self.was_missed_before(key, number) {
+                self.check_known(key, stamp, FoundBy::Sweep);
+                self.set_found(key, number);
+            }
         }
         let mut vacated = Vec::new();
         for (key, path, stamp) in sweep.moved.drain(..) {
             let occupant = self.files.at(&path).filter(|occupant| *occupant != key);
             let Some(is_moved) = self.follow_move(key, &path, &mut vacated, intake) else {
                 // Undecided: the file counts as neither deleted nor new.
-                if let Some(known) = self.files.get_mut(key) {
-                    known.last_sweep = number;
-                }
+                self.set_found(key, number);
                 continue;
             };
             if is_moved {
                 // The file that was there is deleted, unless it is found elsewhere.
                 if let Some(known) = occupant.and_then(|occupant| self.files.get_mut(occupant)) {
-                    known.last_sweep = 0;
+                    known.last_sweep = known.last_sweep.min(number - 1);
                 }
             } else if self.files.at(&path).is_none() {
                 self.add_new_file(&path, stamp);
             }
         }
         for (path, stamp) in vacated {
-            if self.files.at(&path).is_none() {
-                self.add_new_file(&path, stamp);
+            if self.files.at(&path).is_some() {
+                continue;
+            }
+            match stamp.id.and_then(|id| self.files.with_id(id)) {
+                Some(_) => self.schedule.request_sweep_soon(),
+                None => self.add_new_file(&path, stamp),
             }
         }
         // A file that was moved meanwhile may be where the sweep had already been. The next sweep
@@ -430,7 +447,10 @@ impl Tail {
             self.files.iter().filter(|(_, known)| is_missing(known)).map(|(key, _)| key).collect();
         missing.sort_unstable();
         for key in missing {
-            self.handle_deleted(key, intake);
+            match self.was_missed_before(key, sweep) {
+                true => self.handle_deleted(key, intake),
+                false => self.schedule.request_sweep_now(),
+            }
         }
     }
 
@@ -505,7 +525,15 @@ impl Tail {
         intake: &mut dyn Intake,
     ) -> Option<bool> {
         match self.try_follow_move(key, path, vacated, intake) {
-            Ok(is_moved) => Some(is_moved),
+            Ok(Some(is_moved)) => Some(is_moved),
+            Ok(None) => {
+                self.schedule.request_sweep_soon();
+                None
+            }
+            Err(error) if is_absent(&error) => {
+                self.schedule.request_sweep_soon();
+                None
+            }
             Err(error) => {
                 self.unreadable.add(path, &error, self.schedule.sweeps);
                 None
@@ -519,15 +547,15 @@ impl Tail {
         path: &Path,
         vacated: &mut Vec<(PathBuf, Stamp)>,
         intake: &mut dyn Intake,
-    ) -> io::Result<bool> {
-        let Some(known) = self.files.get(key) else { return Ok(false) };
+    ) -> io::Result<Option<bool>> {
+        let Some(known) = self.files.get(key) else { return Ok(None) };
         let (old_path, old_stamp) = match self.access.inspect(&known.path) {
             Ok(FileInfo { kind: FileKind::File, stamp }) => {
                 let is_same = stamp.id == known.id;
                 // Two paths to one directory entry are one file, unlike two entries of a file.
                 if is_same && self.access.is_same_entry(&known.path, path)? {
                     if known.last_sweep == self.schedule.sweeps {
-                        return Ok(true);
+                        return Ok(Some(true));
                     }
                     return self.move_to(key, path, OldPath::Missing, None, vacated, intake);
                 }
@@ -542,7 +570,8 @@ impl Tail {
         self.move_to(key, path, old_path, old_stamp, vacated, intake)
     }
 
-    /// Moves a known file to `path` if that has the same bytes.
+    /// Moves a known file to `path` if that has the same bytes; returns `None` if another file is at
+    /// `path` by now.
     fn move_to(
         &mut self,
         key: FileKey,
@@ -551,11 +580,15 @@ impl Tail {
         old_stamp: Option<Stamp>,
         vacated: &mut Vec<(PathBuf, Stamp)>,
         intake: &mut dyn Intake,
-    ) -> io::Result<bool> {
-        let Some(known) = self.files.get(key) else { return Ok(false) };
-        let Some((file, stamp)) = self.access.open(path)? else { return Ok(false) };
+    ) -> io::Result<Option<bool>> {
+        let Some(known) = self.files.get(key) else { return Ok(None) };
+        let Some((file, stamp)) = self.access.open(path)? else { return Ok(None) };
         if stamp.id != known.id {
-            return Ok(false);
+            return Ok(None);
+        }
+        if old_path == OldPath::SameFile && self.access.inspect(&known.path)?.stamp.id != known.id {
+            // It was moved after its old path was inspected.
+            return Ok(None);
         }
         let mut row = self.row(key, known, intake)?;
         let file_match = row.compare(&file, stamp.size, &mut self.edges)?;
@@ -568,7 +601,7 @@ impl Tail {
             intake.report(linked.into());
         }
         if decide(FoundAt::OtherPath(old_path), file_match) != FileDecision::Move {
-            return Ok(false);
+            return Ok(Some(false));
         }
         let from = known.path.clone();
         row.path = path.to_owned();
@@ -576,7 +609,7 @@ impl Tail {
         if let Some(stamp) = old_stamp {
             vacated.push((from.to_path_buf(), stamp));
         }
-        Ok(true)
+        Ok(Some(true))
     }
 
     /// Changes the path of a known file, and hands over its row with the new path if it has one.

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, OpenOptions},
     io::Write as _,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use proptest::prelude::*;
@@ -238,6 +239,55 @@ fn unreadable_log_is_reported_with_remedy() {
     let error = LogError::Unreadable("/var/log/audit".into(), "Permission denied".into());
     let error = error.to_string();
     assert!(error.contains("`adm`") && error.contains("setfacl"), "{error}");
+}
+
+/// auditd writes and rotates while the log is read.
+#[test]
+fn rotations_during_reads_repeat_and_lose_no_event() {
+    const EVENTS: u64 = 400;
+    let mut world = World::new();
+    world.append("");
+    let folder = world.folder.path().to_owned();
+    let reads = Arc::new(AtomicU64::new(0));
+    let reads_of_writer = Arc::clone(&reads);
+    let writer = std::thread::spawn(move || {
+        let mut log = OpenOptions::new().append(true).open(folder.join("audit.log")).unwrap();
+        let mut rotated = 0;
+        for serial in 0..EVENTS {
+            log.write_all(event(serial).as_bytes()).unwrap();
+            if serial % 16 == 7 {
+                // At most one rotation happens during two reads.
+                let until = reads_of_writer.load(Ordering::Acquire) + 2;
+                while reads_of_writer.load(Ordering::Acquire) < until {
+                    std::thread::yield_now();
+                }
+                for number in (0..rotated).rev() {
+                    let name = |number: u64| folder.join(format!("audit.log.{number}"));
+                    fs::rename(name(number + 1), name(number + 2)).unwrap();
+                }
+                rotated += 1;
+                fs::rename(folder.join("audit.log"), folder.join("audit.log.1")).unwrap();
+                log = OpenOptions::new()
+                    .append(true)
+                    .create(true)
+                    .open(folder.join("audit.log"))
+                    .unwrap();
+            }
+        }
+    });
+    while !writer.is_finished() {
+        world.clock.advance(Duration::from_millis(100));
+        world.read_a_group();
+        world.commit();
+        reads.fetch_add(1, Ordering::Release);
+    }
+    writer.join().unwrap();
+    world.read();
+    world.read();
+    let mut events = world.events();
+    events.sort_unstable();
+    let expected: Vec<_> = (0..EVENTS).step_by(2).map(|serial| (serial, 4)).collect();
+    assert_eq!(events, expected);
 }
 
 #[derive(Clone, Debug)]
