@@ -10,12 +10,14 @@
 
 pub mod batch;
 mod clock;
+pub mod config;
 mod connections;
 pub mod decode;
 mod http;
 pub mod ledger;
 mod memory;
 mod open_files;
+pub mod proxies;
 mod regular_file;
 mod secrets;
 mod serve;

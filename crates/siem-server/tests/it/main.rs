@@ -15,4 +15,5 @@ mod ingest;
 mod line;
 mod openapi;
 mod process;
+mod settings;
 mod trust;

@@ -1,5 +1,6 @@
-//! Administration of a receiver: its keys, the devices that it knows, and its tokens.
+//! Administration of a receiver: its configuration and keys, the devices that it knows, and its tokens.
 
+mod config;
 mod devices;
 mod failure;
 mod keys;
@@ -34,6 +35,9 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Check and show the configuration
+    #[command(subcommand)]
+    Config(config::Command),
     /// Manage the keys with which the receiver signs
     #[command(subcommand)]
     Keys(keys::Command),
@@ -104,6 +108,7 @@ fn random() -> Result<[u8; 32], Failure> {
 fn main() -> ExitCode {
     tracing_subscriber::fmt().with_writer(io::stderr).without_time().init();
     let result = match Arguments::parse().command {
+        Command::Config(command) => command.execute(),
         Command::Keys(command) => command.execute(),
         Command::Devices(command) => command.execute(),
         Command::Tokens(command) => command.execute(),

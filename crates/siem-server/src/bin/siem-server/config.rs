@@ -1,0 +1,155 @@
+//! `siem-server config`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+use siem_server::config::{ConfigProblem, Inputs, Loaded, load};
+
+use crate::{failure::Failure, output};
+
+/// File that is read if no other one is given, and need not exist.
+const DEFAULT_FILE: &str =
+    if cfg!(unix) { "/etc/siem-server/config.toml" } else { "siem-server.toml" };
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    Check(Check),
+    Show(Show),
+}
+
+/// Configuration of the receiver, and values that override it.
+#[derive(Args)]
+pub(crate) struct ConfigSource {
+    /// Configuration file [default: /etc/siem-server/config.toml if it exists]
+    #[arg(long, env = "SIEM_SERVER_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Address to listen on, in place of `http.listen`
+    #[arg(long, value_name = "ADDRESS")]
+    listen: Option<String>,
+    /// Data directory, in place of `store.directory`
+    #[arg(long, value_name = "DIR")]
+    data: Option<String>,
+    /// Value of a key, such as `log.format=json`
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = assignment)]
+    assignments: Vec<(String, String)>,
+}
+
+fn assignment(text: &str) -> Result<(String, String), NotAnAssignment> {
+    let (key, value) = text.split_once('=').ok_or(NotAnAssignment)?;
+    Ok((key.trim().to_owned(), value.trim().to_owned()))
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("expected KEY=VALUE")]
+struct NotAnAssignment;
+
+/// All problems of a configuration, one in a line.
+#[derive(Debug)]
+pub(crate) struct Problems(pub(crate) Vec<ConfigProblem>);
+
+impl std::fmt::Display for Problems {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let texts: Vec<_> = self.0.iter().map(ToString::to_string).collect();
+        // After the word `error` of the first one.
+        f.write_str(&texts.join("\nerror: "))
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// Number of problems that were printed as JSON.
+#[derive(Debug, thiserror::Error)]
+#[error("the configuration has {0} {noun}", noun = if *.0 == 1 { "problem" } else { "problems" })]
+struct Invalid(usize);
+
+impl ConfigSource {
+    /// Reads all layers.
+    pub(crate) fn load(&self) -> Result<Loaded, Vec<ConfigProblem>> {
+        let named =
+            [("--listen", "http.listen", &self.listen), ("--data", "store.directory", &self.data)];
+        let named = named.into_iter().filter_map(|(argument, key, value)| {
+            Some((argument.to_owned(), key.to_owned(), value.clone()?))
+        });
+        let set = self.assignments.iter().cloned();
+        let set = set.map(|(key, value)| ("--set".to_owned(), key, value));
+        let variables = std::env::vars_os().filter_map(|(name, value)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        });
+        load(&Inputs {
+            file: Some(self.config.clone().unwrap_or_else(|| DEFAULT_FILE.into())),
+            is_file_optional: self.config.is_none(),
+            variables: variables.collect(),
+            arguments: named.chain(set).collect(),
+        })
+    }
+}
+
+impl Command {
+    pub(crate) fn execute(self) -> Result<(), Failure> {
+        match self {
+            Self::Check(check) => check.execute(),
+            Self::Show(show) => show.execute(),
+        }
+    }
+}
+
+/// Report all problems of the configuration
+///
+/// The exit code is 0 if it is valid, 1 if it has problems, and 2 for wrong arguments.
+#[derive(Args)]
+pub(crate) struct Check {
+    #[command(flatten)]
+    source: ConfigSource,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Check {
+    fn execute(self) -> Result<(), Failure> {
+        let problems = self.source.load().err().unwrap_or_default();
+        if self.json {
+            let found: Vec<Value> = problems.iter().map(ConfigProblem::to_json).collect();
+            output::json(&json!({ "valid": found.is_empty(), "problems": found }))?;
+        } else if problems.is_empty() {
+            output::line("the configuration is valid")?;
+        }
+        match problems.len() {
+            0 => Ok(()),
+            count if self.json => Err(Failure::failed(Invalid(count))),
+            _ => Err(Failure::failed(Problems(problems))),
+        }
+    }
+}
+
+/// Show the value of each key, and where it is set
+#[derive(Args)]
+pub(crate) struct Show {
+    #[command(flatten)]
+    source: ConfigSource,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Show {
+    fn execute(self) -> Result<(), Failure> {
+        let loaded = self.source.load().map_err(|found| Failure::failed(Problems(found)))?;
+        if self.json {
+            let values = loaded.values().into_iter().map(|(key, value, location)| {
+                let mut shown = location.to_json();
+                shown["key"] = json!(key);
+                shown["value"] = serde_json::from_str(&value).unwrap_or(Value::Null);
+                shown
+            });
+            return output::json(&values.collect::<Vec<_>>());
+        }
+        let lines = loaded.values();
+        let width = lines.iter().map(|(key, value, _)| key.len() + value.len()).max().unwrap_or(0);
+        lines.iter().try_for_each(|(key, value, location)| {
+            let padding = width - key.len() - value.len();
+            output::line(&format!("{key} = {value}{:padding$}  # {location}", ""))
+        })
+    }
+}

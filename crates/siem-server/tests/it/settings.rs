@@ -1,0 +1,56 @@
+//! `siem-server config check` and `config show`.
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+
+/// Runs `siem-server config` with the text of a file, and with no other variables.
+fn config(text: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.toml");
+    std::fs::write(&path, text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_siem-server"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SIEM_SERVER_")) {
+        command.env_remove(name);
+    }
+    command.arg("config").args(arguments).arg("--config").arg(&path);
+    command.envs(variables.iter().copied()).stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn config_check_exits_with_0_1_and_2() {
+    let code = |text: &str, arguments: &[&str]| config(text, arguments, &[]).status.code();
+    assert_eq!(code("", &["check"]), Some(0));
+    assert_eq!(code("[http]\nlisten = 1", &["check"]), Some(1));
+    assert_eq!(code("", &["check", "--set", "x"]), Some(2));
+    assert_eq!(code("[http]\nlisten = 1", &["show"]), Some(1));
+}
+
+#[test]
+fn config_check_prints_all_problems_as_json() {
+    let text = "[http]\nlisten = 1\nheader_timeout = \"0s\"";
+    let output = config(text, &["check", "--json"], &[("SIEM_SERVER_LOG_FORMAT", "xml")]);
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["valid"], false);
+    let problems = report["problems"].as_array().unwrap();
+    let keys: Vec<_> = problems.iter().map(|problem| problem["key"].as_str().unwrap()).collect();
+    assert_eq!(keys, ["http.listen", "log.format", "http.header_timeout"]);
+    assert_eq!((&problems[0]["layer"], &problems[0]["line"]), (&"file".into(), &2.into()));
+    assert_eq!(problems[1]["variable"], "SIEM_SERVER_LOG_FORMAT");
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(errors, "error: the configuration has 3 problems\n");
+}
+
+#[test]
+fn config_show_prints_values_with_their_origin() {
+    let output = config("[log]\nlevel = \"warn\"", &["show", "--listen", "[::1]:9"], &[]);
+    let text = String::from_utf8(output.stdout).unwrap();
+    let line = |key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key)).unwrap();
+        line.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(line("http.listen"), r#"http.listen = "[::1]:9" # the argument `--listen`"#);
+    assert!(line("log.level").contains(r#"log.level = "warn" # `"#));
+    assert!(line("log.level").ends_with("config.toml:2`"));
+    assert!(text.parse::<toml::Table>().is_ok(), "the output is TOML");
+}
