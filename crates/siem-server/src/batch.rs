@@ -12,6 +12,8 @@ pub use line_position::LinePosition;
 use siem_protocol::{BatchHeader, Digest, Kind, PROTOCOL};
 
 use crate::{
+    clock,
+    fleet::Heartbeat,
     memory::Reserved,
     trust::{BatchSeal, Event, EventKind},
 };
@@ -56,6 +58,7 @@ pub struct Batch {
     text: Vec<u8>,
     lines: Vec<Line>,
     claims: Vec<Claim>,
+    heartbeat: Option<Heartbeat>,
     generations: Generations,
     chain: Vec<Digest>,
     reserved: Reserved,
@@ -133,11 +136,17 @@ impl Batch {
         let header = header(&text[..end]).map_err(|error| (error, None))?;
         let first_line = text.len().min(end + 1);
         let (mut claims, mut generations) = (Vec::new(), Generations::default());
-        let lines = match lines(&text, first_line, &header, &mut claims, &mut generations) {
-            Ok(lines) => lines,
-            Err(error) => return Err((error, Some(Box::new(header)))),
-        };
+        let mut beat = None;
+        let lines =
+            match lines(&text, first_line, &header, &mut claims, &mut generations, &mut beat) {
+                Ok(lines) => lines,
+                Err(error) => return Err((error, Some(Box::new(header)))),
+            };
         let chain = chain(&header, &lines);
+        let heartbeat = beat.and_then(|at: usize| {
+            let line = scan_entry(&text[lines[at].range.clone()])?;
+            line.heartbeat()?.figures(&header.sent_at, &clock::text(received_at))
+        });
         Ok(Self {
             header,
             received_at,
@@ -146,6 +155,7 @@ impl Batch {
             text,
             lines,
             claims,
+            heartbeat,
             generations,
             chain,
             reserved: Reserved::default(),
@@ -184,6 +194,12 @@ impl Batch {
     #[must_use]
     pub fn claims(&self) -> &[Claim] {
         &self.claims
+    }
+
+    /// Figures of the last heartbeat of the batch.
+    #[must_use]
+    pub fn heartbeat(&self) -> Option<&Heartbeat> {
+        self.heartbeat.as_ref()
     }
 
     /// Generations of the files in the batch; an [`LinePosition`] refers to one by its index.
@@ -348,6 +364,7 @@ fn lines(
     header: &BatchHeader,
     claims: &mut Vec<Claim>,
     generations: &mut Generations,
+    last_heartbeat: &mut Option<usize>,
 ) -> Result<Vec<Line>, BatchError> {
     let capacity = usize::try_from(header.count).unwrap_or_default().min(text.len() / 16);
     let mut lines = Vec::with_capacity(capacity);
@@ -369,6 +386,9 @@ fn lines(
             return Err(BatchError::Entry { line: number, seq });
         }
         claims.extend(entry.claim(&header.epoch));
+        if entry.heartbeat().is_some() {
+            *last_heartbeat = Some(lines.len());
+        }
         lines.push(Line {
             seq,
             range: at..end,

@@ -23,3 +23,8 @@ impl Clock for SystemClock {
 pub(crate) fn text(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
+
+/// Parses a time in RFC 3339 notation, UTC.
+pub(crate) fn parse(text: &str) -> Option<SystemTime> {
+    humantime::parse_rfc3339(text).ok()
+}

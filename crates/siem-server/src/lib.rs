@@ -13,6 +13,8 @@ mod clock;
 pub mod config;
 mod connections;
 pub mod decode;
+mod entry_lines;
+pub mod fleet;
 mod http;
 pub mod ledger;
 mod memory;
@@ -29,6 +31,7 @@ pub mod trust;
 mod write_timeout;
 
 pub use clock::{Clock, SystemClock};
+pub use entry_lines::with_origin;
 pub use http::{Limits, OPENAPI, ROUTES, Receiver, not_found, read_body};
 pub use open_files::raise_open_files;
 pub use secrets::{EmptySecret, Keys, Secret};

@@ -8,11 +8,12 @@ use siem_protocol::{
 };
 
 use crate::{
+    fleet::{FleetRow, FleetTotals},
     ledger::{Break, Comparison, Range},
     trust::EventCounts,
 };
 
-/// Entries that a receiver holds.
+/// Entries that a receiver holds, and where they come from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Stats {
     /// Number of epochs whose entries differ from the agent's claims without an explanation. Should
@@ -26,7 +27,19 @@ pub struct Stats {
     /// Number of events about senders since the data directory exists.
     #[serde(default)]
     pub events: EventCounts,
-    /// The machines, ordered by id.
+    /// Totals of all rows.
+    #[serde(default)]
+    pub totals: FleetTotals,
+    /// Totals of the rows that meet the conditions of the request, on all pages.
+    #[serde(default)]
+    pub matching: FleetTotals,
+    /// A page of the rows, ordered by machine, user and device.
+    #[serde(default)]
+    pub rows: Vec<FleetRow>,
+    /// Value of the parameter `cursor` for the next page; absent on the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+    /// The machines of these rows with the rows' epochs, ordered by id.
     pub machines: Vec<MachineStats>,
 }
 
@@ -139,6 +152,9 @@ pub struct EpochStats {
     /// The epoch before, according to the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous_epoch: Option<String>,
+    /// True for the epoch of its row whose entries arrived last.
+    #[serde(default)]
+    pub current: bool,
     /// The user, according to the last batch.
     pub user: String,
     /// Time of the first batch, RFC 3339.

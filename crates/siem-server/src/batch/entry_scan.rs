@@ -11,6 +11,7 @@ use siem_protocol::{
 };
 
 use super::MAX_SEQ;
+use crate::fleet::HeartbeatText;
 
 /// Maximum length of a generation's name, as JSON, for the search in other epochs.
 const MAX_GENERATION: usize = 256;
@@ -99,6 +100,7 @@ pub(super) struct EntryScan<'a> {
     part: u64,
     altered: bool,
     heartbeat: bool,
+    at: Option<&'a str>,
     data: Option<&'a str>,
 }
 
@@ -138,6 +140,7 @@ pub(super) fn scan_entry(line: &[u8]) -> Option<EntryScan<'_>> {
             "event" => {
                 entry.heartbeat = json::string(value).is_some_and(|it| it == event::HEARTBEAT)
             }
+            "at" => entry.at = Some(value),
             "data" => entry.data = Some(value),
             _ => {}
         }
@@ -193,13 +196,18 @@ impl EntryScan<'_> {
         Some((generation, self.offset?, part))
     }
 
-    /// Returns the claim of a heartbeat of `epoch` in the known format. A heartbeat that was
-    /// carried over from an older epoch names that epoch.
-    pub(super) fn claim(&self, epoch: &str) -> Option<Claim> {
+    /// Returns the heartbeat that the line holds.
+    pub(super) fn heartbeat(&self) -> Option<HeartbeatText<'_>> {
         if !self.heartbeat || self.kind != Some(Kind::Event) {
             return None;
         }
-        let data: Heartbeat<'_> = serde_json::from_str(self.data?).ok()?;
+        Some(HeartbeatText { seq: self.seq, at: self.at, data: self.data? })
+    }
+
+    /// Returns the claim of a heartbeat of `epoch` in the known format. A heartbeat that was
+    /// carried over from an older epoch names that epoch.
+    pub(super) fn claim(&self, epoch: &str) -> Option<Claim> {
+        let data: Heartbeat<'_> = serde_json::from_str(self.heartbeat()?.data).ok()?;
         let Totals { shipped, parts, events, uncounted } = data.totals;
         let counts = Counts {
             records: shipped.lines,

@@ -45,6 +45,8 @@ pub struct Settings {
     pub managed: ManagedTable,
     /// Limits on requests.
     pub limits: LimitsTable,
+    /// What counts as a problem of a machine.
+    pub fleet: FleetTable,
     /// Stop of the receiver.
     pub shutdown: ShutdownTable,
     /// Log.
@@ -59,6 +61,7 @@ impl Settings {
         self.store.check(findings);
         self.trust.check(findings);
         self.limits.check(findings);
+        self.fleet.check(findings);
         self.log.check(findings);
     }
 }

@@ -56,6 +56,7 @@ fn defaults_are_those_of_the_library() {
     let settings = load(&Inputs::default()).unwrap().settings;
     let (limits, expected) = (settings.limits.limits(), Limits::default());
     assert_eq!(format!("{limits:?}"), format!("{expected:?}"));
+    assert_eq!(settings.fleet.thresholds(), crate::fleet::FleetThresholds::default());
     let options = ServeOptions::default();
     assert_eq!(settings.http.connections, options.connections);
     assert_eq!(settings.http.header_timeout.0, options.header_timeout);

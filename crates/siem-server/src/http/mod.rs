@@ -9,6 +9,7 @@ mod problem;
 mod refusal_log;
 mod retry_spread;
 mod statements;
+mod stats_query;
 mod turns;
 
 use std::{
@@ -45,6 +46,7 @@ use turns::Sender;
 
 use crate::{
     clock::{Clock, SystemClock},
+    fleet::FleetThresholds,
     memory::Budget,
     secrets::Keys,
     store::Storage,
@@ -122,6 +124,7 @@ pub struct Receiver {
     config_file: Option<PathBuf>,
     clock: Arc<dyn Clock>,
     limits: Limits,
+    fleet: FleetThresholds,
 }
 
 impl fmt::Debug for Receiver {
@@ -135,7 +138,8 @@ impl Receiver {
     #[must_use]
     pub fn new(keys: Keys, storage: Arc<dyn Storage>) -> Self {
         let (clock, limits) = (Arc::new(SystemClock), Limits::default());
-        Self { keys, storage, registry: None, config_file: None, clock, limits }
+        let fleet = FleetThresholds::default();
+        Self { keys, storage, registry: None, config_file: None, clock, limits, fleet }
     }
 
     /// Enrolls devices in `registry`, and accepts its tokens besides those of the [`Keys`].
@@ -167,6 +171,13 @@ impl Receiver {
         self
     }
 
+    /// Replaces the limits from which `/stats` shows a problem.
+    #[must_use]
+    pub fn with_fleet(mut self, thresholds: FleetThresholds) -> Self {
+        self.fleet = thresholds;
+        self
+    }
+
     /// Builds the router with [`ROUTES`], to be nested at the endpoint of the agents.
     pub fn router(self) -> Router {
         let limits = self.limits;
@@ -178,6 +189,7 @@ impl Receiver {
             config_file: self.config_file,
             clock: self.clock,
             limits,
+            fleet: self.fleet,
             intake: Intake::new(limits.memory / 2, &limits),
             texts: Budget::new(limits.memory / 2, limits.patience),
             retries: RetrySpread::default(),
@@ -205,6 +217,8 @@ struct Shared {
     config_file: Option<PathBuf>,
     clock: Arc<dyn Clock>,
     limits: Limits,
+    /// Limits from which `/stats` shows a problem.
+    fleet: FleetThresholds,
     /// Memory and turns for bodies as sent.
     intake: Intake,
     /// Times after which refused senders should try again.

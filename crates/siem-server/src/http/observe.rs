@@ -3,27 +3,39 @@
 use std::sync::Arc;
 
 use axum::{
-    extract::State,
+    extract::{RawQuery, State},
     http::{HeaderMap, header::CONTENT_TYPE},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
 use siem_protocol::names::content_type;
 
-use super::{Shared, problem::Rejection};
-use crate::trust::Scope;
+use super::{Shared, problem::Rejection, stats_query};
+use crate::{stats::Stats, trust::Scope};
 
 /// OpenAPI document, as served.
 pub const OPENAPI: &str = include_str!("../../openapi.json");
 
-pub(super) async fn stats(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
-    if let Err(rejection) = shared.authorize(&headers, &[Scope::Read]) {
-        return rejection.into_response();
-    }
-    match shared.storage.stats().await {
+pub(super) async fn stats(
+    State(shared): State<Arc<Shared>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Response {
+    match read_stats(&shared, query.as_deref(), &headers).await {
         Ok(stats) => json(&stats),
-        Err(error) => Rejection::from(error).into_response(),
+        Err(rejection) => rejection.into_response(),
     }
+}
+
+async fn read_stats(
+    shared: &Shared,
+    query: Option<&str>,
+    headers: &HeaderMap,
+) -> Result<Stats, Rejection> {
+    shared.authorize(headers, &[Scope::Read])?;
+    let mut wanted = stats_query::parse(query.unwrap_or_default(), shared.clock.now())?;
+    wanted.thresholds = shared.fleet;
+    Ok(shared.storage.stats(wanted).await?)
 }
 
 pub(super) async fn healthz() -> Response {

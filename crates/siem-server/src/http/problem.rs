@@ -16,7 +16,7 @@ use siem_protocol::{
     statement::StatementError,
 };
 
-use super::refusal_log::Refused;
+use super::{refusal_log::Refused, stats_query::StatsQueryError};
 use crate::{
     batch::BatchError,
     decode::DecodeError,
@@ -66,6 +66,8 @@ pub(super) enum Rejection {
     Contradiction(&'static str),
     #[error("the nonce is not 32 hexadecimal digits")]
     Nonce,
+    #[error(transparent)]
+    StatsQuery(#[from] StatsQueryError),
     #[error("no memory became available in time")]
     Overloaded,
     #[error(transparent)]
@@ -138,6 +140,7 @@ impl Rejection {
             | Self::EnrollRequest(_)
             | Self::EnrollNote(_)
             | Self::Enroll(_)
+            | Self::StatsQuery(_)
             | Self::Nonce => (S::BAD_REQUEST, problem::MALFORMED, "malformed request"),
             Self::Store(StoreError::Conflict { .. }) => {
                 (S::CONFLICT, problem::CONFLICT, "does not continue what is held")

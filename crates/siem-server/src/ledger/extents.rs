@@ -122,6 +122,12 @@ impl Extents {
         missing
     }
 
+    /// Returns the lowest number in the set.
+    #[must_use]
+    pub fn first(&self) -> Option<u64> {
+        self.runs.keys().next().copied()
+    }
+
     /// Returns the number of elements of the set.
     #[must_use]
     pub fn count(&self) -> u64 {

@@ -325,6 +325,17 @@ impl Ledger {
         if last < first { Vec::new() } else { self.covered.missing(Range { first, last }) }
     }
 
+    /// Number of the numbers below the highest one that never arrived.
+    #[must_use]
+    pub fn missing(&self) -> u64 {
+        let base = self.begins_at.map_or(0, |base| base.seq);
+        // A number below the base may arrive nevertheless, and is no part of this range.
+        match self.covered.first() {
+            Some(first) if first <= base => self.gaps().into_iter().map(Range::count).sum(),
+            _ => (self.next_seq() - 1).saturating_sub(base).saturating_sub(self.covered.count()),
+        }
+    }
+
     /// Dead-lettered numbers that were not redelivered.
     pub fn holes(&self) -> impl Iterator<Item = DeadLettered> + '_ {
         self.holes.iter().map(|(&seq, &line_sha256)| DeadLettered { seq, line_sha256 })

@@ -20,7 +20,8 @@ use super::{
 use crate::{
     batch::Batch,
     clock,
-    ledger::{ChainValues, Change, Comparison, Difference, Ledger, Refusal},
+    fleet::Heartbeat,
+    ledger::{ChainValues, Change, Comparison, Difference, Ledger, Range, Refusal},
     stats::{CloneKind, CloneReport},
     trust::{DeviceKey, policy::Mark},
 };
@@ -35,6 +36,8 @@ struct Epoch {
     sender: Sender,
     /// Its first user: a device may send under another name later.
     first_user: String,
+    /// Host of its first batch.
+    first_host: String,
     first_seen: String,
     last_seen: String,
     /// Time of its last new numbers.
@@ -53,6 +56,8 @@ struct Epoch {
     /// Place among the epochs of the machine; 0 if a release without it wrote the first note.
     order: u64,
     notes: NoteIndex,
+    /// Figures of the heartbeat with the highest number.
+    heartbeat: Option<Box<Heartbeat>>,
     /// The last receipt's facts, while nothing was noted since.
     point: Option<HeldPoint>,
 }
@@ -175,7 +180,7 @@ impl Catalog {
         let note = Note {
             lines_at,
             bytes: lengths.sum(),
-            sender: self.changed_sender(&batch.header, &key, &plan.change),
+            sender: self.sender(&batch.header, &key, &plan.change),
             clones: self.clones_seen(&batch.header, admission.owner.as_ref(), &at),
             at,
             repeated: Vec::new(),
@@ -183,6 +188,7 @@ impl Catalog {
             keyed: admission.keyed && !self.epochs.contains_key(&key),
             order: self.next_order(&key),
             device,
+            heartbeat: new_heartbeat(batch, &plan.change),
             change: plan.change,
         };
         Ok(PlannedBatch { note, place, store: plan.store, receipt })
@@ -204,6 +210,7 @@ impl Catalog {
             keyed: false,
             order: 0,
             device: None,
+            heartbeat: None,
             change: Change::default(),
         };
         (note, place)
@@ -231,20 +238,20 @@ impl Catalog {
         (place, lines_at)
     }
 
-    /// Returns the sender of a batch, if it is new. Only new entries prove that it knows the chain.
-    fn changed_sender(&self, header: &BatchHeader, key: &Key, change: &Change) -> Option<Sender> {
+    /// Returns the sender of a batch that stores entries. Only new numbers prove that it knows the
+    /// chain; the sender of others is the one known before.
+    fn sender(&self, header: &BatchHeader, key: &Key, change: &Change) -> Option<Sender> {
         let known = self.epochs.get(key).map(|epoch| &epoch.sender);
         if known.is_some() && change.new.is_empty() {
-            return None;
+            return known.filter(|_| change.accepted > 0).cloned();
         }
         let earlier = known.and_then(|sender| sender.previous_epoch.clone());
-        let sender = Sender {
+        Some(Sender {
             epoch: header.epoch.clone(),
             previous_epoch: header.previous_epoch.clone().or(earlier),
             identity: header.identity(),
             config_hash: header.config_hash,
-        };
-        (known != Some(&sender)).then_some(sender)
+        })
     }
 
     /// Owner and end of an epoch; `None` if nothing of it is held.
@@ -313,11 +320,12 @@ impl Catalog {
     /// unknown epoch is ignored unless it names the sender.
     pub(super) fn record(&mut self, key: &Key, note: &Note, note_length: u64) {
         if let Some(sender) = &note.sender {
-            self.hostnames.insert(sender.epoch.clone(), sender.identity.hostname.clone());
+            self.note_hostname(sender);
             let epoch = self.epochs.entry(key.clone()).or_insert_with(|| Epoch {
                 ledger: Ledger::default(),
                 sender: sender.clone(),
                 first_user: sender.identity.user.clone(),
+                first_host: sender.identity.hostname.clone(),
                 first_seen: note.at.clone(),
                 last_seen: String::new(),
                 grew_at: String::new(),
@@ -331,9 +339,12 @@ impl Catalog {
                 keyed: note.keyed,
                 order: note.order,
                 notes: NoteIndex::default(),
+                heartbeat: None,
                 point: None,
             });
-            epoch.sender = sender.clone();
+            if epoch.sender != *sender {
+                epoch.sender = sender.clone();
+            }
         }
         let Some(epoch) = self.epochs.get_mut(key) else { return };
         epoch.ledger.apply(&note.change);
@@ -345,6 +356,11 @@ impl Catalog {
         epoch.notes.add(epoch.notes_end, note_length, note);
         if let Some(device) = &note.device {
             epoch.own(device);
+        }
+        if let Some(heartbeat) = &note.heartbeat
+            && epoch.heartbeat.as_ref().is_none_or(|known| known.seq <= heartbeat.seq)
+        {
+            epoch.heartbeat = Some(heartbeat.clone());
         }
         epoch.lines_end = note.lines_at + note.bytes;
         epoch.notes_end += note_length;
@@ -363,6 +379,13 @@ impl Catalog {
                 }
                 None => reports.push(clone.clone()),
             }
+        }
+    }
+
+    fn note_hostname(&mut self, sender: &Sender) {
+        let host = &sender.identity.hostname;
+        if self.hostnames.get(&sender.epoch) != Some(host) {
+            self.hostnames.insert(sender.epoch.clone(), host.clone());
         }
     }
 
@@ -410,6 +433,13 @@ impl Catalog {
     pub(super) fn ends(&self, key: &Key) -> (u64, u64) {
         self.epochs.get(key).map_or((0, 0), |epoch| (epoch.lines_end, epoch.notes_end))
     }
+}
+
+/// Figures of the last heartbeat of a batch, if it is stored now.
+fn new_heartbeat(batch: &Batch, change: &Change) -> Option<Box<Heartbeat>> {
+    let heartbeat = batch.heartbeat()?;
+    let is_new = |new: &Range| (new.first..=new.last).contains(&heartbeat.seq);
+    change.new.iter().any(is_new).then(|| Box::new(heartbeat.clone()))
 }
 
 impl Lineage {

@@ -21,7 +21,7 @@ use super::{
     repeats::Repeats,
     writer::{self, Job, Writer},
 };
-use crate::{batch::Batch, stats::Stats, trust::Registry};
+use crate::{batch::Batch, fleet::StatsQuery, stats::Stats, trust::Registry};
 
 /// Options of a [`FileStore`].
 #[derive(Clone, Copy, Debug)]
@@ -218,10 +218,10 @@ impl Storage for FileStore {
         })
     }
 
-    fn stats(&self) -> Answer<'_, Stats> {
+    fn stats(&self, query: StatsQuery) -> Answer<'_, Stats> {
         Box::pin(async move {
             let (responder, response) = oneshot::channel();
-            self.send(Job::Stats(responder))?;
+            self.send(Job::Stats(Box::new(query), responder))?;
             response.await.map_err(|_| StoreError::Closed)
         })
     }

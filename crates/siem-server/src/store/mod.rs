@@ -12,6 +12,7 @@ mod journal;
 mod names;
 mod note;
 mod note_index;
+mod read_only;
 mod recover;
 mod repeats;
 mod starts;
@@ -24,9 +25,10 @@ use std::{fs, io, path::Path, pin::Pin, time::Duration};
 
 pub use files::{FileStore, FileStoreOptions, OpenError};
 pub use format::{DataFormat, FormatError};
+pub use read_only::{ReadError, StoredLines, read_lines, read_stats};
 use siem_protocol::{Digest, Receipt};
 
-use crate::{batch::Batch, stats::Stats, trust::policy::Denial};
+use crate::{batch::Batch, fleet::StatsQuery, stats::Stats, trust::policy::Denial};
 
 /// Future of a storage's result.
 pub type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -43,11 +45,11 @@ pub trait Storage: Send + Sync + 'static {
     /// [`StoreError`]: to the sender's knowledge, no part of the batch was stored.
     fn store(&self, batch: Batch) -> Answer<'_, StoredBatch>;
 
-    /// Returns statistics about the entries held.
+    /// Returns statistics about the entries held, with the rows that `query` asks for.
     ///
     /// # Errors
     /// [`StoreError`] if they are not available.
-    fn stats(&self) -> Answer<'_, Stats>;
+    fn stats(&self, query: StatsQuery) -> Answer<'_, Stats>;
 }
 
 /// A batch that is on stable storage.

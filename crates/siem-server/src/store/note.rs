@@ -5,12 +5,17 @@ use siem_protocol::{Digest, Identity, statement::TrustLevel};
 
 use super::repeats::RepeatedLines;
 use crate::{
+    fleet::Heartbeat,
     ledger::{Change, is_zero},
     stats::CloneReport,
     trust::{DeviceKey, policy::Mark},
 };
 
 /// Record of a batch besides its lines. Reading the notes of an epoch in order rebuilds its ledger.
+///
+/// Together with its lines a note stands alone: one that stores lines names their numbers, the time
+/// of receipt, the sender and the device. Notes of earlier releases name the latter two only where
+/// they changed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Note {
     /// Time of receipt, RFC 3339.
@@ -19,7 +24,7 @@ pub(super) struct Note {
     pub(super) lines_at: u64,
     /// Size of its lines in bytes.
     pub(super) bytes: u64,
-    /// Sender; absent if unchanged.
+    /// Sender; absent if nothing is stored.
     #[serde(rename = "who", default, skip_serializing_if = "Option::is_none")]
     pub(super) sender: Option<Sender>,
     /// Signs that the outbox was copied.
@@ -38,10 +43,13 @@ pub(super) struct Note {
     /// that they have an order that no clock changes. 0 if a release without it wrote the note.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) order: u64,
-    /// The device that owns the epoch, with its seal; absent if the epoch has none, or if all is as
-    /// in the notes before.
+    /// The device that owns the epoch, with its seal; absent if the epoch has none, or if nothing is
+    /// stored and all is as in the notes before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) device: Option<DeviceNote>,
+    /// Figures of the last heartbeat among its lines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) heartbeat: Option<Box<Heartbeat>>,
     /// Changes of the ledger.
     pub(super) change: Change,
 }

@@ -157,7 +157,8 @@ fn whole_lines(mut file: &File, length: u64) -> io::Result<u64> {
     Ok(0)
 }
 
-fn stems(machines: &Path) -> io::Result<BTreeSet<Stem>> {
+/// Returns the epochs below `machines`.
+pub(super) fn stems(machines: &Path) -> io::Result<BTreeSet<Stem>> {
     let mut stems = BTreeSet::new();
     for machine in fs::read_dir(machines)? {
         let machine = machine?;
@@ -277,6 +278,7 @@ fn repair_lines(
         keyed: false,
         order: 0,
         device: None,
+        heartbeat: None,
         change,
     };
     let line = note.line();

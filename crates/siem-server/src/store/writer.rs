@@ -31,6 +31,7 @@ use super::{
 };
 use crate::{
     batch::Batch,
+    fleet::StatsQuery,
     ledger::{Change, Refusal},
     stats::Stats,
     trust::{Event, EventKind, Registry},
@@ -52,7 +53,7 @@ pub(super) enum Job {
     /// Store a batch.
     Store(Box<Batch>, Responder),
     /// Return statistics.
-    Stats(oneshot::Sender<Stats>),
+    Stats(Box<StatsQuery>, oneshot::Sender<Stats>),
 }
 
 /// State of the thread.
@@ -126,8 +127,8 @@ impl Writer {
                     bytes += batch.size();
                     group.push(PendingBatch { batch, responder });
                 }
-                Some(Job::Stats(responder)) => {
-                    let stats = self.catalog.stats(self.registry.as_deref());
+                Some(Job::Stats(query, responder)) => {
+                    let stats = self.catalog.stats(&query, self.registry.as_deref());
                     self.applier.send_stats(stats, responder);
                 }
                 None => return Some(group),

@@ -182,6 +182,17 @@ pub struct DeviceView {
     pub cloned: bool,
 }
 
+/// What counts for an epoch that a device owns.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DeviceStanding {
+    /// State of the key. One that is confirmed for another machine or user is unconfirmed here.
+    pub(crate) state: DeviceState,
+    /// First key of its lineage.
+    pub(crate) root: DeviceKey,
+    /// True if two instances used the key alternately.
+    pub(crate) cloned: bool,
+}
+
 /// A device, independent of the receiver's level.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Device {
@@ -413,6 +424,22 @@ impl Devices {
 
     pub(super) fn views(&self, level: TrustLevel) -> Vec<DeviceView> {
         self.devices.values().map(|device| device.view(level)).collect()
+    }
+
+    /// Returns what counts for an epoch of a machine and user that a key owns.
+    pub(super) fn standing(
+        &self,
+        key: &DeviceKey,
+        (machine, user): (&str, &str),
+        level: TrustLevel,
+    ) -> Option<DeviceStanding> {
+        let device = self.devices.get(key)?;
+        let is_its_own = device.enrolled.machine == machine && device.enrolled.user == user;
+        let state = match device.state(level) {
+            DeviceState::Confirmed if !is_its_own => DeviceState::Unconfirmed,
+            state => state,
+        };
+        Some(DeviceStanding { state, root: device.root, cloned: device.cloned })
     }
 
     pub(super) fn by_key_id(&self, id: [u8; 4], level: TrustLevel) -> Vec<DeviceView> {

@@ -23,6 +23,7 @@ mod registry;
 mod seal;
 mod tokens;
 
+pub(crate) use devices::DeviceStanding;
 pub use devices::{
     DEVICE_KEY_NAME, DeviceError, DeviceKey, DeviceView, EnrollRefusal, InvalidDeviceKey,
 };
@@ -31,6 +32,7 @@ pub use instances::CloneFinding;
 pub use journal::JournalError;
 pub use keys::{ReceiverKeyError, ReceiverKeysView, Rotation};
 pub(crate) use offered::is_meant_for;
+pub(crate) use registry::Standings;
 pub use registry::{EnrollError, Enrollment, Registry, RegistryError, RegistryOptions};
 pub use seal::{BatchSeal, VerifiedSeal};
 pub use tokens::{

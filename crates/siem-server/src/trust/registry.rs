@@ -18,6 +18,7 @@ use siem_protocol::{
     Digest, Identity, KeysAnswer, managed::Audience, note::SigningKey, statement::TrustLevel,
 };
 
+pub(crate) use self::devices::Standings;
 use self::enrollment::Evictions;
 pub use self::{
     enrollment::Enrollment,

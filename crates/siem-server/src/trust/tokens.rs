@@ -266,7 +266,7 @@ pub struct Grant {
 impl Grant {
     /// Rights of the token that the server was started with: all, for any machine.
     #[must_use]
-    pub(crate) fn all() -> Self {
+    pub fn all() -> Self {
         Self { scopes: Scope::ALL.into(), machine: None, single_use: None }
     }
 

@@ -11,6 +11,7 @@ use siem_protocol::{
 use siem_server::{
     Limits, ServeOptions, Storage, StoreError,
     batch::Batch,
+    fleet::StatsQuery,
     ledger::{BreakKind, Range},
     stats::Stats,
     store::{Answer, StoredBatch},
@@ -296,7 +297,7 @@ impl Storage for Failing {
         Box::pin(async { Err(self.0()) })
     }
 
-    fn stats(&self) -> Answer<'_, Stats> {
+    fn stats(&self, _: StatsQuery) -> Answer<'_, Stats> {
         Box::pin(async { Err(self.0()) })
     }
 }

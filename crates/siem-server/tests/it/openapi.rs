@@ -7,7 +7,11 @@ use serde_json::{Value, json};
 use siem_protocol::{
     BatchHeader, EnrollAnswer, EnrollRequest, KeysAnswer, ManagedConfig, Problem, Receipt,
 };
-use siem_server::{OPENAPI, ROUTES, stats::Stats};
+use siem_server::{
+    OPENAPI, ROUTES,
+    fleet::{FleetProblem, StatsQuery},
+    stats::Stats,
+};
 
 fn document() -> Value {
     let mut schemas = SchemaSettings::openapi3().into_generator();
@@ -66,6 +70,7 @@ fn document() -> Value {
     managed.insert("200".into(), found);
     managed.insert("304".into(), json!({ "description": "Unchanged; signed over an empty body." }));
     let mut held = problems(&[
+        ("400", "A parameter is unknown or has no valid value."),
         ("401", "The bearer token is missing or wrong."),
         ("403", "The token does not permit it."),
         ("503", "Not available now."),
@@ -151,7 +156,12 @@ fn document() -> Value {
                 },
                 "responses": enroll,
             } },
-            "/stats": { "get": { "operationId": "stats", "summary": "Tells what is held", "responses": held } },
+            "/stats": { "get": {
+                "operationId": "stats",
+                "summary": "Tells what is held, and who is quiet, behind or has gaps",
+                "parameters": stats_parameters(),
+                "responses": held,
+            } },
             "/healthz": { "get": {
                 "operationId": "healthz", "summary": "Tells that the server runs", "security": [],
                 "responses": { "200": answer("It runs.", json!({ "type": "object" })) },
@@ -166,6 +176,27 @@ fn document() -> Value {
             "schemas": schemas.take_definitions(true),
         },
     })
+}
+
+fn stats_parameters() -> Value {
+    let parameter = |name: &str, what: &str, schema: Value| json!({ "name": name, "in": "query", "required": false, "description": what, "schema": schema });
+    let text = || json!({ "type": "string" });
+    let (least, most) = (1, StatsQuery::MAX_LIMIT);
+    json!([
+        parameter("machine", "Only rows of this machine.", text()),
+        parameter("user", "Only rows of this user.", text()),
+        parameter(
+            "problem",
+            "Only rows with this problem.",
+            json!({ "type": "string", "enum": FleetProblem::ALL.map(FleetProblem::as_str) }),
+        ),
+        parameter(
+            "limit",
+            "Number of rows on a page.",
+            json!({ "type": "integer", "minimum": least, "maximum": most, "default": StatsQuery::LIMIT }),
+        ),
+        parameter("cursor", "`next` of the page before, with the same conditions.", text()),
+    ])
 }
 
 fn schema<T: schemars::JsonSchema>(schemas: &mut SchemaGenerator) -> Value {

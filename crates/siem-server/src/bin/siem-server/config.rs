@@ -64,6 +64,11 @@ impl std::error::Error for Problems {}
 struct Invalid(usize);
 
 impl ConfigSource {
+    /// The configuration of a receiver, maybe with another data directory.
+    pub(crate) fn of(config: Option<PathBuf>, data: Option<String>) -> Self {
+        Self { config, data, listen: None, assignments: Vec::new() }
+    }
+
     /// Reads all layers.
     pub(crate) fn load(&self) -> Result<Loaded, Vec<ConfigProblem>> {
         let named =

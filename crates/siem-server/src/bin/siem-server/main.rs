@@ -1,8 +1,12 @@
-//! Administration of a receiver: its configuration and keys, the devices that it knows, and its tokens.
+//! Administration of a receiver: its configuration and keys, the devices that it knows, its tokens, and
+//! views of what it holds.
 
 mod config;
 mod devices;
+mod entries;
 mod failure;
+mod fleet;
+mod fleet_http;
 mod keys;
 mod line;
 mod output;
@@ -47,6 +51,8 @@ enum Command {
     /// Manage tokens with scopes
     #[command(subcommand)]
     Tokens(tokens::Command),
+    Fleet(fleet::Fleet),
+    Entries(entries::Entries),
     Line(line::Line),
 }
 
@@ -61,8 +67,14 @@ struct Data {
 impl Data {
     /// Opens the registry of an existing data directory.
     fn open(&self) -> Result<Registry, Failure> {
+        self.check()?;
+        self.open_or_create()
+    }
+
+    /// Checks that the data directory exists.
+    fn check(&self) -> Result<(), Failure> {
         match std::fs::metadata(&self.directory) {
-            Ok(found) if found.is_dir() => self.open_or_create(),
+            Ok(found) if found.is_dir() => Ok(()),
             Ok(_) => Err(Failure::usage(NotADirectory(self.directory.clone()))),
             Err(source) => Err(Failure::usage(DataError { path: self.directory.clone(), source })),
         }
@@ -112,6 +124,8 @@ fn main() -> ExitCode {
         Command::Keys(command) => command.execute(),
         Command::Devices(command) => command.execute(),
         Command::Tokens(command) => command.execute(),
+        Command::Fleet(fleet) => fleet.execute(),
+        Command::Entries(entries) => entries.execute(),
         Command::Line(line) => line.execute(),
     };
     match result {

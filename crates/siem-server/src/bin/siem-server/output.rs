@@ -41,13 +41,42 @@ pub(crate) fn fields(fields: &[(&str, String)]) -> Result<(), Failure> {
     fields.iter().try_for_each(|(name, value)| line(&format!("{name:width$}  {}", plain(value))))
 }
 
-/// Escapes control characters: names come from senders, who could otherwise control the terminal.
+/// Escapes control characters and those that change the direction or the visible order of a text:
+/// names come from senders, who could otherwise control the terminal or pass for others.
 pub(crate) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
-        if c.is_control() { plain.extend(c.escape_default()) } else { plain.push(c) }
+        if is_deceptive(c) { plain.extend(c.escape_default()) } else { plain.push(c) }
     }
     if plain.is_empty() { "-".to_owned() } else { plain }
+}
+
+fn is_deceptive(c: char) -> bool {
+    c.is_control()
+        || matches!(c,
+            '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}' | '\u{feff}')
+}
+
+/// Shortens a text to `longest` characters.
+pub(crate) fn shortened(text: &str, longest: usize) -> String {
+    match text.char_indices().nth(longest) {
+        None => text.to_owned(),
+        Some(_) => text.chars().take(longest - 1).chain(['…']).collect(),
+    }
+}
+
+/// Formats a number of bytes for people.
+pub(crate) fn size(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    for unit in ["B", "KiB", "MiB", "GiB"] {
+        if value < 1024.0 {
+            let digits = usize::from(unit != "B");
+            return format!("{value:.digits$} {unit}");
+        }
+        value /= 1024.0;
+    }
+    format!("{value:.1} TiB")
 }
 
 #[cfg(test)]
@@ -57,7 +86,15 @@ mod tests {
     #[test]
     fn control_characters_are_escaped() {
         assert_eq!(plain("a\u{1b}[2Jb\n"), "a\\u{1b}[2Jb\\n");
+        assert_eq!(plain("a\u{202e}b\u{200b}"), "a\\u{202e}b\\u{200b}");
         assert_eq!(plain("büro"), "büro");
         assert_eq!(plain(""), "-");
+    }
+
+    #[test]
+    fn long_names_are_shortened_and_sizes_have_units() {
+        assert_eq!(shortened("büro", 4), "büro");
+        assert_eq!(shortened("büros", 4), "bür…");
+        assert_eq!([0, 1023, 1024, 1 << 40].map(size), ["0 B", "1023 B", "1.0 KiB", "1.0 TiB"]);
     }
 }

@@ -1,5 +1,6 @@
 //! Tables of the configuration, one in each file.
 
+mod fleet;
 mod http;
 mod limits;
 mod log;
@@ -11,6 +12,7 @@ mod store;
 mod tls;
 mod trust;
 
+pub use fleet::FleetTable;
 pub use http::{ForwardedHeader, HttpTable};
 pub use limits::LimitsTable;
 pub use log::{LogFormat, LogTable};

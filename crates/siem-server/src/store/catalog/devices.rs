@@ -21,7 +21,8 @@ use crate::{
 const INSTANCE: usize = 128;
 
 impl Catalog {
-    /// Returns the note about the device that owns the epoch; none if nothing is new about it.
+    /// Returns the note about the device that owns the epoch; none if nothing is stored and nothing is
+    /// new about it.
     pub(super) fn device_note(
         &self,
         device: AdmittedDevice,
@@ -47,7 +48,7 @@ impl Catalog {
         let is_known = owner.is_some_and(|owner| {
             (owner.key, owner.mark, owner.level) == (device.key, device.mark, device.level)
         });
-        if is_known && instance.is_none() && seal.is_none() {
+        if change.accepted == 0 && is_known && instance.is_none() && seal.is_none() {
             return None;
         }
         Some(DeviceNote {

@@ -1,7 +1,7 @@
 use std::time::UNIX_EPOCH;
 
 use super::*;
-use crate::testing::BatchText;
+use crate::{fleet::StatsQuery, testing::BatchText};
 
 fn record_batch(catalog: &mut Catalog, text: &BatchText) -> Note {
     let batch = Batch::parse(text.text().into_bytes(), UNIX_EPOCH).unwrap();
@@ -17,7 +17,7 @@ fn of(epoch: &str, first: u64) -> BatchText {
 }
 
 fn clones(catalog: &Catalog) -> Vec<(CloneKind, String, String, u64)> {
-    let machine = catalog.stats(None).machines.remove(0);
+    let machine = catalog.stats(&StatsQuery::all(UNIX_EPOCH), None).machines.remove(0);
     machine.clones.into_iter().map(|it| (it.kind, it.epoch, it.other, it.times)).collect()
 }
 
@@ -108,13 +108,15 @@ fn batch_that_continues_the_last_one_reads_no_value() {
 }
 
 #[test]
-fn note_names_the_sender_only_if_it_changed() {
+fn note_that_stores_entries_names_the_sender() {
     let mut catalog = Catalog::default();
     let first = of("b", 1).with(|header| header.previous_epoch = Some("a".into()));
     assert!(record_batch(&mut catalog, &first).sender.is_some());
-    assert_eq!(record_batch(&mut catalog, &of("b", 2)).sender, None);
+    let second = record_batch(&mut catalog, &of("b", 2)).sender.unwrap();
+    assert_eq!(second.previous_epoch.as_deref(), Some("a"));
     let newer = of("b", 3).with(|header| header.agent_version = "0.2.0".into());
     assert!(record_batch(&mut catalog, &newer).sender.is_some());
-    let epoch = catalog.stats(None).machines.remove(0).epochs.remove(0);
+    let epoch =
+        catalog.stats(&StatsQuery::all(UNIX_EPOCH), None).machines.remove(0).epochs.remove(0);
     assert_eq!(epoch.previous_epoch.as_deref(), Some("a"));
 }

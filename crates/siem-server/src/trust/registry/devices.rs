@@ -5,12 +5,15 @@ use tracing::error;
 
 use super::{
     super::{
-        devices::{DeviceKey, DeviceLine, DeviceView, Devices},
+        devices::{DeviceKey, DeviceLine, DeviceStanding, DeviceView, Devices},
         instances::CloneFinding,
         journal::{Durability, JournalError},
     },
     Registry, RegistryError, lock,
 };
+
+/// Lookup of a device by its key, and the machine and user of an epoch.
+pub(crate) type Standings<'a> = dyn Fn(&DeviceKey, (&str, &str)) -> Option<DeviceStanding> + 'a;
 
 /// Devices.
 impl Registry {
@@ -18,6 +21,14 @@ impl Registry {
     #[must_use]
     pub fn device(&self, key: &DeviceKey) -> Option<DeviceView> {
         self.devices.read(|devices| devices.view(key, self.level))
+    }
+
+    /// Calls `read` with a lookup of what counts for an epoch of a machine and user that a key owns.
+    /// Faster than one [`Registry::device`] after the other.
+    pub(crate) fn read_standings<R>(&self, read: impl FnOnce(&Standings<'_>) -> R) -> R {
+        self.devices.read(|devices| {
+            read(&|key: &DeviceKey, of: (&str, &str)| devices.standing(key, of, self.level))
+        })
     }
 
     /// Returns all devices, ordered by key.
