@@ -386,6 +386,11 @@ impl Tail {
             }
             self.find_changes(intake);
             self.report_unreadable(intake);
+            // Saved lines and moves may have filled the group: what was found is read into the next
+            // one. Otherwise a backlog would count as one that waits for delivery.
+            if !intake.has_room() {
+                return Progress::More;
+            }
             // The oldest files are known after the first sweep.
             let has_swept = self.schedule.has_swept;
             let next = match has_swept {

@@ -86,3 +86,17 @@ fn paced_backlog_waits_but_expiring_and_live_files_do_not() {
     world.store.is_paced = false;
     assert_eq!(world.next(), lines(["b.jsonl"]));
 }
+
+/// A sweep fills the group itself when it saves an incomplete line. The backlog that it found waited
+/// for the next sweep, up to five minutes, as if it were paced.
+#[test]
+fn group_filled_by_a_sweep_does_not_delay_the_backlog() {
+    let mut world = TailFixture::new();
+    world.store.room = 1;
+    world.write("partial.jsonl", "incomplete");
+    assert_eq!(world.next(), lines([]));
+    assert_eq!(world.next(), lines([]));
+    // The sweep that finds it saves the incomplete line, which did not change for ten minutes.
+    write_old(&world, "old.jsonl", DAY);
+    assert_eq!(world.next(), lines(["old.jsonl"]));
+}
