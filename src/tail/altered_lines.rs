@@ -4,7 +4,7 @@
 use std::{collections::VecDeque, io, path::Path, time::Duration};
 
 use ai_agent_stage::{BlockUpdate, Chunk, FileKey, GenerationId, Intake, Origin, Piece};
-use memchr::memrchr;
+use memchr::{memchr, memrchr};
 use siem_protocol::{
     AgentEvent,
     agent_event::{AlteredRange, FileAltered},
@@ -12,6 +12,7 @@ use siem_protocol::{
 
 use super::{
     CheckpointRow, Tail,
+    block_hasher::{hash, seed},
     block_list::{Block, SMALLEST},
     file_table::KnownFile,
     fingerprint::EdgeSamples,
@@ -30,8 +31,8 @@ use crate::{
 /// Largest number of ranges in an event.
 const MAX_RANGES: usize = 100;
 
-/// Largest distance from an altered block to the start of the line that it is in, in bytes. Longer
-/// lines are not handed over again.
+/// Largest distance from an altered block to the start of the line that it is in, and to the first line
+/// that starts in it, in bytes. Longer lines are not handed over again.
 const MAX_LINE_START: u64 = 64 << 20;
 
 /// Time after which other files are read before further lines are handed over again.
@@ -79,8 +80,9 @@ struct Range {
 
 impl Range {
     /// Returns the start of the first line of the range that was not handed over again yet. Lines up
-    /// to `done` were. `None` if the range is after `limit`, from which on no line was handed over, or
-    /// the line starts too far before it; `too_far` is then updated.
+    /// to `done` were. If the first line starts too far before the range, `too_far` is updated, and the
+    /// next one is the first. `None` if there is none, or the range is after `limit`, from which on no
+    /// line was handed over.
     ///
     /// # Errors
     /// Errors of reading the file.
@@ -95,10 +97,11 @@ impl Range {
             return Ok(None);
         }
         let start = line_start(file, self.start, done, *too_far)?;
-        if start.is_none() {
-            *too_far = self.start;
+        if start.is_some() {
+            return Ok(start);
         }
-        Ok(start)
+        *too_far = self.start;
+        next_line_start(file, self.start, self.end.min(limit))
     }
 }
 
@@ -190,6 +193,27 @@ fn line_start(file: &dyn ReadAt, at: u64, floor: u64, too_far: u64) -> io::Resul
         end = start;
     }
     Ok(Some(floor))
+}
+
+/// Returns the start of the first line that starts between `from` and `end`; `None` if there is none, or it
+/// is too far away.
+fn next_line_start(file: &dyn ReadAt, from: u64, end: u64) -> io::Result<Option<u64>> {
+    let end = end.min(from.saturating_add(MAX_LINE_START));
+    let mut buffer = vec![0; 16 << 10];
+    let mut at = from;
+    while at < end {
+        let len = usize::try_from(end - at).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let filled = file.fill_at(&mut buffer[..len], at)?;
+        if let Some(newline) = memchr(b'\n', &buffer[..filled]) {
+            let start = at + newline as u64 + 1;
+            return Ok(Some(start).filter(|start| *start < end));
+        }
+        if filled < len {
+            break;
+        }
+        at += len as u64;
+    }
+    Ok(None)
 }
 
 /// Offset at which a piece, or the line that it is a part of, starts.
@@ -287,9 +311,16 @@ impl Tail {
         let mut has_new_tail = false;
         if is_over {
             updates = std::mem::take(&mut range.updates);
-            has_new_tail = range.has_tail && row.offset == lines.offset;
-            if has_new_tail {
-                row.blocks = lines.tail;
+            let tail = lines.tail.filter(|_| range.has_tail);
+            let seed = seed(&open.origin.generation);
+            let found = tail.map(|tail| present_tail(&open.file, lines.offset, tail, &row, seed));
+            match found.transpose()?.flatten() {
+                Some(PresentTail::Partial(hash)) => {
+                    has_new_tail = true;
+                    row.blocks = Some(hash);
+                }
+                Some(PresentTail::Block(update)) => updates.push(update),
+                None => {}
             }
         }
         let checkpoint = row.encode();
@@ -308,6 +339,45 @@ impl Tail {
         }
         Ok(if ranges.is_empty() { HandOver::Complete } else { HandOver::More })
     }
+}
+
+/// Hash that takes the place of that of altered bytes after the last whole block.
+enum PresentTail {
+    /// They are still after the last whole block.
+    Partial(u64),
+    /// The file has grown, and they are in a whole block.
+    Block(BlockUpdate),
+}
+
+/// Returns the present hash of the block whose first bytes, up to `offset`, had the hash `tail` when they
+/// were verified. The file may have been read up to the offset of `row` since. `None` if the bytes differ
+/// again: they are verified later.
+fn present_tail(
+    file: &dyn ReadAt,
+    offset: u64,
+    tail: u64,
+    row: &CheckpointRow,
+    seed: u64,
+) -> io::Result<Option<PresentTail>> {
+    let start = offset - offset % SMALLEST;
+    let end = row.offset.min(start + SMALLEST);
+    let Some(size) = end.checked_sub(start).and_then(|size| usize::try_from(size).ok()) else {
+        return Ok(None);
+    };
+    let verified = usize::try_from(offset - start).unwrap_or(usize::MAX);
+    let mut bytes = vec![0; size];
+    if file.fill_at(&mut bytes, start)? < size
+        || bytes.get(..verified).is_none_or(|bytes| hash(bytes, seed) != tail)
+    {
+        return Ok(None);
+    }
+    let hash = hash(&bytes, seed);
+    Ok(Some(match end - start {
+        SMALLEST => {
+            PresentTail::Block(BlockUpdate::Replace { first: start / SMALLEST, level: 0, hash })
+        }
+        _ => PresentTail::Partial(hash),
+    }))
 }
 
 /// State of a file of which nothing was read.
@@ -365,6 +435,13 @@ mod tests {
             assert_eq!(find(first + n * 2 * SMALLEST), None);
         }
         assert!(file.read.get() < MAX_LINE_START + 300 * SMALLEST, "{}", file.read.get());
+        // The lines after the one that is too long are not.
+        let range = Range { start: first, end: 2 * first, updates: Vec::new(), has_tail: false };
+        let file = TwoLines { newline: first + 70_000, read: Cell::default() };
+        let start = range.find_start(&file, u64::MAX, 0, &mut 0).unwrap();
+        assert_eq!(start, Some(first + 70_001));
+        let limit = first + 70_001;
+        assert_eq!(range.find_start(&file, limit, 0, &mut 0).unwrap(), None, "it is not read yet");
         let limited = Range { start: 50, end: 60, updates: Vec::new(), has_tail: false };
         assert_eq!(limited.find_start(&file, 50, 0, &mut 0).unwrap(), None);
     }

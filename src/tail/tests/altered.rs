@@ -12,7 +12,10 @@ use proptest::prelude::*;
 use siem_protocol::agent_event::AlteredRange;
 
 use super::*;
-use crate::tail::{block_list::SMALLEST, testing::ReceivedPiece};
+use crate::{
+    platform::cpu_time,
+    tail::{block_list::SMALLEST, testing::ReceivedPiece},
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -193,6 +196,59 @@ fn altered_bytes_are_found_when_the_file_grows_after_a_restart() {
     assert_eq!(received(&again), touching(&bytes, &[(0, bytes.len() as u64)]));
 }
 
+/// The hash of the bytes after the last whole block was replaced only if the file had not grown since it
+/// was verified: one alteration was reported again each hour.
+#[test]
+fn alteration_in_a_growing_block_is_reported_once() {
+    for growth in [3, 20_000, 100_000] {
+        let mut tail = VerifiedTail::new();
+        tail.world.write("a.jsonl", content(30_000));
+        tail.next();
+        tail.alter("a.jsonl", 15_000, b"\0");
+        tail.world.store.is_paced = true;
+        tail.next_is_nothing();
+        tail.world.append("a.jsonl", content(growth));
+        let (got, events) = tail.next();
+        assert!(!got.is_empty() && events.is_empty(), "{growth}: only what was appended");
+        tail.world.store.is_paced = false;
+        let (got, events) = tail.next();
+        assert_eq!(ranges(&events)[0].0, 0, "{growth}");
+        assert!(!got.is_empty());
+        for _ in 0..3 {
+            tail.world.pass(61 * MINUTE);
+            tail.next_is_nothing();
+        }
+        // Another alteration of the block is another report.
+        tail.alter("a.jsonl", 16_000, b"\0");
+        assert_eq!(ranges(&tail.next().1)[0].0, 0, "{growth}");
+    }
+}
+
+/// The line is not handed over again, and the ones behind it in the block were not either.
+#[test]
+fn alteration_of_a_line_of_66_mib_is_reported() {
+    let mut tail = VerifiedTail::new();
+    let size = 66 << 20;
+    let mut bytes = vec![b'x'; size];
+    bytes.push(b'\n');
+    bytes.extend_from_slice(&content(200_000));
+    tail.world.write("a.jsonl", &bytes);
+    tail.next();
+    let last = size as u64 - 1;
+    tail.alter("a.jsonl", last, b"y");
+    // A burst is short.
+    let mut found = (0..100).map(|_| tail.next());
+    let (got, events) = found.find(|(_, events)| !events.is_empty()).unwrap();
+    drop(found);
+    let altered = ranges(&events);
+    assert!(altered[0].0 <= last && last < altered[0].1, "{altered:?}");
+    let behind = touching(&bytes[size + 1..], &[(0, altered[0].1 - size as u64 - 1)]);
+    let behind: Vec<_> =
+        behind.into_iter().map(|(at, line)| (at + size as u64 + 1, line)).collect();
+    assert!(!behind.is_empty());
+    assert_eq!(received(&got), behind);
+}
+
 #[test]
 fn line_in_parts_is_handed_over_again_as_a_whole() {
     let mut tail = VerifiedTail::new();
@@ -280,6 +336,43 @@ fn altered_lines_wait_for_room_as_a_backlog_does() {
     let (got, events) = tail.next();
     assert_eq!(ranges(&events).len(), 1);
     assert!(!got.is_empty());
+}
+
+/// Pauses are a multiple of what a burst has really cost this thread: 0.02 % of a core over a pass.
+#[test]
+fn pass_over_many_bytes_stays_within_the_real_budget() {
+    let mut tail = VerifiedTail::new();
+    let resources = VerifyResources {
+        is_on_battery: Arc::new(|| false),
+        cpu_time: Arc::new(cpu_time::of_thread),
+    };
+    tail.world.tail.verifier = Some(Verifier::new(resources));
+    let mut total = 0;
+    for n in 0..20 {
+        let bytes = content(300_000 + n);
+        total += bytes.len();
+        tail.world.write(&format!("{n}.jsonl"), bytes);
+    }
+    tail.world.pass(Duration::from_secs(400));
+    while tail.world.tail.read(&mut tail.world.store) == Progress::More {
+        tail.world.store.commit();
+    }
+    tail.world.store.commit();
+    tail.world.pass(60 * MINUTE);
+    let TailFixture { tail, store, clock, .. } = &mut tail.world;
+    let (mut spent, mut elapsed) = (Duration::ZERO, Duration::ZERO);
+    let before = tail.survey().verified_at;
+    while tail.survey().verified_at == before {
+        let started = cpu_time::of_thread();
+        tail.verify(store);
+        spent += cpu_time::of_thread() - started;
+        let pause = tail.until_verification().unwrap();
+        clock.advance(pause);
+        elapsed += pause;
+    }
+    assert!(store.events.is_empty() && total > 6_000_000);
+    // What a call costs beside its burst is not counted.
+    assert!(spent <= elapsed / 5000 * 11 / 10, "{spent:?} of {elapsed:?}");
 }
 
 /// A file that changed was left until the next pass after the first burst.
