@@ -15,7 +15,7 @@ use super::{
     layer::Layer,
     origin::LayerOrigin,
     pipeline::KINDS,
-    redact::{is_secret_path, without_url_secrets},
+    redact::{OpenPaths, is_secret_path, without_url_secrets},
     secret,
 };
 
@@ -56,14 +56,16 @@ impl ConfigHashes {
         is_credential: impl Fn(&Value) -> bool,
     ) -> Self {
         let mut all = Dict::new();
+        let mut open = OpenPaths::default();
+        root.as_dict().into_iter().for_each(|root| open.add(root));
         for (name, section) in root.as_dict().into_iter().flatten() {
             let mut section = section.clone();
             if let (true, Value::Dict(_, stages)) = (KINDS.contains(&&**name), &mut section) {
                 stages.retain(|stage, _| is_listed(name, stage));
             }
             let shown = SECTIONS.contains(&&**name);
-            let hidden =
-                shown.then(|| canonical(&mut vec![name.clone()], &section, &is_credential));
+            let hide = || canonical(&mut vec![name.clone()], &section, &open, &is_credential);
+            let hidden = shown.then(hide);
             all.extend(hidden.flatten().map(|section| (name.clone(), section)));
         }
         let sections = all.iter().map(|(name, section)| (name.clone(), digest(section)));
@@ -72,7 +74,7 @@ impl ConfigHashes {
 }
 
 /// Returns the hash of each layer: one for each file, and one for all variables, and all
-/// credentials.
+/// credentials. The types of sinks are those of the layers below.
 pub(super) fn of_layers<'a>(layers: impl IntoIterator<Item = &'a Layer>) -> Vec<LayerHash> {
     let mut merged: Vec<(&LayerOrigin, Dict)> = Vec::new();
     for layer in layers {
@@ -85,9 +87,11 @@ pub(super) fn of_layers<'a>(layers: impl IntoIterator<Item = &'a Layer>) -> Vec<
             _ => merged.push((&layer.origin, layer.values.clone())),
         }
     }
+    let mut open = OpenPaths::default();
     let hash = |(origin, values): (&LayerOrigin, Dict)| {
+        open.add(&values);
         let is_credential = matches!(origin, LayerOrigin::Credential(_));
-        let values = canonical(&mut Vec::new(), &values.into(), &|_| is_credential);
+        let values = canonical(&mut Vec::new(), &values.into(), &open, &|_| is_credential);
         LayerHash {
             layer: origin.layer().to_owned(),
             file: origin.file().map(|path| path.to_string_lossy().into_owned()),
@@ -111,6 +115,7 @@ fn extend(values: &mut Dict, more: Dict) {
 fn canonical(
     path: &mut Vec<String>,
     value: &Value,
+    open: &OpenPaths,
     is_credential: &impl Fn(&Value) -> bool,
 ) -> Option<Value> {
     let Value::Dict(_, table) = value else {
@@ -119,13 +124,14 @@ fn canonical(
         } else if is_hidden(path) {
             secret::MASK.into()
         } else {
-            hide_in_lists(path, value)
+            hide_in_lists(path, value, open)
         });
     };
     let mut values = Dict::new();
     for (key, value) in table {
         path.push(key.clone());
-        values.extend(canonical(path, value, is_credential).map(|value| (key.clone(), value)));
+        values
+            .extend(canonical(path, value, open, is_credential).map(|value| (key.clone(), value)));
         path.pop();
     }
     (!values.is_empty()).then(|| values.into())
@@ -141,8 +147,10 @@ fn is_hidden(path: &[String]) -> bool {
 }
 
 /// Hides secrets in the tables of a list, and in URLs.
-fn hide_in_lists(path: &[String], value: &Value) -> Value {
-    let Value::Array(tag, items) = value else { return without_url_secrets(path, value.clone()) };
+fn hide_in_lists(path: &[String], value: &Value, open: &OpenPaths) -> Value {
+    let Value::Array(tag, items) = value else {
+        return without_url_secrets(path, value.clone(), open);
+    };
     let hide = |item: &Value| match item {
         Value::Dict(tag, table) => {
             let hide = |(key, value): (&String, &Value)| {
@@ -150,13 +158,13 @@ fn hide_in_lists(path: &[String], value: &Value) -> Value {
                 let value = if is_hidden(&path) {
                     secret::MASK.into()
                 } else {
-                    hide_in_lists(&path, value)
+                    hide_in_lists(&path, value, open)
                 };
                 (key.clone(), value)
             };
             Value::Dict(*tag, table.iter().map(hide).collect())
         }
-        item => hide_in_lists(path, item),
+        item => hide_in_lists(path, item, open),
     };
     Value::Array(*tag, items.iter().map(hide).collect())
 }

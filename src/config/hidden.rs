@@ -7,7 +7,7 @@ use super::{
     loaded::LoadedConfig,
     merged::step,
     origin::{LayerOrigin, Location},
-    redact::without_secrets,
+    redact::{OpenPaths, without_secrets},
     sink::SECRETS,
 };
 
@@ -85,7 +85,8 @@ impl LoadedConfig {
                 _ => false,
             };
             let is_same = higher == value || is_extended && path[0] == "pipeline";
-            let shown = toml::Value::try_from(without_secrets(path, higher));
+            let open = OpenPaths::of(&self.merged.layers);
+            let shown = toml::Value::try_from(without_secrets(path, higher, &open));
             let shown = shown.map_or_else(|_| "another value".to_owned(), |it| format!("`{it}`"));
             return (!is_same).then(|| format!("{location} sets {shown}"));
         }

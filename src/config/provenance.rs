@@ -5,8 +5,15 @@ use figment::value::{Dict, Value};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    error::key_text, hashes::SECTIONS, loaded::LoadedConfig, locks::KeyPattern, merged::step,
-    origin::Location, permissions::Permission, pipeline::KINDS, redact::without_secrets,
+    error::key_text,
+    hashes::SECTIONS,
+    loaded::LoadedConfig,
+    locks::KeyPattern,
+    merged::step,
+    origin::Location,
+    permissions::Permission,
+    pipeline::KINDS,
+    redact::{OpenPaths, without_secrets},
 };
 
 /// Value of a key in one layer, without secrets.
@@ -60,14 +67,21 @@ impl LoadedConfig {
     #[must_use]
     pub fn effective_values(&self) -> Vec<ConfigValue> {
         let mut shown = Vec::new();
+        let open = OpenPaths::of(&self.merged.layers);
         for table in SECTIONS {
             let Some(value) = step(&self.merged.root, table) else { continue };
-            self.collect(&mut vec![table.to_owned()], value, &mut shown);
+            self.collect(&mut vec![table.to_owned()], value, &open, &mut shown);
         }
         shown
     }
 
-    fn collect(&self, path: &mut Vec<String>, value: &Value, shown: &mut Vec<ConfigValue>) {
+    fn collect(
+        &self,
+        path: &mut Vec<String>,
+        value: &Value,
+        open: &OpenPaths,
+        shown: &mut Vec<ConfigValue>,
+    ) {
         if let [kind, name] = path.as_slice()
             && KINDS.contains(&&**kind)
             && (self.type_of_stage(kind, name).is_none() || self.replaced.contains(path))
@@ -78,7 +92,7 @@ impl LoadedConfig {
             let location = self.merged.location(path, value);
             shown.push(ConfigValue {
                 path: path.clone(),
-                value: without_secrets(path, value),
+                value: without_secrets(path, value, open),
                 location,
             });
             return;
@@ -88,7 +102,7 @@ impl LoadedConfig {
             dict.iter().partition(|(_, value)| matches!(value, Value::Dict(..)));
         for (key, value) in own.into_iter().chain(below) {
             path.push(key.clone());
-            self.collect(path, value, shown);
+            self.collect(path, value, open, shown);
             path.pop();
         }
     }
@@ -144,11 +158,12 @@ impl LoadedConfig {
     #[must_use]
     pub fn explain_key(&self, path: &[String]) -> KeyExplanation {
         let mut values = Vec::new();
+        let open = OpenPaths::of(&self.merged.layers);
         for layer in self.merged.layers.iter().rev() {
             let root = Value::from(layer.values.clone());
             let found = path.iter().try_fold(&root, |value, part| step(value, part));
             if let Some(value) = found.filter(|value| !is_empty_table(value)) {
-                let value = without_secrets(path, value);
+                let value = without_secrets(path, value, &open);
                 values.push(ConfigValue {
                     path: path.to_owned(),
                     value,

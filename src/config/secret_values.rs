@@ -11,7 +11,7 @@ use super::{
     loaded::LoadedConfig,
     on_error::OnError,
     read_layers::{self, LayerReader},
-    redact::{is_endpoint, is_secret_path, secret_in_url, user_in_url},
+    redact::{OpenPaths, is_secret_path, secret_in_url, user_in_url},
     secret,
     sink::SECRETS,
 };
@@ -43,9 +43,10 @@ impl ConfigInputs<'_> {
 
 fn secrets_of(layers: &[Layer], paths: &Paths) -> Vec<String> {
     let mut secrets = Vec::new();
+    let open = OpenPaths::of(layers);
     for layer in layers {
         let root = Value::from(layer.values.clone());
-        collect_secrets(&mut Vec::new(), &root, paths, &mut secrets);
+        collect_secrets(&mut Vec::new(), &root, paths, &open, &mut secrets);
     }
     secrets
 }
@@ -54,6 +55,7 @@ fn collect_secrets(
     path: &mut Vec<String>,
     value: &Value,
     paths: &Paths,
+    open: &OpenPaths,
     secrets: &mut Vec<String>,
 ) {
     match value {
@@ -65,16 +67,16 @@ fn collect_secrets(
                 add_url(line, true, secrets);
             }
         }
-        Value::String(_, text) => add_url(text, is_endpoint(path), secrets),
+        Value::String(_, text) => add_url(text, open.hide(path), secrets),
         Value::Dict(_, table) => {
             for (key, value) in table {
                 path.push(key.clone());
-                collect_secrets(path, value, paths, secrets);
+                collect_secrets(path, value, paths, open, secrets);
                 path.pop();
             }
         }
         Value::Array(_, items) => {
-            items.iter().for_each(|item| collect_secrets(path, item, paths, secrets));
+            items.iter().for_each(|item| collect_secrets(path, item, paths, open, secrets));
         }
         _ => {}
     }

@@ -166,6 +166,11 @@ fn value_of_a_secret_changes_no_hash_but_its_presence_does() {
     };
     assert_eq!(endpoint("https://a.test/one"), endpoint("https://a.test/two?sig=x"));
     assert_ne!(endpoint("https://a.test/one"), endpoint("https://b.test/one"));
+    // The path of a receiver of this protocol is no secret: machines that differ in it differ.
+    let siem = |url: &str| of_user(&format!("sink.siem.endpoint = {url:?}"));
+    let (one, two) = (siem("https://a.test/one"), siem("https://a.test/two"));
+    assert!(one.whole != two.whole && one.layers != two.layers);
+    assert_eq!(siem("https://u:p@a.test/one?a"), siem("https://v:q@a.test/one?b"));
 }
 
 /// What differs by machine is not in the hash: the home directory, and where systemd puts credentials.
