@@ -4,10 +4,15 @@
 //! one test only, since hooks answer without it.
 #![cfg(target_os = "linux")]
 
-use std::{fs, path::Path, thread};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    thread,
+};
 
 use crate::support::{
     SECRET,
+    agent::Agent,
     claude_client::Client,
     entries, eventually,
     home::Home,
@@ -20,6 +25,7 @@ use ai_agent::internals::{
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use test_requires::requires;
 
 const MESSAGE: &str = "Keys are not permitted on company devices.";
@@ -59,6 +65,44 @@ fn results(work: &Path, name: &str) -> Vec<Value> {
 
 fn found(step: &Value) -> String {
     step["found"].to_string()
+}
+
+/// An agent that ships the sessions of a scenario, and a receiver that manages it.
+struct Daemon {
+    receiver: ScriptedReceiver,
+    work: TempDir,
+    /// Home directory of the scenario.
+    users: PathBuf,
+    /// State directory of the agent: elsewhere, as with `agent.state_dir`.
+    state: PathBuf,
+    agent: Agent,
+    _home: Home,
+}
+
+impl Daemon {
+    /// Starts the agent of the scenario `name`, and waits for the policy.
+    fn start(name: &str, managed: &str) -> Self {
+        let receiver = ScriptedReceiver::start([]).manages(managed, SECRET);
+        let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
+        let users = work.path().join(name).join("home");
+        let config = format!(
+            "[shipping]\nflush_interval = \"0s\"\n[source.claude-sessions]\nroots = [\"{}\"]",
+            users.join(".claude/projects").display()
+        );
+        let agent = home.agent(&["run"]).config(&config).ships_to(&receiver.url()).start_and_wait();
+        let state = home.path().join(".local/state/ai-agent");
+        eventually("a policy", || fs::exists(state.join("policy.json")).unwrap().then_some(()));
+        Self { receiver, work, users, state, agent, _home: home }
+    }
+
+    /// Returns the step that makes hooks find the state directory.
+    fn point(&self) -> Value {
+        let point = format!(
+            "install -d -m 700 @HOME@/.local/state/ai-agent && printf %s {} > @HOME@/.local/state/ai-agent/state-dir",
+            self.state.display()
+        );
+        json!({ "sh": point })
+    }
 }
 
 #[requires(client, tmux)]
@@ -143,22 +187,8 @@ fn policy_changed_by_the_server_applies_to_the_next_prompt() {
         });
         json!({ "version": 1, "revision": revision, "compliance": compliance }).to_string()
     };
-    let receiver = ScriptedReceiver::start([]).manages(&managed("1", "warn", false), SECRET);
-    let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
-    let users = work.path().join("changed/home");
-    let config = format!(
-        "[shipping]\nflush_interval = \"0s\"\n[source.claude-sessions]\nroots = [\"{}\"]",
-        users.join(".claude/projects").display()
-    );
-    let agent = home.agent(&["run"]).config(&config).ships_to(&receiver.url()).start_and_wait();
-    let state = home.path().join(".local/state/ai-agent");
-    eventually("a policy", || fs::exists(state.join("policy.json")).unwrap().then_some(()));
-
-    // The state directory of the daemon is elsewhere, as with `agent.state_dir`.
-    let point = format!(
-        "install -d -m 700 @HOME@/.local/state/ai-agent && printf %s {} > @HOME@/.local/state/ai-agent/state-dir",
-        state.display()
-    );
+    let daemon = Daemon::start("changed", &managed("1", "warn", false));
+    let Daemon { receiver, work, users, state, agent, .. } = &daemon;
     let wait = format!(
         "!touch ~/asked; until grep -q block {}/policy.json; do sleep 0.1; done; echo BY$((1+1))",
         state.display()
@@ -171,7 +201,7 @@ fn policy_changed_by_the_server_applies_to_the_next_prompt() {
         ["sleep", 1], ["shot", "asked"],
         ["key", "C-c"], ["key", "C-c"], ["sleep", 1]
     ], "find": ["OLIVE", "GRAPE"] });
-    let scenario = scenario(work.path(), "changed", &[json!({ "sh": point }), screen]);
+    let scenario = scenario(work.path(), "changed", &[daemon.point(), screen]);
     let hook = Path::new(env!("CARGO_BIN_EXE_ai-agent"));
     thread::scope(|scope| {
         let run = scope.spawn(|| client.run(&[scenario], work.path(), Some(hook)));
@@ -201,7 +231,7 @@ fn policy_changed_by_the_server_applies_to_the_next_prompt() {
             .any(|line| String::from_utf8_lossy(&line.bytes).contains("Prompt word OLIVE"));
         (blocked && has_record).then_some(())
     });
-    agent.stop();
+    daemon.agent.stop();
 }
 
 /// Resumed, forked and moved sessions write to another file than the one that the hook names.
@@ -212,22 +242,10 @@ fn real_client_sessions_are_never_unlogged() {
     let policy = json!({ "version": 1, "revision": "1", "compliance": {
         "action": "warn", "transcript_within_seconds": 5,
     }});
-    let receiver = ScriptedReceiver::start([]).manages(&policy.to_string(), SECRET);
-    let (home, work) = (Home::new(), tempfile::tempdir().unwrap());
-    let users = work.path().join("sessions/home");
-    let config = format!(
-        "[shipping]\nflush_interval = \"0s\"\n[source.claude-sessions]\nroots = [\"{}\"]",
-        users.join(".claude/projects").display()
-    );
-    let agent = home.agent(&["run"]).config(&config).ships_to(&receiver.url()).start_and_wait();
-    let state = home.path().join(".local/state/ai-agent");
-    eventually("a policy", || fs::exists(state.join("policy.json")).unwrap().then_some(()));
-    let point = format!(
-        "install -d -m 700 @HOME@/.local/state/ai-agent && printf %s {} > @HOME@/.local/state/ai-agent/state-dir",
-        state.display()
-    );
+    let daemon = Daemon::start("sessions", &policy.to_string());
+    let Daemon { receiver, work, .. } = &daemon;
     let steps = [
-        json!({ "sh": point }),
+        daemon.point(),
         json!({ "p": "Prompt word APPLE." }),
         json!({ "p": "Prompt word BANANA.", "resume": true }),
         json!({ "p": "Prompt word CHERRY.", "resume": true, "fork": true }),
@@ -252,6 +270,7 @@ fn real_client_sessions_are_never_unlogged() {
             entries::lines(&stored).iter().any(|line| has_word(&line.bytes)).then_some(())
         });
     }
+    let Daemon { agent, receiver, .. } = daemon;
     agent.stop();
     let stored = receiver.entries();
     let unlogged = entries::events(&stored, "session_unlogged");
