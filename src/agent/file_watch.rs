@@ -5,14 +5,14 @@
 
 use std::{
     collections::BTreeMap,
-    fs, io,
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
 
 use crate::platform::{
     bounded::{BoundedCalls, Latest},
-    file::{self, ReadAt as _, Stamp},
+    file::{self, Stamp},
 };
 
 /// Interval between two inspections.
@@ -51,17 +51,6 @@ pub(super) fn stamp(path: &Path) -> Option<Stamp> {
         found => found,
     };
     found.ok().map(|found| found.stamp)
-}
-
-/// Opens a file and reads its first bytes, or lists a directory.
-///
-/// # Errors
-/// The error of the system.
-pub(super) fn probe(path: &Path) -> io::Result<()> {
-    match file::open_regular(&fs::canonicalize(path)?)? {
-        Some((file, _)) => file.read_at(&mut [0; 16], 0).map(drop),
-        None => fs::read_dir(path).map(drop),
-    }
 }
 
 /// Reads the stamps of files without waiting for a file system that does not answer: the stamp of such

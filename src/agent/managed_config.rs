@@ -1,6 +1,6 @@
 //! Managed configuration: validates the server's response, and reads the copy in the state directory.
 
-use std::{error::Error, path::Path};
+use std::{error::Error, io, path::Path};
 
 use siem_protocol::{Digest, Identity, ManagedConfig, ManagedError, agent_event::ConfigProof};
 
@@ -129,6 +129,8 @@ pub(super) enum AdmissionError {
     Content(#[from] ManagedError),
     #[error(transparent)]
     Sequence(#[from] SequenceError),
+    #[error("its audience has groups, and those of the user are not known")]
+    Groups(#[source] io::Error),
 }
 
 /// Decides whether a managed configuration is meant for the device and user of `identity`, and
@@ -146,7 +148,7 @@ pub(super) fn admit(
     copy: ConfigCopy,
 ) -> Result<Admission, AdmissionError> {
     let config = ManagedConfig::parse(answer.body.as_bytes())?;
-    if !is_meant(&config, identity) {
+    if !is_meant(&config, identity).map_err(AdmissionError::Groups)? {
         return Ok(Admission::NotMeant);
     }
     if is_of_organisation {
@@ -166,12 +168,14 @@ pub(crate) fn check_members(config: &ManagedConfig) -> Result<(), Box<dyn Error>
 }
 
 /// Returns whether a managed configuration is meant for a device and its user.
-pub(crate) fn is_meant(config: &ManagedConfig, identity: &Identity) -> bool {
-    config.audience.as_ref().is_none_or(|audience| {
-        // Only an audience with groups is worth a request to a directory service.
-        let groups = if audience.groups.is_some() { user_groups() } else { Vec::new() };
-        audience.includes(identity, &groups)
-    })
+///
+/// # Errors
+/// The groups of the user count, and are not known since the directory service does not answer.
+pub(crate) fn is_meant(config: &ManagedConfig, identity: &Identity) -> io::Result<bool> {
+    let Some(audience) = &config.audience else { return Ok(true) };
+    // Only an audience with groups is worth a request to a directory service.
+    let groups = if audience.groups.is_some() { user_groups()? } else { Vec::new() };
+    Ok(audience.includes(identity, &groups))
 }
 
 /// Reason why the stored managed configuration is not used.
@@ -211,6 +215,7 @@ pub(super) fn admit_stored(
         Err(AdmissionError::Sequence(error @ SequenceError::NoRecord)) => {
             Err(StoredError::Unproven(error.to_string()))
         }
+        Err(error @ AdmissionError::Groups(_)) => Err(StoredError::Unproven(causes(&error))),
         Err(error) => Err(StoredError::Refused(format!("{STORED_IS_INVALID}: {}", causes(&error)))),
     }
 }
@@ -260,9 +265,16 @@ fn last_accepted(
             ConfigWarning::new("managed_config_foreign", message)
         })?;
     }
-    let config = ManagedConfig::parse(answer.body.as_bytes()).ok();
-    if config.is_some_and(|config| !is_meant(&config, &context.identity)) {
-        return Ok(None);
+    if let Ok(config) = ManagedConfig::parse(answer.body.as_bytes()) {
+        match is_meant(&config, &context.identity) {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(error) => {
+                let message =
+                    format!("{STORED_IS_INVALID}: {}", causes(&AdmissionError::Groups(error)));
+                return Err(ConfigWarning::new("managed_config_unverified", message));
+            }
+        }
     }
     let mut unverified = None;
     match assembly::manager(local, &context) {

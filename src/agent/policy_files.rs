@@ -25,7 +25,7 @@ use crate::{
     event::Event,
     pipeline::outbox::Outbox,
     platform::{
-        LockRole, Paths, StateLock,
+        LockRole, Paths, Sandbox, StateLock,
         file::{self, FileKind, Stamp},
         secure_file,
     },
@@ -60,6 +60,8 @@ struct WatchedFile {
     at_start: Option<Result<Digest, Difference>>,
     /// Change that could not be undone, which is reported once.
     reported: Option<Difference>,
+    /// What the process may write.
+    sandbox: Sandbox,
 }
 
 /// Difference between a file and what the agent wrote.
@@ -72,7 +74,7 @@ struct Difference {
 
 impl PolicyFiles {
     /// Takes note of the files as they are, before anything is written.
-    pub(super) fn new(state_dir: &Path, paths: &Paths) -> Self {
+    pub(super) fn new(state_dir: &Path, paths: &Paths, sandbox: &Sandbox) -> Self {
         let watched = |file, path: PathBuf| {
             let at_start = read(&path).map(|(bytes, _)| Digest::of(&bytes));
             let at_start = Some(at_start);
@@ -84,6 +86,7 @@ impl PolicyFiles {
                 stamp: None,
                 at_start,
                 reported: None,
+                sandbox: sandbox.clone(),
             }
         };
         let files = [
@@ -145,7 +148,7 @@ impl PolicyFiles {
         self.remember(Some((file, Digest::of(&bytes))), &[]);
         let watched = self.watched(file);
         (watched.expected, watched.stamp, watched.reported) = (None, None, None);
-        if let Err(error) = put(&watched.path, &bytes) {
+        if let Err(error) = watched.put(&bytes) {
             watched.unwritten = Some(bytes);
             return Err(error);
         }
@@ -241,7 +244,7 @@ impl WatchedFile {
             }
             return Some(self.event(difference, wanted, false).into());
         }
-        let restored = put(&self.path, expected);
+        let restored = self.put(expected);
         if let Err(error) = &restored {
             if self.reported == Some(difference) {
                 return None;
@@ -256,6 +259,13 @@ impl WatchedFile {
         self.stamp = None;
         self.reported = restored.is_err().then_some(difference);
         Some(self.event(difference, wanted, restored.is_ok()).into())
+    }
+
+    fn put(&self, bytes: &[u8]) -> io::Result<()> {
+        put(&self.path, bytes).map_err(|error| match self.sandbox.remedy(&self.path, &error) {
+            "" => error,
+            remedy => io::Error::new(error.kind(), format!("{error}{remedy}")),
+        })
     }
 
     fn event(&self, difference: Difference, expected: Digest, restored: bool) -> AgentEvent {
@@ -352,7 +362,7 @@ mod tests {
             let state = home.path().join("state");
             fs::create_dir(&state).unwrap();
             let outbox = Outbox::open(&state.join("outbox.redb"), &[], || "epoch".into()).unwrap();
-            let files = PolicyFiles::new(&state, &paths);
+            let files = PolicyFiles::new(&state, &paths, &Sandbox::default());
             let mut world = Self { home, paths, outbox: Arc::new(outbox), files };
             assert_eq!(world.attach(), []);
             world
@@ -376,7 +386,7 @@ mod tests {
 
         /// Starts another process on the same files.
         fn restart(&mut self) -> Vec<Event> {
-            self.files = PolicyFiles::new(&self.state(), &self.paths);
+            self.files = PolicyFiles::new(&self.state(), &self.paths, &Sandbox::default());
             self.attach()
         }
     }
@@ -506,12 +516,12 @@ mod tests {
     #[test]
     fn file_given_before_the_pipeline_runs_is_written_when_it_does() {
         let mut world = World::new();
-        world.files = PolicyFiles::new(&world.state(), &world.paths);
+        world.files = PolicyFiles::new(&world.state(), &world.paths, &Sandbox::default());
         world.write(PolicyFile::Managed, "text");
         let path = world.path(PolicyFile::Managed);
         assert!(!fs::exists(&path).unwrap());
         assert_eq!(world.restart(), [], "killed before that");
-        world.files = PolicyFiles::new(&world.state(), &world.paths);
+        world.files = PolicyFiles::new(&world.state(), &world.paths, &Sandbox::default());
         world.write(PolicyFile::Managed, "text");
         assert_eq!(world.attach(), []);
         assert_eq!(fs::read_to_string(&path).unwrap(), "text");

@@ -21,6 +21,7 @@ use super::{
     watchdog,
 };
 use crate::{
+    config::ConfigError,
     event::Event,
     pipeline::{
         assembly,
@@ -180,9 +181,13 @@ fn assemble(manager: &ConfigManager, state_dir: &Path) -> Result<Pipeline, Agent
     let ConfigManager { loaded, context, .. } = manager;
     let inbox = Arc::new(Inbox::default());
     silent_places::report(&context.calls, &inbox);
-    let sources = assembly::sources(loaded, context, &inbox.waker())?;
-    let stages = assembly::stages(loaded, context)?;
-    let sinks = assembly::sinks(loaded, context)?;
+    // A secret file that does not answer must not keep the agent from stopping.
+    let built = context.calls.scope(|| {
+        let sources = assembly::sources(loaded, context, &inbox.waker())?;
+        let stages = assembly::stages(loaded, context)?;
+        Ok::<_, ConfigError>((sources, stages, assembly::sinks(loaded, context)?))
+    });
+    let (sources, stages, sinks) = built?;
     let registrations = assembly::sink_registrations(loaded, &sinks);
     let outbox = outbox_start::open(state_dir, &registrations, &*context.clock, &inbox)?;
     let outbox = Arc::new(outbox);

@@ -15,7 +15,7 @@ use super::{
     sink::{SECRETS, has_option},
     warning::ConfigWarning,
 };
-use crate::platform::Environment;
+use crate::platform::{Environment, call_scope::in_scope};
 
 /// Variable that names the directory.
 const DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
@@ -41,7 +41,8 @@ pub(super) fn read(
     warnings: &mut Vec<ConfigWarning>,
 ) -> Vec<Layer> {
     let Some(directory) = environment.get(DIRECTORY).map(Path::new) else { return Vec::new() };
-    let names = match names_in(directory) {
+    let of_call = directory.to_owned();
+    let names = match in_scope(directory, move || names_in(&of_call)) {
         Ok(names) => names,
         Err(error) => {
             let message = format!(

@@ -26,7 +26,7 @@ use super::{
     toml_text::{self, ParsedToml},
     warning::ConfigWarning,
 };
-use crate::platform::{Environment, file};
+use crate::platform::{Environment, call_scope::in_scope, file};
 
 /// Maximum size of a configuration file. Its parser takes up to 70 bytes of memory for each byte.
 pub(super) const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -188,15 +188,20 @@ fn append_new_stages(managed: &mut Layer, below: &[Layer], locks: &Locks) {
 /// Returns the TOML files of a directory, sorted by name. Hidden files are skipped: editors create
 /// them.
 pub(super) fn files_of(dir: &Path) -> Result<Vec<PathBuf>, ConfigError> {
-    let failed =
-        |source| ConfigError::Read { origin: LayerOrigin::Machine(dir.to_owned()), source };
-    let entries = match fs::read_dir(dir) {
-        Err(error) if is_absent(&error) => return Ok(Vec::new()),
-        entries => entries.map_err(failed)?,
-    };
+    let of_call = dir.to_owned();
+    match in_scope(dir, move || list(&of_call)) {
+        Err(error) if is_absent(&error) => Ok(Vec::new()),
+        listed => listed.map_err(|source| ConfigError::Read {
+            origin: LayerOrigin::Machine(dir.to_owned()),
+            source,
+        }),
+    }
+}
+
+fn list(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
-    for entry in entries {
-        let path = entry.map_err(failed)?.path();
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
         let hidden = path.file_name().is_some_and(|name| name.as_encoded_bytes()[0] == b'.');
         if !hidden && path.extension().is_some_and(|extension| extension == "toml") {
             files.push(path);

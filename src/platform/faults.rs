@@ -38,6 +38,8 @@ struct FaultState {
     files: Vec<FileId>,
     /// Error of the calls; `None` if they hang.
     errno: Option<i32>,
+    /// Number of calls before the first that fails.
+    skip: usize,
     /// Number of calls that still fail.
     left: usize,
     failed: usize,
@@ -78,19 +80,24 @@ pub(super) fn with<T>(fault: Option<Fault>, call: impl FnOnce() -> T) -> T {
 /// Makes the next `times` calls on `path` and everything below it fail with `errno`, instead of
 /// those of an earlier call.
 pub(crate) fn inject(call: Call, path: &Path, errno: i32, times: usize) {
-    set(call, path, Some(errno), times);
+    set(call, path, Some(errno), 0, times);
 }
 
 /// Makes all calls on `path` and everything below it hang until [`end`] is called.
 pub(crate) fn hang(call: Call, path: &Path) {
-    set(call, path, None, usize::MAX);
+    hang_after(call, path, 0);
 }
 
-fn set(call: Call, path: &Path, errno: Option<i32>, left: usize) {
+/// Same as [`hang`], for the calls after the next `skip` ones.
+pub(crate) fn hang_after(call: Call, path: &Path, skip: usize) {
+    set(call, path, None, skip, usize::MAX);
+}
+
+fn set(call: Call, path: &Path, errno: Option<i32>, skip: usize, left: usize) {
     let mut files = Vec::new();
     add_files(path, &mut files);
     let path = path.to_owned();
-    let state = FaultState { call, path, files, errno, left, failed: 0, hanging: 0 };
+    let state = FaultState { call, path, files, errno, skip, left, failed: 0, hanging: 0 };
     FAULT.set(Some(Fault(Arc::new((Mutex::new(state), Condvar::new())))));
 }
 
@@ -138,6 +145,10 @@ fn check_where(call: Call, is_affected: impl FnOnce(&FaultState) -> bool) -> io:
     let Some(fault) = current() else { return Ok(()) };
     let mut state = fault.state();
     if state.call != call || state.left == 0 || !is_affected(&state) {
+        return Ok(());
+    }
+    if state.skip > 0 {
+        state.skip -= 1;
         return Ok(());
     }
     state.failed += 1;

@@ -9,6 +9,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::call_scope::in_scope;
+
 /// Id of a file within the file system. It survives renames, and may be reused after a deletion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct FileId {
@@ -196,11 +198,17 @@ pub const MAX_WRITTEN_BY_HAND: u64 = 16 << 20;
 
 /// Reads a regular file of at most `most` bytes, or the one to which a symlink leads.
 ///
-/// Never blocks on a FIFO, and reads neither an endless device nor a huge file of holes.
+/// Never blocks on a FIFO, and reads neither an endless device nor a huge file of holes. In a
+/// [scope](super::bounded::BoundedCalls::scope) its time is limited too.
 ///
 /// # Errors
 /// The error of the system, or that the path is something else or too large.
 pub fn read_bounded(path: &Path, most: u64) -> io::Result<Vec<u8>> {
+    let of_call = path.to_owned();
+    in_scope(path, move || read_at_once(&of_call, most))
+}
+
+fn read_at_once(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let no_file = || io::Error::new(io::ErrorKind::InvalidInput, "not a regular file");
     let mut path = path.to_owned();
     let mut kind = inspect(&path)?.kind;

@@ -1,47 +1,93 @@
 //! Groups of the user, by name.
 
+use std::{io, path::Path};
+
+use super::call_scope::in_scope;
+
 /// Returns the names of the groups that this process is in, as the system resolves them, directory
 /// services included. Groups without a name are left out; on Windows there are none.
 ///
 /// Runs a program of the system, so it is not for hooks that follow the usual path.
-#[must_use]
-pub fn user_groups() -> Vec<String> {
-    system::names()
+///
+/// # Errors
+/// The directory service does not answer within seconds.
+pub fn user_groups() -> io::Result<Vec<String>> {
+    in_scope(Path::new(system::PROGRAM), system::names)
 }
 
 #[cfg(unix)]
 mod system {
     use std::{
         fs,
-        process::{Command, Stdio},
+        io::{self, Read as _},
+        process::{Child, Command, Stdio},
+        sync::mpsc,
+        thread,
+        time::Duration,
     };
 
     use rustix::process::{getegid, getgroups};
 
-    pub(super) fn names() -> Vec<String> {
+    /// Program that asks directory services too, which a program without the C library of the system
+    /// cannot do itself. macOS does not have it.
+    pub(super) const PROGRAM: &str = "getent";
+
+    /// Time within which a program must end. A directory service that cannot be reached lets it wait
+    /// for minutes.
+    const LIMIT: Duration = Duration::from_secs(4);
+
+    pub(super) fn names() -> io::Result<Vec<String>> {
         let supplementary = getgroups().unwrap_or_default();
         let mut ids: Vec<u32> = supplementary.iter().map(|group| group.as_raw()).collect();
         ids.push(getegid().as_raw());
         let ids: Vec<String> = ids.into_iter().map(|id| id.to_string()).collect();
-        // `getent` asks directory services too, which a program without the C library of the system
-        // cannot do itself. macOS does not have it.
-        let found = output("getent", &[&["group".to_owned()], &*ids].concat());
-        if let Some(lines) = found {
-            return named(&lines, &ids);
+        let mut getent = Command::new(PROGRAM);
+        getent.arg("group").args(&ids);
+        if let Some(lines) = output(getent, LIMIT)? {
+            return Ok(named(&lines, &ids));
         }
-        if let Some(names) = output("id", &["-Gn".to_owned()]) {
-            return names.split_whitespace().map(str::to_owned).collect();
+        let mut id = Command::new("id");
+        id.arg("-Gn");
+        if let Some(names) = output(id, LIMIT)? {
+            return Ok(names.split_whitespace().map(str::to_owned).collect());
         }
-        named(&fs::read_to_string("/etc/group").unwrap_or_default(), &ids)
+        Ok(named(&fs::read_to_string("/etc/group").unwrap_or_default(), &ids))
     }
 
-    fn output(program: &str, arguments: &[String]) -> Option<String> {
-        let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null()).stderr(Stdio::null());
-        let output = command.output().ok()?;
+    /// Returns the output of a program; `None` if it cannot be started or fails.
+    ///
+    /// # Errors
+    /// It has not ended within `limit`, and was killed.
+    fn output(mut command: Command, limit: Duration) -> io::Result<Option<String>> {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let Ok(mut child) = command.spawn() else { return Ok(None) };
+        let Some(mut stdout) = child.stdout.take() else { return Ok(None) };
+        let (sender, read) = mpsc::sync_channel(1);
+        let reader = move || {
+            let mut bytes = Vec::new();
+            let is_read = stdout.read_to_end(&mut bytes).is_ok();
+            // The receiver may have given up.
+            drop(sender.send(is_read.then_some(bytes)));
+        };
+        let reader = thread::Builder::new().name("program-output".into()).spawn(reader);
+        let read = reader.ok().and_then(|_| read.recv_timeout(limit).ok());
+        let Some(bytes) = read else {
+            drop(child.kill());
+            reap(child);
+            let program = command.get_program().display();
+            let problem = format!("`{program}` does not answer, which asks the directory service");
+            return Err(io::Error::new(io::ErrorKind::TimedOut, problem));
+        };
+        let status = child.wait()?;
         // `getent` exits with 2 when one of the ids has no name.
-        let is_done = output.status.success() || output.status.code() == Some(2);
-        is_done.then(|| String::from_utf8_lossy(&output.stdout).into_owned())
+        let is_done = status.success() || status.code() == Some(2);
+        let text = |bytes: Vec<u8>| String::from_utf8_lossy(&bytes).into_owned();
+        Ok(bytes.filter(|_| is_done).map(text))
+    }
+
+    /// Waits for the end of a killed process, which may be in a call that nothing interrupts.
+    fn reap(mut child: Child) {
+        drop(thread::Builder::new().name("program-end".into()).spawn(move || child.wait()));
     }
 
     /// Returns the names in lines such as `name:x:1000:members` whose id is one of `ids`.
@@ -59,6 +105,8 @@ mod system {
 
     #[cfg(test)]
     mod tests {
+        use std::time::Instant;
+
         use super::*;
 
         #[test]
@@ -70,18 +118,39 @@ mod system {
 
         #[test]
         fn process_is_in_the_groups_that_the_system_names() {
-            let names = names();
-            let listed = output("id", &["-Gn".to_owned()]).unwrap();
+            let names = names().unwrap();
+            let mut id = Command::new("id");
+            id.arg("-Gn");
+            let listed = output(id, LIMIT).unwrap().unwrap();
             for name in listed.split_whitespace().filter(|name| name.parse::<u32>().is_err()) {
                 assert!(names.iter().any(|known| known.contains(name)), "{name}: {names:?}");
             }
+        }
+
+        /// A directory service that could not be reached stopped the loop that watches configuration.
+        #[test]
+        fn program_that_does_not_end_is_killed() {
+            let mut sleep = Command::new("sleep");
+            sleep.arg("600");
+            let begun = Instant::now();
+            let error = output(sleep, Duration::from_millis(100)).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+            assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+        }
+
+        #[test]
+        fn program_that_fails_has_no_output() {
+            assert_eq!(output(Command::new("false"), LIMIT).unwrap(), None);
+            assert_eq!(output(Command::new("/none/program"), LIMIT).unwrap(), None);
         }
     }
 }
 
 #[cfg(not(unix))]
 mod system {
-    pub(super) fn names() -> Vec<String> {
-        Vec::new()
+    pub(super) const PROGRAM: &str = "";
+
+    pub(super) fn names() -> std::io::Result<Vec<String>> {
+        Ok(Vec::new())
     }
 }

@@ -1,6 +1,7 @@
 //! Differences between operating systems: every `cfg(target_os)` is in this module.
 
 pub mod bounded;
+pub mod call_scope;
 mod certificates;
 mod clock;
 pub mod control;

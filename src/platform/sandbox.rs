@@ -4,11 +4,14 @@
 //! Reading and the network are not restricted. <https://docs.kernel.org/userspace-api/landlock.html>
 
 use std::{
+    io,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
 use serde::{Deserialize, Serialize};
+
+use super::file::{self, FileId};
 
 /// State of the restriction.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,14 +32,15 @@ pub struct Sandbox(Option<Arc<Applied>>);
 #[derive(Debug)]
 struct Applied {
     status: SandboxStatus,
-    /// Directories and files that may be written, without symlinks.
-    writable: Vec<PathBuf>,
+    /// Directories and files that may be written. A rule is about a directory and not about its path: one
+    /// that is deleted and created again stays forbidden. The kernel does not reuse the ids.
+    writable: Vec<FileId>,
 }
 
 impl Sandbox {
     /// Restricts this thread, and those that it starts, to writing below `dirs` and to the directories
     /// of `files`, and to programs of the system and below `programs`. Paths that do not exist stay
-    /// forbidden, even if they are created later.
+    /// forbidden, even if they are created later, and so do directories that are replaced by others.
     ///
     /// Without Landlock nothing changes, and the status says why.
     #[must_use]
@@ -44,6 +48,7 @@ impl Sandbox {
         let all = dirs.iter().cloned().chain(files.iter().map(|file| place_of(file)));
         let writable: Vec<PathBuf> = all.filter_map(|path| path.canonicalize().ok()).collect();
         let status = system::restrict(&writable, programs);
+        let writable = writable.iter().filter_map(|path| id_of(path)).collect();
         Self(status.map(|status| Arc::new(Applied { status, writable })))
     }
 
@@ -59,9 +64,26 @@ impl Sandbox {
         let Some(applied) = self.0.as_ref().filter(|applied| applied.status.active) else {
             return true;
         };
-        let place = place_of(path).canonicalize();
-        place.is_ok_and(|place| applied.writable.iter().any(|known| place.starts_with(known)))
+        let Ok(place) = place_of(path).canonicalize() else { return false };
+        place.ancestors().filter_map(id_of).any(|id| applied.writable.contains(&id))
     }
+
+    /// Returns the end of a message about an error of writing `path`: what to do if the restriction is the
+    /// reason, or else nothing.
+    #[must_use]
+    pub fn remedy(&self, path: &Path, error: &io::Error) -> &'static str {
+        match error.kind() == io::ErrorKind::PermissionDenied && !self.may_write(path) {
+            true => {
+                ": the agent may write only to directories that have existed since it started, restart \
+                 needed (`ai-agent restart`)"
+            }
+            false => "",
+        }
+    }
+}
+
+fn id_of(path: &Path) -> Option<FileId> {
+    file::inspect(path).ok()?.stamp.id
 }
 
 /// Restricts this thread, and those that it starts, to files that are open already, and to programs of
@@ -180,6 +202,7 @@ mod tests {
         fs, io,
         os::unix::fs::{PermissionsExt as _, symlink},
         process::{Command, Stdio},
+        sync::mpsc,
         thread,
     };
 
@@ -242,6 +265,38 @@ mod tests {
             restricted.join().unwrap();
         });
         fs::write(other.join("new"), "the other threads are not restricted").unwrap();
+    }
+
+    /// A message without a remedy, since the path is the same, left an administrator to guess.
+    #[requires(landlock)]
+    #[test]
+    fn replaced_directory_is_forbidden_and_the_remedy_says_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let sinks = dir.path().join("sinks");
+        fs::create_dir(&sinks).unwrap();
+        let file = sinks.join("out.ndjson");
+        let (written, is_written) = mpsc::channel();
+        let (replaced, is_replaced) = mpsc::channel();
+        thread::scope(|scope| {
+            let file = &file;
+            let restricted = scope.spawn(move || {
+                let sandbox = Sandbox::apply(&[], std::slice::from_ref(file), &[]);
+                fs::write(file, "1").unwrap();
+                assert!(sandbox.may_write(file));
+                written.send(()).unwrap();
+                is_replaced.recv().unwrap();
+                let error = fs::write(file, "1").unwrap_err();
+                assert!(!sandbox.may_write(file));
+                let remedy = sandbox.remedy(file, &error);
+                assert!(remedy.contains("restart needed"), "{error}{remedy}");
+                assert_eq!(sandbox.remedy(file, &io::ErrorKind::StorageFull.into()), "");
+            });
+            is_written.recv().unwrap();
+            fs::remove_dir_all(&sinks).unwrap();
+            fs::create_dir(&sinks).unwrap();
+            replaced.send(()).unwrap();
+            restricted.join().unwrap();
+        });
     }
 
     #[test]

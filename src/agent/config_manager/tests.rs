@@ -108,6 +108,31 @@ fn file_changed_during_an_inspection_is_left_for_later() {
     assert_eq!(world.manager.watch.compare(&stamps), Change::None);
 }
 
+/// A file of the configuration was opened once to see whether it answers, and then read on the thread
+/// that also follows accounts: one that hung from its second open on stopped that.
+#[cfg(unix)]
+#[test]
+fn file_that_hangs_at_any_open_is_refused_in_time() {
+    use crate::platform::faults::{self, Call};
+
+    for skip in 0..3 {
+        let (ended, has_ended) = mpsc::channel();
+        let attempt = thread::spawn(move || {
+            let mut world = World::new("");
+            let calls = BoundedCalls::with_limit(Arc::new(SystemClock), Duration::from_millis(300));
+            world.manager.context.calls = calls;
+            faults::hang_after(Call::Open, &world.file(), skip);
+            while world.manager.read_files_by_order().is_some() {}
+            let hanging = faults::hanging();
+            faults::end();
+            ended.send((hanging, world.refusals())).unwrap();
+        });
+        let ended = has_ended.recv_timeout(Duration::from_secs(60));
+        assert_eq!(ended, Ok((1, 1)), "after {skip}: one thread hangs, one refusal");
+        attempt.join().unwrap();
+    }
+}
+
 /// A change was refused since another file did not answer, and was not read when that one did.
 #[test]
 fn change_beside_a_file_that_hangs_is_read_later() {
@@ -115,6 +140,7 @@ fn change_beside_a_file_that_hangs_is_read_later() {
     let calls = BoundedCalls::with_limit(Arc::new(SystemClock), Duration::from_secs(1));
     world.manager.context.calls = calls.clone();
     let other = world.home.path().join("token");
+    secure_file::replace(&other, b"a token of this fleet").unwrap();
     world.manager.named.insert(other.clone());
     world.manager.watch_named();
     let (release, released) = mpsc::channel::<()>();
@@ -123,10 +149,14 @@ fn change_beside_a_file_that_hangs_is_read_later() {
         Ok(())
     };
     calls.run(&other, hang).unwrap_err();
-    replace(&world.file(), &format!("{TOKEN}filter.meta.enabled = false"));
+    let config = format!("sink.siem.token_file = {other:?}\nfilter.meta.enabled = false");
+    replace(&world.file(), &config);
     let stamps = world.manager.stamps();
+    let waker = Arc::new(Inbox::default()).waker();
     for refusals in [1, 0] {
-        assert!(world.manager.read_changed_files(stamps.clone()).is_none());
+        let candidate = world.manager.read_changed_files(stamps.clone()).unwrap();
+        // The sink reads its token when it is built.
+        assert!(world.manager.replace(candidate, ConfigOrigin::Files, &waker).is_none());
         assert_eq!(world.refusals(), refusals, "it is reported once");
     }
     let stamps = world.manager.stamps();

@@ -17,6 +17,7 @@ use std::{
     collections::{HashMap, VecDeque},
     fmt, io, mem,
     path::{Path, PathBuf},
+    rc::Rc,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
@@ -32,7 +33,7 @@ pub use self::{
     latest::Latest,
     places::SilentPlace,
 };
-use super::Clock;
+use super::{Clock, call_scope};
 
 /// Time within which a call must return: longer than a disk or an automatic mount needs to start.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -100,6 +101,8 @@ struct QueuedCall {
 
 struct Call {
     place: PathBuf,
+    /// True if the call has set its place itself, and so has got there.
+    is_reached: bool,
     is_overdue: bool,
 }
 
@@ -150,13 +153,19 @@ pub struct CurrentPlace {
 }
 
 impl CurrentPlace {
-    /// Sets the path: if the call does not return, this place does not answer.
+    /// Sets the path: if the call does not return, this place does not answer. The one that was set
+    /// before has answered.
     pub fn set(&self, path: &Path) {
-        if let Some(shared) = self.shared.upgrade()
-            && let Some(call) = shared.lock().calls.get_mut(&self.id)
-            && !call.is_overdue
-        {
-            path.clone_into(&mut call.place);
+        let Some(shared) = self.shared.upgrade() else { return };
+        let mut state = shared.lock();
+        let State { calls, places, .. } = &mut *state;
+        let Some(call) = calls.get_mut(&self.id).filter(|call| !call.is_overdue) else { return };
+        let is_reached = mem::replace(&mut call.is_reached, true);
+        if call.place != path {
+            let before = mem::replace(&mut call.place, path.to_owned());
+            if is_reached {
+                places.add_answer(&before);
+            }
         }
     }
 }
@@ -273,6 +282,19 @@ impl BoundedCalls {
         Ok(PendingCall { shared: Arc::clone(shared), id, begun, limit, result })
     }
 
+    /// Runs `action` on this thread. Calls that it makes with
+    /// [`in_scope`](call_scope::in_scope) have a limited time.
+    pub fn scope<T>(&self, action: impl FnOnce() -> T) -> T {
+        let calls = self.clone();
+        let run = move |place: &Path, call: Box<dyn FnOnce() + Send>| {
+            calls.run(place, move || {
+                call();
+                Ok(())
+            })
+        };
+        call_scope::with(Rc::new(run), action)
+    }
+
     /// Returns true if a call in `place` has not returned, in time or not.
     #[must_use]
     pub fn is_busy(&self, place: &Path) -> bool {
@@ -340,7 +362,8 @@ impl State {
     fn add(&mut self, place: &Path, run: Box<dyn FnOnce() + Send>) {
         let id = self.next_id;
         self.next_id += 1;
-        self.calls.insert(id, Call { place: place.to_owned(), is_overdue: false });
+        let call = Call { place: place.to_owned(), is_reached: false, is_overdue: false };
+        self.calls.insert(id, call);
         self.queue.push_back(QueuedCall { id, run });
     }
 }
@@ -395,7 +418,7 @@ impl Shared {
 
     fn record_return(self: &Arc<Self>, id: u64) {
         let mut state = self.lock();
-        let Some(Call { place, is_overdue }) = state.calls.remove(&id) else { return };
+        let Some(Call { place, is_overdue, .. }) = state.calls.remove(&id) else { return };
         if !is_overdue {
             state.places.add_answer(&place);
             drop(state);
@@ -413,7 +436,7 @@ impl Shared {
     }
 
     fn record_overdue(&self, state: &mut State, id: u64, since: Duration) -> Option<PlaceChange> {
-        let Call { place, is_overdue } = state.calls.get_mut(&id)?;
+        let Call { place, is_overdue, .. } = state.calls.get_mut(&id)?;
         if mem::replace(is_overdue, true) {
             return None;
         }

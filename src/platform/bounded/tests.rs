@@ -4,7 +4,7 @@ use std::{
 };
 
 use super::*;
-use crate::platform::SystemClock;
+use crate::platform::{SystemClock, call_scope::in_scope};
 
 const SHORT: Duration = Duration::from_millis(50);
 
@@ -117,6 +117,47 @@ fn place_of_a_call_is_the_one_it_was_about() {
     let second = DoesNotAnswer { place: "/second".into() };
     assert_eq!(pending.poll(SHORT), Polled::Overdue(second));
     assert_eq!(silent(&calls), [Path::new("/second")]);
+}
+
+/// While many links are silent, places that have never answered are refused. The files of a
+/// configuration are all read by one call, of which only the first and last counted as answered.
+#[test]
+fn places_that_a_call_passes_have_answered() {
+    let calls = runner();
+    let files = ["/etc/one", "/etc/two", "/etc/three"].map(Path::new);
+    let read = move |current: &CurrentPlace| {
+        files.iter().for_each(|file| current.set(file));
+        Ok(())
+    };
+    calls.run_with(files[0], read).unwrap();
+    // The first place was not reached.
+    let skip = |current: &CurrentPlace| {
+        current.set(Path::new("/etc/four"));
+        Ok(())
+    };
+    calls.run_with(Path::new("/skipped"), skip).unwrap();
+    for n in 0..places::MAX_OVERDUE {
+        let mut state = calls.0.0.lock();
+        state.places.add_overdue(Path::new(&format!("/link/{n}")), Duration::ZERO);
+    }
+    for file in files {
+        assert_eq!(calls.run(file, || Ok(1)).unwrap(), 1);
+    }
+    assert!(calls.run(Path::new("/skipped"), || Ok(1)).is_err());
+}
+
+#[test]
+fn reads_in_a_scope_have_a_limited_time() {
+    let calls = BoundedCalls::with_limit(Arc::new(SystemClock), 20 * SHORT);
+    let (place, here) = (Path::new("/a"), thread::current().id());
+    let thread = || in_scope(place, || Ok(thread::current().id())).unwrap();
+    assert_eq!(thread(), here);
+    assert_ne!(calls.scope(thread), here);
+    assert_eq!(thread(), here, "the scope has ended");
+    let (_release, call) = hanging();
+    let error = calls.scope(|| in_scope(place, call)).unwrap_err();
+    assert!(DoesNotAnswer::of(&error).is_some());
+    assert_eq!(silent(&calls), [place]);
 }
 
 #[test]

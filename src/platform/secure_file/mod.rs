@@ -21,7 +21,10 @@ use unix as system;
 use windows as system;
 use zeroize::Zeroizing;
 
-use super::state_dir::{self, DirUse};
+use super::{
+    call_scope::in_scope,
+    state_dir::{self, DirUse},
+};
 
 /// Maximum size of a secret file; a longer one is a mistake.
 const LONGEST: u64 = 64 << 10;
@@ -30,11 +33,17 @@ const LONGEST: u64 = 64 << 10;
 ///
 /// It must be a regular file of root or the user that no other user may read: mode 0600, or 0640 if
 /// it belongs to root, for a group of the user. On Windows the access list must state the same, see
-/// `access`.
+/// `access`. In a [scope](super::bounded::BoundedCalls::scope) the time is limited.
 ///
 /// # Errors
 /// [`SecretFileError`]: the caller reports it and continues without the secret.
 pub fn read(path: &Path) -> Result<Zeroizing<String>, SecretFileError> {
+    let of_call = path.to_owned();
+    in_scope(path, move || Ok(read_at_once(&of_call)))
+        .unwrap_or_else(|source| Err(SecretFileError::Read { path: path.to_owned(), source }))
+}
+
+fn read_at_once(path: &Path) -> Result<Zeroizing<String>, SecretFileError> {
     let opened = system::open(path);
     read_opened(
         path,
@@ -261,7 +270,8 @@ fn write_beside(
 /// Returns whether every user of the machine may read `path`; false if unknown.
 #[must_use]
 pub fn is_readable_by_all(path: &Path) -> bool {
-    system::is_readable_by_all(path).unwrap_or(false)
+    let of_call = path.to_owned();
+    in_scope(path, move || system::is_readable_by_all(&of_call)).unwrap_or(false)
 }
 
 /// Returns the command that removes read access for other users.

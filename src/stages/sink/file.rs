@@ -204,16 +204,9 @@ impl Sink for FileSink {
 }
 
 impl FileSink {
-    /// Describes an error of writing. A directory that did not exist when the agent started is not
-    /// one that it may write to.
+    /// Describes an error of writing.
     fn explain(&self, error: &io::Error) -> String {
-        let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
-        let remedy = if is_denied && !self.sandbox.may_write(&self.path) {
-            ": the agent may write only to directories that existed when it started, restart needed \
-             (`ai-agent restart`)"
-        } else {
-            ""
-        };
+        let remedy = self.sandbox.remedy(&self.path, error);
         format!("cannot append to `{}`: {error}{remedy}", self.path.display())
     }
 
