@@ -163,6 +163,38 @@ fn doctor_ignores_roots_of_disabled_sources() {
     assert!(!report.text().contains(dirs[1].to_str().unwrap()), "{}", report.text());
 }
 
+/// The first mistake hid all others, and the rest of the machine was not checked.
+#[test]
+fn doctor_reports_all_mistakes_of_a_configuration() {
+    let (home, receiver) = (Home::new(), ScriptedReceiver::start([]).manages(NOTHING, SECRET));
+    home.write("-work/s.jsonl", "{}\n");
+    let config = "shiping.x = 1\n[agent]\npoll_interval = 5\n[filter.meta]\nenabled = 1\n";
+    let ended = home.agent(&["doctor"]).config(config).ships_to(&receiver.url()).run();
+    assert_eq!(ended.code, Some(1), "{}", ended.text());
+    let checked = home.agent(&["config", "check"]).config(config).ships_to(&receiver.url()).run();
+    let report = ended.text();
+    for mistake in ["shiping", "agent.poll_interval", "filter.meta.enabled"] {
+        let is_about = |line: &&str| is_failure(line) && line.contains(mistake);
+        assert!(report.lines().any(|line| is_about(&line)), "{mistake}: {report}");
+        assert!(checked.stderr.contains(mistake), "{mistake}: {}", checked.stderr);
+    }
+    for about in ["state", "disk", "sessions", "agent"] {
+        line(report, about);
+    }
+    assert!(!report.contains("receiver "), "{report}");
+}
+
+/// `run` refuses a configuration whose test fails; doctor found nothing wrong with it.
+#[test]
+fn doctor_runs_the_tests_of_the_configuration() {
+    let (home, receiver) = (Home::new(), ScriptedReceiver::start([]).manages(NOTHING, SECRET));
+    let config = "[[test]]\nname = 'dropped'\nlines = [{ input = '{\"type\":\"user\"}', expect = 'drop' }]\n";
+    let ended = home.agent(&["doctor"]).config(config).ships_to(&receiver.url()).run();
+    let configuration = line(ended.text(), "configuration");
+    let names_it = configuration.contains("test `dropped`");
+    assert!(is_failure(configuration) && names_it, "{}", ended.text());
+}
+
 /// A server that is no receiver, or a wrong path, once passed all checks by its status 404.
 #[test]
 fn doctor_claims_nothing_about_a_server_without_proof() {

@@ -357,6 +357,34 @@ fn sigterm_ends_an_agent_whose_configuration_hangs() {
     assert!(ended.stderr.contains("stop_forced"), "{}", ended.stderr);
 }
 
+/// What hangs is a reason to run doctor.
+#[test_requires::requires(preload)]
+#[test]
+fn doctor_names_folders_that_hang() {
+    library();
+    thread::scope(|scope| {
+        for (call, path) in [("open", "root"), ("readdir", "root"), ("open", "agent.toml")] {
+            scope.spawn(move || {
+                let world = World::new();
+                let doctor = world.hanging_agent(&["doctor"]);
+                let path = match path {
+                    "root" => world.paths(Root).0,
+                    file => world.home.path().join(file),
+                };
+                world.hang(call, &path);
+                let asked = Instant::now();
+                let ended = doctor.run();
+                assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+                let report = ended.text();
+                let (shown, hangs) = (path.to_str().unwrap(), "does not answer");
+                let is_about = |line: &str| line.starts_with("FAIL") && line.contains(shown);
+                let line = report.lines().find(|line| is_about(line) && line.contains(hangs));
+                assert!(line.is_some(), "{call} {shown}: {report}{}", ended.stderr);
+            });
+        }
+    });
+}
+
 /// Hooks answer at once, since each prompt waits for one.
 #[test_requires::requires(preload)]
 #[test]

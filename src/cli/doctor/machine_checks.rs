@@ -1,12 +1,17 @@
 //! Checks of this machine: state directory, disk, session logs, watches, open files.
 
-use std::{fs, io, path::Path};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use super::check_result::{CheckResult, Checkup};
 use crate::{
     pipeline::assembly,
     platform::{
-        self, file, secure_file,
+        self,
+        bounded::{BoundedCalls, CurrentPlace, DoesNotAnswer},
+        file, secure_file,
         state_dir::{self, DirUse},
         watch,
     },
@@ -17,7 +22,8 @@ use crate::{
 /// Open files that are enough for the agent and its sources.
 const ENOUGH_FILES: u64 = 256;
 
-pub(super) fn run(checkup: &Checkup) -> Vec<CheckResult> {
+/// `calls` read what is not the agent's own.
+pub(super) fn run(checkup: &Checkup, calls: &BoundedCalls) -> Vec<CheckResult> {
     let settings = &checkup.loaded.settings;
     let state_dir = &settings.agent.state_dir;
     let mut results = vec![state_directory(state_dir)];
@@ -26,7 +32,7 @@ pub(super) fn run(checkup: &Checkup) -> Vec<CheckResult> {
     // A source that cannot be built is reported with the configuration.
     let roots = assembly::session_roots(&checkup.loaded, &checkup.context).unwrap_or_default();
     for root in &roots {
-        let seen = SessionLogs::find(root);
+        let seen = SessionLogs::find(root, calls);
         directories += seen.directories;
         results.extend(session_logs(root, &seen));
     }
@@ -106,42 +112,43 @@ fn disk_space(free: Option<u64>, max: u64) -> CheckResult {
 }
 
 /// Session logs below a directory.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default)]
 struct SessionLogs {
     exists: bool,
     directories: u64,
     files: u64,
     /// The first path that cannot be read, and the error.
-    unreadable: Option<(String, String)>,
+    unreadable: Option<(PathBuf, io::Error)>,
+}
+
+/// Entries of one directory of sessions.
+#[derive(Default)]
+struct Folder {
+    folders: Vec<PathBuf>,
+    files: u64,
+    /// The first file that cannot be read, and the error.
+    unreadable: Option<(PathBuf, io::Error)>,
 }
 
 impl SessionLogs {
-    fn find(root: &Path) -> Self {
+    fn find(root: &Path, calls: &BoundedCalls) -> Self {
         let mut seen = Self::default();
         let mut folders = vec![root.to_owned()];
         while let Some(folder) = folders.pop() {
-            let entries = match fs::read_dir(&folder) {
-                Ok(entries) => entries,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => {
-                    seen.unreadable
-                        .get_or_insert((folder.display().to_string(), error.to_string()));
-                    continue;
+            let of_call = folder.clone();
+            let found = calls.run_with(&folder, move |current| Folder::list(&of_call, current));
+            match found {
+                Ok(found) => {
+                    seen.exists = true;
+                    seen.directories += 1;
+                    seen.files += found.files;
+                    folders.extend(found.folders);
+                    seen.unreadable = seen.unreadable.or(found.unreadable);
                 }
-            };
-            seen.exists = true;
-            seen.directories += 1;
-            for entry in entries.flatten() {
-                let path = entry.path();
-                let Ok(kind) = entry.file_type() else { continue };
-                if kind.is_dir() {
-                    folders.push(path);
-                } else if path.extension().is_some_and(|ending| ending == "jsonl") {
-                    seen.files += 1;
-                    if let Err(error) = file::open_regular(&path) {
-                        seen.unreadable
-                            .get_or_insert((path.display().to_string(), error.to_string()));
-                    }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    let silent = DoesNotAnswer::of(&error).map(|silent| silent.place.clone());
+                    seen.unreadable.get_or_insert((silent.unwrap_or(folder), error));
                 }
             }
         }
@@ -149,15 +156,44 @@ impl SessionLogs {
     }
 }
 
+impl Folder {
+    fn list(path: &Path, current: &CurrentPlace) -> io::Result<Self> {
+        let mut folder = Self::default();
+        for entry in fs::read_dir(path)?.flatten() {
+            let path = entry.path();
+            let Ok(kind) = entry.file_type() else { continue };
+            if kind.is_dir() {
+                folder.folders.push(path);
+            } else if path.extension().is_some_and(|ending| ending == "jsonl") {
+                folder.files += 1;
+                current.set(&path);
+                if let Err(error) = file::open_regular(&path) {
+                    folder.unreadable.get_or_insert((path, error));
+                }
+            }
+        }
+        Ok(folder)
+    }
+}
+
 fn session_logs(root: &Path, seen: &SessionLogs) -> Option<CheckResult> {
+    const SUBJECT: &str = "sessions";
+
     let shown = root.display();
     match &seen.unreadable {
-        Some((path, why)) => Some(CheckResult::fail(
-            "sessions",
-            format!("cannot read `{path}`: {why}; make it readable for the agent's user"),
+        Some((path, error)) if DoesNotAnswer::of(error).is_some() => Some(CheckResult::fail(
+            SUBJECT,
+            format!("`{}` {error}; check its mount, or the permission to read it", path.display()),
+        )),
+        Some((path, error)) => Some(CheckResult::fail(
+            SUBJECT,
+            format!(
+                "cannot read `{}`: {error}; make it readable for the agent's user",
+                path.display()
+            ),
         )),
         None if seen.exists => Some(CheckResult::ok(
-            "sessions",
+            SUBJECT,
             format!("{} below `{shown}`", counted(seen.files, "file", "files")),
         )),
         None => None,
@@ -197,7 +233,10 @@ fn open_files(limit: u64) -> CheckResult {
 
 #[cfg(test)]
 mod tests {
+    use std::{sync::Arc, time::Duration};
+
     use super::{super::check_result::CheckOutcome, *};
+    use crate::platform::SystemClock;
 
     #[test]
     fn low_disk_space_warns_before_it_fails() {
@@ -227,18 +266,46 @@ mod tests {
         assert_eq!(state_directory(&file).outcome, CheckOutcome::Fail);
     }
 
+    fn find(root: &Path) -> SessionLogs {
+        SessionLogs::find(root, &BoundedCalls::new(Arc::new(SystemClock)))
+    }
+
     #[test]
     fn session_logs_are_counted_and_unreadable_ones_named() {
         let dir = tempfile::tempdir().unwrap();
-        assert_eq!(session_logs(dir.path(), &SessionLogs::find(&dir.path().join("none"))), None);
+        assert!(session_logs(dir.path(), &find(&dir.path().join("none"))).is_none());
         fs::create_dir(dir.path().join("p")).unwrap();
         fs::write(dir.path().join("p/s.jsonl"), "{}\n").unwrap();
-        let seen = SessionLogs::find(dir.path());
+        let seen = find(dir.path());
         assert_eq!((seen.directories, seen.files), (2, 1));
         assert_eq!(session_logs(dir.path(), &seen).unwrap().outcome, CheckOutcome::Ok);
-        let unreadable = Some(("/x".to_owned(), "no".to_owned()));
+        let unreadable = Some(("/x".into(), io::Error::other("no")));
         let finding = session_logs(dir.path(), &SessionLogs { unreadable, ..seen }).unwrap();
         assert_eq!(finding.outcome, CheckOutcome::Fail);
         assert!(finding.text.starts_with("cannot read `/x`: no"));
+    }
+
+    /// A share without its server made doctor hang, which is there to say so.
+    #[cfg(unix)]
+    #[test]
+    fn session_log_that_hangs_is_a_failure() {
+        use crate::platform::faults::{self, Call};
+
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["hangs.jsonl", "s.jsonl"] {
+            fs::create_dir_all(dir.path().join("p")).unwrap();
+            fs::write(dir.path().join("p").join(name), "{}\n").unwrap();
+        }
+        fs::write(dir.path().join("other.jsonl"), "{}\n").unwrap();
+        let hanging = dir.path().join("p/hangs.jsonl");
+        faults::hang(Call::Open, &hanging);
+        let calls = BoundedCalls::with_limit(Arc::new(SystemClock), Duration::from_millis(300));
+        let seen = SessionLogs::find(dir.path(), &calls);
+        faults::end();
+        assert_eq!((seen.directories, seen.files), (1, 1), "the others are counted");
+        let finding = session_logs(dir.path(), &seen).unwrap();
+        assert_eq!(finding.outcome, CheckOutcome::Fail);
+        let expected = format!("`{}` does not answer", hanging.display());
+        assert!(finding.text.starts_with(&expected), "{}", finding.text);
     }
 }

@@ -6,7 +6,7 @@ mod machine_checks;
 mod receiver_checks;
 mod sink_checks;
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -19,9 +19,10 @@ use super::{
     terminal::{Colours, short_hash, stdout_width},
 };
 use crate::{
-    config::{ConfigWarning, LoadedConfig},
-    pipeline::assembly,
-    platform::{Clock as _, SystemClock, is_root},
+    agent::startable::{self, Checked, StartError},
+    config::{ConfigError, ConfigWarning, LoadedConfig},
+    pipeline::validate::ValidationError,
+    platform::{Clock as _, SystemClock, bounded::BoundedCalls, is_root},
     siem::SignedConfig,
     text::{causes, counted},
 };
@@ -86,13 +87,12 @@ impl Arguments {
 /// Checks everything, and collects the results.
 pub(super) fn collect(context: &CliContext, canary: bool) -> Vec<CheckResult> {
     let mut results = Vec::new();
-    let examined = examine(context, canary, &mut |result| {
+    let collected = examine(context, canary, &mut |result| {
         results.push(result);
         Ok(())
     });
-    if let Err(failure) = examined {
-        results.push(CheckResult::fail(CONFIGURATION, failure.message()));
-    }
+    // Nothing is printed that could fail.
+    drop(collected);
     results
 }
 
@@ -108,24 +108,49 @@ pub(super) fn as_json(results: &[CheckResult]) -> Value {
 }
 
 /// Passes the result of each check to `report`.
+///
+/// # Errors
+/// Errors of `report`.
 fn examine(
     context: &CliContext,
     canary: bool,
     report: &mut dyn FnMut(CheckResult) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    // Without a configuration there is nothing to check.
-    let loaded = context.load_in_force().map_err(Failure::into_failed)?;
-    let state_dir = loaded.settings.agent.state_dir.clone();
-    let stage_context = context.sources.stage_context(&loaded, Some(&state_dir), true);
-    let checkup = Checkup { loaded, context: stage_context };
-    let results = user().into_iter().chain(configuration(&checkup));
-    let results = results.chain(machine_checks::run(&checkup));
-    let results = results.chain(connections(&checkup));
-    results.chain(agent_checks::run(context)).try_for_each(&mut *report)?;
+    // What hangs is reported, and does not keep doctor from checking the rest.
+    let calls = BoundedCalls::new(Arc::new(SystemClock));
+    calls.scope(|| examine_with(&calls, context, canary, report))
+}
+
+fn examine_with(
+    calls: &BoundedCalls,
+    context: &CliContext,
+    canary: bool,
+    report: &mut dyn FnMut(CheckResult) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let checked = startable::check_in_force(&context.sources);
+    user().into_iter().chain(configuration(&checked)).try_for_each(&mut *report)?;
+    let is_deliverable = checked.errors.iter().all(is_incomplete);
+    let state_dir = context.sources.state_dir_of(checked.loaded.as_ref());
+    if let Some(loaded) = checked.loaded {
+        let context = context.sources.stage_context(&loaded, Some(&state_dir), true);
+        let checkup = Checkup { loaded, context };
+        machine_checks::run(&checkup, calls).into_iter().try_for_each(&mut *report)?;
+        // What is wrong with a sink whose settings are wrong would be reported twice.
+        if is_deliverable {
+            connections(&checkup).into_iter().try_for_each(&mut *report)?;
+        }
+    }
+    agent_checks::run(context).into_iter().try_for_each(&mut *report)?;
     if canary {
         report(agent_checks::canary(&state_dir))?;
     }
     Ok(())
+}
+
+/// Returns whether an error is about settings without which nothing can be delivered. The checks of the
+/// receivers report them.
+fn is_incomplete(error: &StartError) -> bool {
+    matches!(error, StartError::Invalid(ValidationError::Config(ConfigError::Incomplete(_))))
 }
 
 /// Checks of everything that the agent delivers to.
@@ -172,26 +197,26 @@ fn transport(loaded: &LoadedConfig) -> Option<CheckResult> {
     })
 }
 
-/// Mistakes in the configuration.
-fn configuration(checkup: &Checkup) -> Vec<CheckResult> {
-    const SUBJECT: &str = CONFIGURATION;
-
-    let Checkup { loaded, context } = checkup;
-    let mistakes = assembly::check(loaded, context);
-    if mistakes.is_empty() {
+/// Errors of the configuration, as `config check` reports them.
+fn configuration(checked: &Checked) -> Vec<CheckResult> {
+    let is_deliverable = checked.errors.iter().all(is_incomplete);
+    let errors = checked.errors.iter().filter(|_| !is_deliverable);
+    let mut results: Vec<CheckResult> =
+        errors.map(|error| CheckResult::fail(CONFIGURATION, causes(error))).collect();
+    let Some(loaded) = &checked.loaded else { return results };
+    if results.is_empty() {
         let hash = short_hash(loaded.settings.config_hash());
-        let mut results = vec![CheckResult::ok(SUBJECT, format!("no mistakes (hash {hash})"))];
+        results.push(CheckResult::ok(CONFIGURATION, format!("no mistakes (hash {hash})")));
         results.extend(managed(loaded));
         results.extend(transport(loaded));
-        results.extend(warnings(loaded));
-        return results;
     }
-    mistakes.iter().map(|error| CheckResult::fail(SUBJECT, causes(error))).collect()
+    results.extend(warnings(loaded));
+    results
 }
 
 /// Warnings about the configuration; those about the transport are a check of their own.
 fn warnings(loaded: &LoadedConfig) -> impl Iterator<Item = CheckResult> {
     let warnings = loaded.warnings.iter();
     let others = warnings.filter(|warning| warning.code != ConfigWarning::TRANSPORT_PLAIN);
-    others.map(|warning| CheckResult::warn("configuration", warning.to_string()))
+    others.map(|warning| CheckResult::warn(CONFIGURATION, warning.to_string()))
 }
