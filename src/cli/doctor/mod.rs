@@ -127,9 +127,13 @@ fn examine_with(
     canary: bool,
     report: &mut dyn FnMut(CheckResult) -> Result<(), Failure>,
 ) -> Result<(), Failure> {
-    let checked = startable::check_in_force(&context.sources);
-    user().into_iter().chain(configuration(&checked)).try_for_each(&mut *report)?;
+    let mut checked = startable::check_in_force(&context.sources);
     let is_deliverable = checked.errors.iter().all(is_incomplete);
+    if is_deliverable && !checked.errors.is_empty() {
+        // Without the token, too, the managed configuration is in force.
+        checked.loaded = context.load_in_force().ok().or(checked.loaded);
+    }
+    user().into_iter().chain(configuration(&checked)).try_for_each(&mut *report)?;
     let state_dir = context.sources.state_dir_of(checked.loaded.as_ref());
     if let Some(loaded) = checked.loaded {
         let context = context.sources.stage_context(&loaded, Some(&state_dir), true);
