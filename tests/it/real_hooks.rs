@@ -48,7 +48,7 @@ fn policy(work: &Path, action: Option<&str>) -> Value {
     json!({ "sh": format!("install -d -m 700 {to} && install -m 600 {} {to}/policy.json", from.display()) })
 }
 
-fn scenario(work: &Path, name: &str, steps: &[Value]) -> std::path::PathBuf {
+fn scenario(work: &Path, name: &str, steps: &[Value]) -> PathBuf {
     let path = work.join(format!("{name}.json"));
     let mock = json!({ "default": { "blocks": [{ "text": "Noted." }] } });
     let scenario = json!({ "name": name, "about": name, "mock": mock, "steps": steps });
