@@ -65,7 +65,7 @@ pub(super) fn prepare(
         }
     };
     device.set(keys);
-    outbox.unreported_events().into_iter().for_each(|event| inbox.report(event.into()));
+    outbox.unreported_events().into_iter().for_each(|event| inbox.report(event));
     Ok(())
 }
 

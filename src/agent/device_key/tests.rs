@@ -1,7 +1,12 @@
 use std::{fs, io, path::Path};
 
+use serde_json::json;
+
 use super::*;
-use crate::{pipeline::outbox::SinkRegistration, platform::secure_file, siem::device::Replacement};
+use crate::{
+    event::Event, pipeline::outbox::SinkRegistration, platform::secure_file,
+    siem::device::Replacement,
+};
 
 const HOUR: u64 = 3_600_000;
 const NOW: u64 = 1_795_291_200_000;
@@ -73,7 +78,10 @@ impl Home {
     fn start_with(&self, device: &Device) -> Started {
         let (outbox, inbox) = (self.outbox(), Inbox::default());
         prepare(device, &outbox, &Fixed(self.now), &inbox).unwrap();
-        let events = outbox.unreported_events();
+        let typed = |event: Event| {
+            serde_json::from_value(json!({ "event": event.name, "data": event.data })).unwrap()
+        };
+        let events = outbox.unreported_events().into_iter().map(typed).collect();
         let (epoch, owner) = (outbox.epoch(), outbox.epoch_device().map(|owner| owner.key));
         Started { device: device.clone(), epoch, owner, events }
     }

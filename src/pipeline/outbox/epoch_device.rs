@@ -11,9 +11,9 @@ use siem_protocol::{
 
 use super::{
     super::group::Group, EpochDevice, Outbox, OutboxError, RenumberOutcome, append::append_group,
-    renumber::start_epoch,
+    renumber::start_epoch, unreported::UnreportedEvent,
 };
-use crate::platform::Timestamp;
+use crate::{event::Event, platform::Timestamp};
 
 impl Outbox {
     /// Returns the device key that the epoch belongs to; `None` if no agent with a key has opened
@@ -26,8 +26,9 @@ impl Outbox {
     /// Returns events that were recorded with a change of the store and are not among its entries
     /// yet.
     #[must_use]
-    pub fn unreported_events(&self) -> Vec<AgentEvent> {
-        self.state().unreported.clone()
+    pub fn unreported_events(&self) -> Vec<Event> {
+        let events = self.state().unreported.clone();
+        events.into_iter().map(Event::from).collect()
     }
 
     /// Returns true if the store existed before it was opened.
@@ -47,7 +48,7 @@ impl Outbox {
     ) -> Result<(), OutboxError> {
         self.write("assign the epoch of", |_, state| {
             state.device = Some(device);
-            state.unreported.extend(event);
+            state.unreported.extend(event.map(UnreportedEvent::from));
             Ok(Ok(()))
         })
     }
@@ -85,8 +86,8 @@ impl Outbox {
                 Err(what) => return Ok(Err(self.damaged(what))),
             };
             state.device = Some(device);
-            state.unreported.extend(started_event(outcome));
-            state.unreported.push(event);
+            state.unreported.extend(started_event(outcome).map(UnreportedEvent::from));
+            state.unreported.push(event.into());
             Ok(Ok(()))
         })?;
         self.backup().invalidate();

@@ -10,6 +10,7 @@ use super::{
     Outbox, OutboxError,
     checksum::{protect_json, verify_json},
     tables::META,
+    unreported::UnreportedEvent,
 };
 
 /// Prefix of the keys, which keeps them apart from the other rows of the table.
@@ -52,7 +53,7 @@ impl Outbox {
         self.write("store a memo in", |transaction, state| {
             let mut meta = transaction.open_table(META)?;
             meta.insert(&*key, protect_json(&*key, memo).as_slice())?;
-            state.unreported.extend_from_slice(events);
+            state.unreported.extend(events.iter().cloned().map(UnreportedEvent::from));
             Ok(Ok(()))
         })
     }
@@ -67,7 +68,7 @@ mod tests {
         let store = store();
         let event = siem_protocol::AgentEvent::AgentStopped {};
         store.outbox.set_memo_with_events("files", &1, std::slice::from_ref(&event)).unwrap();
-        assert_eq!(store.outbox.unreported_events(), [event]);
+        assert_eq!(store.outbox.unreported_events(), [event.into()]);
         commit(&store.outbox, 1);
         assert_eq!(store.outbox.unreported_events(), []);
         assert_eq!(store.outbox.memo::<u64>("files").unwrap(), Some(1));

@@ -44,6 +44,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 mod transactions;
+mod unreported;
 mod verify;
 mod waiting;
 

@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, path::PathBuf};
 
 use data_encoding::BASE64;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use siem_protocol::{AgentEvent, ChainPoint, Digest, agent_event::DeadLetterTotals};
+use siem_protocol::{ChainPoint, Digest, agent_event::DeadLetterTotals};
 
-use super::{super::accounting::Totals, tables::SCHEMA};
+use super::{super::accounting::Totals, tables::SCHEMA, unreported::UnreportedEvent};
 use crate::platform::Timestamp;
 
 /// OutboxState of the whole outbox as of the last commit.
@@ -46,7 +46,7 @@ pub(super) struct OutboxState {
     pub(super) device: Option<EpochDevice>,
     /// Events to report, which are removed once an entry is stored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub(super) unreported: Vec<AgentEvent>,
+    pub(super) unreported: Vec<UnreportedEvent>,
 }
 
 impl OutboxState {

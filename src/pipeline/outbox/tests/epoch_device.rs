@@ -3,7 +3,7 @@
 use serde_json::json;
 use siem_protocol::{
     AgentEvent,
-    agent_event::{DeviceKeyReason, EpochReason},
+    agent_event::{DeviceKeyReason, EpochReason, EpochStarted},
 };
 
 use super::*;
@@ -24,9 +24,9 @@ fn assigned_key_and_its_event_survive_until_an_entry_is_stored() {
     store.outbox.assign_epoch(device("a", 0), Some(created("a"))).unwrap();
     let store = store.reopen(&SINKS);
     assert_eq!(store.outbox.epoch_device(), Some(device("a", 0)));
-    assert_eq!(store.outbox.unreported_events(), [created("a")]);
+    assert_eq!(store.outbox.unreported_events(), [created("a").into()]);
     commit(&store.outbox, 0);
-    assert_eq!(store.outbox.unreported_events(), [created("a")], "the group has no entry");
+    assert_eq!(store.outbox.unreported_events(), [created("a").into()], "the group has no entry");
     commit(&store.outbox, 1);
     let store = store.reopen(&SINKS);
     assert_eq!(store.outbox.unreported_events(), []);
@@ -54,8 +54,10 @@ fn another_key_starts_an_epoch_with_all_entries() {
     let cursor = store.outbox.cursor("siem").unwrap();
     assert_eq!(cursor.previous_epoch.as_deref(), Some("epoch-1"));
     let events = store.outbox.unreported_events();
-    assert_eq!(events[1..], [created("b")]);
-    let AgentEvent::EpochStarted(started) = &events[0] else { panic!("{events:?}") };
+    assert_eq!(events[1..], [created("b").into()]);
+    let Event { name, data, .. } = events[0].clone();
+    assert_eq!(name, "epoch_started");
+    let started: EpochStarted = serde_json::from_value(data).unwrap();
     assert_eq!((&*started.epoch, started.reason), ("epoch-2", EpochReason::DeviceKey));
     assert_eq!((started.entries, started.previous_last_seq), (Some(2), Some(5)));
     // A key may change again at once: limits are the caller's.

@@ -54,7 +54,7 @@ fn format_document_lists_every_member() {
     let state = OutboxState {
         creation: Some(creation),
         device: Some(EpochDevice { key: String::new(), since: Timestamp(0) }),
-        unreported: vec![siem_protocol::AgentEvent::AgentStopped {}],
+        unreported: vec![siem_protocol::AgentEvent::AgentStopped {}.into()],
         ..OutboxState::new(String::new())
     };
     let cursor = Cursor {
