@@ -4,10 +4,10 @@ mod data;
 mod growth;
 mod hooks;
 mod receiver;
+mod released;
 mod restart;
 mod runner;
 mod sinks;
-mod size;
 mod targets;
 mod tools;
 
@@ -20,7 +20,7 @@ use std::{
 use clap::Args;
 use serde_json::json;
 
-use crate::{Failure, sh, shared};
+use crate::{Failure, dist::linux, sh, shared};
 use data::Data;
 use runner::{Runner, Runs};
 
@@ -31,10 +31,11 @@ pub(crate) struct Arguments {
     /// Catch-up of 530 MB, idle and live on 20 MB: a few minutes (default)
     #[arg(long, conflicts_with = "full")]
     quick: bool,
-    /// All measurements: 2 GB, 10,000 and 50,000 files, a restart, the static binary; half an hour
+    /// All measurements: 2 GB, 10,000 and 50,000 files, a restart; half an hour
     #[arg(long)]
     full: bool,
-    /// Only the sinks: CPU and throughput of each beside `http-siem`, on 530 MB
+    /// Only the sinks: CPU and throughput of each beside `http-siem`, on 530 MB. Fails if the static
+    /// binary is too large
     #[arg(long, conflicts_with_all = ["quick", "full"])]
     sinks: bool,
     /// Only the receiver: its throughput beside that of FILE, another build of `demo-server`, on
@@ -80,7 +81,7 @@ impl Arguments {
         if let Some(other) = &self.receiver_against {
             return compare_receivers(other, &Data::new(&shared, &bench), &bench);
         }
-        let [agent] = sh::build(["ai-agent"], ["ai-agent"], true)?;
+        let agent = released::build()?;
         if self.sinks {
             return measure_sinks(&agent, &Data::new(&shared, &bench), &bench);
         }
@@ -109,7 +110,7 @@ impl Arguments {
             peers
         };
         let (agent, plain, activity) = (runner::AGENT, runner::PLAIN, runner::ACTIVITY);
-        let mut measured = Measured::default();
+        let mut measured = Measured { binary: released::size(run.agent())?, ..Measured::default() };
         let (medium, small) = (data.make("medium")?, data.make("small")?);
         let all = with("syslog-ng", vec![agent, activity, plain]);
         measured.medium = run.run("medium", &medium, &all, &["--runs=3"])?;
@@ -137,7 +138,6 @@ impl Arguments {
         ];
         measured.many100 = run.run("many100", &data.make("many100")?, &[agent], &["--runs=3"])?;
         measured.restart = Some(restart::measure(run, &many)?);
-        measured.binary = size::measure()?;
         measured.receiver = receiver::measure(&medium)?;
         Ok(measured)
     }
@@ -150,6 +150,9 @@ fn measure_sinks(agent: &Path, data: &Data, bench: &Path) -> Result<ExitCode, Fa
     let rows = sinks::measure(agent, bench, &tree, bytes)?;
     println!("\n{}", sinks::table(&rows));
     fs::write(bench.join("sinks.json"), serde_json::to_vec_pretty(&rows)?)?;
+    if cfg!(target_os = "linux") {
+        linux::check_size(agent)?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -8,6 +8,7 @@ use super::{
     Measured, hooks, receiver,
     runner::{ACTIVITY, AGENT, PLAIN, Runs},
 };
+use crate::dist::linux;
 
 /// A line of the table.
 #[derive(Serialize)]
@@ -133,7 +134,7 @@ pub(super) fn rows(measured: &Measured) -> Vec<Row> {
         ),
         absolute(
             "binary, static, stripped: MiB",
-            17.0,
+            (linux::MAX_BYTES >> 20) as f64,
             measured.binary.map(|it| it as f64 / f64::from(1 << 20)),
         ),
         absolute("disk written per byte read, zstd", 0.8, written.map(|(disk, read)| disk / read)),
