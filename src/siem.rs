@@ -11,7 +11,13 @@ mod revision;
 mod signed_config;
 mod trust_states;
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant, SystemTime},
+};
 
 use bytes::Bytes;
 use data_encoding::BASE64;
@@ -35,7 +41,7 @@ use siem_sinks::http::{self, Answer, HttpClient, NoAnswer};
 pub use signed_config::{OrganisationError, SignedConfig};
 pub use trust_states::{TrustEntry, TrustStates};
 
-use crate::config::Secret;
+use crate::{config::Secret, platform::user_groups};
 
 /// Maximum number of bytes read of a response: receipts and problem documents are short, a captive
 /// portal is not.
@@ -56,6 +62,8 @@ pub struct Connection {
     /// Keys of the organisation, one of which must have signed a managed configuration; none if that
     /// is not required.
     organisation_keys: Vec<OrganisationKey>,
+    /// True once a managed configuration depended on the groups of the user.
+    sends_groups: Arc<AtomicBool>,
 }
 
 /// Observed properties of a receiver.
@@ -190,6 +198,7 @@ impl Connection {
             revision,
             requires_signature: true,
             organisation_keys: Vec::new(),
+            sends_groups: Arc::default(),
         }
     }
 
@@ -285,13 +294,13 @@ impl Connection {
         known: Option<&str>,
         timeout: Duration,
     ) -> Result<FetchedConfig, FetchError> {
-        let nonce = data_encoding::HEXLOWER.encode(uuid::Uuid::new_v4().as_bytes());
-        let mut request = self.request(Method::GET, path::CONFIG).header(siem::NONCE, &nonce);
-        if let Some(etag) = known {
-            request = request.header(header::IF_NONE_MATCH, etag);
+        let (mut nonce, mut answer) = self.request_config(known, timeout).await;
+        let varies = answer.as_ref().is_ok_and(|answer| varies_by_groups(&answer.headers));
+        if varies && !self.sends_groups.swap(true, Ordering::Relaxed) {
+            (nonce, answer) = self.request_config(known, timeout).await;
         }
         let url = || self.base.origin().ascii_serialization();
-        match self.exchange(request, MAX_BYTES, timeout).await {
+        match answer {
             Err(NoAnswer { reason, .. }) => Err(FetchError::Unreachable { reason }),
             Ok(Answer { status: 404, .. }) => Ok(FetchedConfig::Nothing),
             Ok(Answer { status: 304, headers, .. }) => {
@@ -322,6 +331,30 @@ impl Connection {
             }
             Ok(Answer { status, .. }) => Err(FetchError::Status { status }),
         }
+    }
+
+    /// Requests the managed configuration. Returns the nonce of the request too.
+    async fn request_config(
+        &self,
+        known: Option<&str>,
+        timeout: Duration,
+    ) -> (String, Result<Answer, NoAnswer>) {
+        let nonce = data_encoding::HEXLOWER.encode(uuid::Uuid::new_v4().as_bytes());
+        let mut request = self.request(Method::GET, path::CONFIG).header(siem::NONCE, &nonce);
+        if let Some(etag) = known {
+            request = request.header(header::IF_NONE_MATCH, etag);
+        }
+        if self.sends_groups.load(Ordering::Relaxed) {
+            // It may wait for a directory service. Without the groups, the receiver chooses as for a
+            // user who is in none.
+            let groups = tokio::task::spawn_blocking(user_groups);
+            let groups = tokio::time::timeout(timeout, groups).await;
+            if let Ok(Ok(groups)) = groups {
+                request = request.header(siem::GROUPS, Identity::groups_header(&groups));
+            }
+        }
+        let answer = self.exchange(request, MAX_BYTES, timeout).await;
+        (nonce, answer)
     }
 
     /// Checks that a fresh answer is one of the organisation, if there are keys for that.
@@ -403,6 +436,13 @@ impl Connection {
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+/// Reports whether a response depends on the groups of the user.
+fn varies_by_groups(headers: &HeaderMap) -> bool {
+    let values = headers.get_all(header::VARY).iter().filter_map(|value| value.to_str().ok());
+    let mut names = values.flat_map(|value| value.split(',')).map(str::trim);
+    names.any(|name| name.eq_ignore_ascii_case(siem::GROUPS))
 }
 
 /// Returns the text of the organisation's signature. One that is not base64 is as good as a wrong one.

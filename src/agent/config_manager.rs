@@ -357,7 +357,8 @@ impl ConfigManager {
         if !is_new {
             return;
         }
-        self.events.push(AgentEvent::ConfigRefused { from, reason: reason.clone() }.into());
+        let hash = (from == ConfigOrigin::Server).then_some(content);
+        self.events.push(AgentEvent::ConfigRefused { from, reason: reason.clone(), hash }.into());
         let at = self.context.clock.now();
         self.status.change(|status| status.refused = Some(Refused { from, reason, at }));
     }

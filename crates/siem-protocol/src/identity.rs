@@ -43,6 +43,13 @@ impl Identity {
         ]
     }
 
+    /// Returns the encoded value of [`header::GROUPS`].
+    #[must_use]
+    pub fn groups_header(groups: &[String]) -> String {
+        let encoded = groups.iter().map(|name| utf8_percent_encode(name, ENCODED).to_string());
+        encoded.collect::<Vec<_>>().join(",")
+    }
+
     /// Returns the name of the first identity header that contradicts this identity. An absent
     /// header contradicts nothing. `header` returns a request's value for a name.
     pub fn contradicted_by<'a>(

@@ -14,6 +14,9 @@ pub mod header {
     pub const HOSTNAME: &str = "x-siem-hostname";
     /// Name of the user whose sessions are read, percent-encoded UTF-8.
     pub const USER: &str = "x-siem-user";
+    /// Groups of the user, each percent-encoded, separated by commas. Sent with a request for the
+    /// managed configuration if the response before depended on them, as its `Vary` says.
+    pub const GROUPS: &str = "x-siem-groups";
     /// `linux`, `macos` or `windows`.
     pub const OS: &str = "x-siem-os";
     /// Processor architecture, such as `x86_64` or `aarch64`.

@@ -40,6 +40,10 @@ pub(crate) struct Args {
     /// Managed configuration to serve [default: `config.json` in the data directory]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Folder with managed configurations for parts of the fleet [default: `configs` in the data
+    /// directory]
+    #[arg(long, value_name = "DIR")]
+    configs: Option<PathBuf>,
     /// Lowest level of trust in senders to accept: `shared` (the token and the secret of the
     /// fleet), `first-use` (and device keys), or `enrolled` (confirmed device keys only). With this
     /// option, a key of the receiver is made if there is none [default: the level chosen last, else
@@ -116,6 +120,11 @@ impl Args {
     /// Returns the path of the managed configuration.
     pub(crate) fn config_file(&self) -> PathBuf {
         self.config.clone().unwrap_or_else(|| self.data.join("config.json"))
+    }
+
+    /// Returns the path of the folder with managed configurations.
+    pub(crate) fn config_folder(&self) -> PathBuf {
+        self.configs.clone().unwrap_or_else(|| self.data.join("configs"))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::{
     clock,
     fleet::Heartbeat,
     memory::Reserved,
-    trust::{BatchSeal, Event, EventKind},
+    trust::{BatchSeal, ConfigRefusal, Event, EventKind},
 };
 
 /// Highest sequence number: the largest integer that every JSON reader represents exactly.
@@ -24,6 +24,8 @@ pub const MAX_SEQ: u64 = (1 << 53) - 1;
 pub const MAX_ENTRIES: u64 = 200_000;
 /// Maximum length of the identity's values, in bytes.
 pub(crate) const MAX_NAME: usize = 256;
+/// Number of refused configurations of a batch that are noted.
+const MAX_REFUSALS: usize = 100;
 
 /// Line of one entry in a batch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +61,7 @@ pub struct Batch {
     lines: Vec<Line>,
     claims: Vec<Claim>,
     heartbeat: Option<Heartbeat>,
+    config_refusals: Vec<ConfigRefusal>,
     generations: Generations,
     chain: Vec<Digest>,
     reserved: Reserved,
@@ -135,15 +138,14 @@ impl Batch {
         let end = memchr::memchr(b'\n', &text).unwrap_or(text.len());
         let header = header(&text[..end]).map_err(|error| (error, None))?;
         let first_line = text.len().min(end + 1);
-        let (mut claims, mut generations) = (Vec::new(), Generations::default());
-        let mut beat = None;
-        let lines =
-            match lines(&text, first_line, &header, &mut claims, &mut generations, &mut beat) {
-                Ok(lines) => lines,
-                Err(error) => return Err((error, Some(Box::new(header)))),
-            };
+        let mut found = Found::default();
+        let lines = match lines(&text, first_line, &header, &mut found) {
+            Ok(lines) => lines,
+            Err(error) => return Err((error, Some(Box::new(header)))),
+        };
         let chain = chain(&header, &lines);
-        let heartbeat = beat.and_then(|at: usize| {
+        let Found { claims, config_refusals, last_heartbeat, generations } = found;
+        let heartbeat = last_heartbeat.and_then(|at| {
             let line = scan_entry(&text[lines[at].range.clone()])?;
             line.heartbeat()?.figures(&header.sent_at, &clock::text(received_at))
         });
@@ -156,6 +158,7 @@ impl Batch {
             lines,
             claims,
             heartbeat,
+            config_refusals,
             generations,
             chain,
             reserved: Reserved::default(),
@@ -200,6 +203,12 @@ impl Batch {
     #[must_use]
     pub fn heartbeat(&self) -> Option<&Heartbeat> {
         self.heartbeat.as_ref()
+    }
+
+    /// Managed configurations that events of the batch refuse, at most 100.
+    #[must_use]
+    pub fn config_refusals(&self) -> &[ConfigRefusal] {
+        &self.config_refusals
     }
 
     /// Generations of the files in the batch; an [`LinePosition`] refers to one by its index.
@@ -358,13 +367,21 @@ fn check_seqs(header: &BatchHeader) -> Result<u64, BatchError> {
     Ok(count)
 }
 
+/// Facts that the lines of a batch contain besides.
+#[derive(Default)]
+struct Found {
+    claims: Vec<Claim>,
+    config_refusals: Vec<ConfigRefusal>,
+    /// Index of the line with the last heartbeat.
+    last_heartbeat: Option<usize>,
+    generations: Generations,
+}
+
 fn lines(
     text: &[u8],
     start: usize,
     header: &BatchHeader,
-    claims: &mut Vec<Claim>,
-    generations: &mut Generations,
-    last_heartbeat: &mut Option<usize>,
+    found: &mut Found,
 ) -> Result<Vec<Line>, BatchError> {
     let capacity = usize::try_from(header.count).unwrap_or_default().min(text.len() / 16);
     let mut lines = Vec::with_capacity(capacity);
@@ -385,9 +402,12 @@ fn lines(
         if !entry.is_valid {
             return Err(BatchError::Entry { line: number, seq });
         }
-        claims.extend(entry.claim(&header.epoch));
+        found.claims.extend(entry.claim(&header.epoch));
         if entry.heartbeat().is_some() {
-            *last_heartbeat = Some(lines.len());
+            found.last_heartbeat = Some(lines.len());
+        }
+        if found.config_refusals.len() < MAX_REFUSALS {
+            found.config_refusals.extend(entry.config_refusal());
         }
         lines.push(Line {
             seq,
@@ -395,7 +415,7 @@ fn lines(
             digest: Digest::of(&text[at..end]),
             kind: entry.kind,
             bytes: entry.bytes(),
-            origin: entry.origin().and_then(|origin| generations.origin(origin)),
+            origin: entry.origin().and_then(|origin| found.generations.origin(origin)),
         });
         at = end + 1;
     }

@@ -8,9 +8,11 @@
 //! [`batch`] checks a batch on its own, and [`ledger`] decides what a batch changes about the
 //! entries already stored. Both are policy without I/O, which other storages can use.
 
+pub mod backup;
 pub mod batch;
 mod clock;
 pub mod config;
+pub mod configs;
 mod connections;
 pub mod decode;
 mod entry_lines;

@@ -9,6 +9,7 @@ use clap::Parser as _;
 use siem_protocol::statement::TrustLevel;
 use siem_server::{
     DataFormat, FileStore, FileStoreOptions, FormatError, Keys, OpenError, Receiver, ServeOptions,
+    configs::FolderOptions,
     not_found, raise_open_files, serve,
     trust::{Registry, RegistryError, RegistryOptions},
 };
@@ -76,6 +77,10 @@ async fn run(args: &Args, keys: Keys) -> Result<(), StartError> {
     let store = FileStore::open_with_registry(&args.data, options, registry.clone())?;
     let receiver = Receiver::new(keys, Arc::new(store))
         .with_registry(registry)
+        .with_config_folder(FolderOptions {
+            folder: Some(args.config_folder()),
+            ..FolderOptions::of_data(&args.data)
+        })
         .with_config_file(args.config_file());
     let address = args.listen;
     let failed = |source| StartError::Listen { address, source };

@@ -8,6 +8,7 @@ use siem_protocol::{
 };
 
 use crate::{
+    configs::ConfigStats,
     fleet::{FleetRow, FleetTotals},
     ledger::{Break, Comparison, Range},
     trust::EventCounts,
@@ -39,6 +40,9 @@ pub struct Stats {
     /// Value of the parameter `cursor` for the next page; absent on the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub next: Option<String>,
+    /// Managed configurations, and the answers of devices to them; absent without a configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<ConfigStats>,
     /// The machines of these rows with the rows' epochs, ordered by id.
     pub machines: Vec<MachineStats>,
 }

@@ -86,6 +86,9 @@ pub enum AgentEvent {
         from: ConfigOrigin,
         /// Cause, with the key.
         reason: String,
+        /// SHA-256 of the body, if the server sent it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        hash: Option<Digest>,
     },
     /// A layer tried to set a key that the machine's file locks.
     ConfigLocked {

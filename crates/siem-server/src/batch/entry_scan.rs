@@ -5,13 +5,13 @@ use std::borrow::Cow;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use siem_protocol::{
-    Kind, NulRun, json,
+    Digest, Kind, NulRun, json,
     names::event,
     nul_runs::{MAX_NUL_RUNS, check_runs, total_length},
 };
 
 use super::MAX_SEQ;
-use crate::fleet::HeartbeatText;
+use crate::{fleet::HeartbeatText, trust::ConfigRefusal};
 
 /// Maximum length of a generation's name, as JSON, for the search in other epochs.
 const MAX_GENERATION: usize = 256;
@@ -101,6 +101,7 @@ pub(super) struct EntryScan<'a> {
     altered: bool,
     heartbeat: bool,
     at: Option<&'a str>,
+    config_refused: bool,
     data: Option<&'a str>,
 }
 
@@ -138,7 +139,9 @@ pub(super) fn scan_entry(line: &[u8]) -> Option<EntryScan<'_>> {
             "altered" => entry.altered = value == "true",
             "part" => entry.part = number(value).unwrap_or_default(),
             "event" => {
-                entry.heartbeat = json::string(value).is_some_and(|it| it == event::HEARTBEAT)
+                let name = json::string(value).unwrap_or_default();
+                entry.heartbeat = name == event::HEARTBEAT;
+                entry.config_refused = name == event::CONFIG_REFUSED;
             }
             "at" => entry.at = Some(value),
             "data" => entry.data = Some(value),
@@ -217,6 +220,25 @@ impl EntryScan<'_> {
             events,
         };
         (data.epoch == epoch).then_some(Claim { seq: self.seq, counts, uncounted })
+    }
+}
+
+impl EntryScan<'_> {
+    /// Returns the refusal of a managed configuration that the entry reports.
+    pub(super) fn config_refusal(&self) -> Option<ConfigRefusal> {
+        #[derive(Deserialize)]
+        struct Data {
+            from: String,
+            reason: String,
+            #[serde(default)]
+            hash: Option<Digest>,
+        }
+        if !self.config_refused || self.kind != Some(Kind::Event) {
+            return None;
+        }
+        let data: Data = serde_json::from_str(self.data?).ok()?;
+        let Data { from, reason, hash } = data;
+        (from == "server").then_some(ConfigRefusal { hash, reason })
     }
 }
 

@@ -44,9 +44,17 @@ fn sample_documents_every_key_in_its_table() {
 #[test]
 fn sample_with_its_optional_keys_is_valid() {
     let text = DEFAULTS.replace("\n# listen", "\nlisten").replace("\n# level", "\nlevel");
-    let text = ["certificate", "key", "client_ca", "token_file", "hmac_secret_file", "config_file"]
-        .iter()
-        .fold(text, |text, key| text.replace(&format!("\n# {key} ="), &format!("\n{key} =")));
+    let text = [
+        "certificate",
+        "key",
+        "client_ca",
+        "token_file",
+        "hmac_secret_file",
+        "config_file",
+        "folder",
+    ]
+    .iter()
+    .fold(text, |text, key| text.replace(&format!("\n# {key} ="), &format!("\n{key} =")));
     let loaded = of_file(&text).unwrap();
     assert!(loaded.settings.tls.is_on() && loaded.settings.trust.level.is_some());
 }

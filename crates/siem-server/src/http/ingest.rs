@@ -25,7 +25,7 @@ use tracing::debug;
 use super::{
     Limits, Shared,
     intake::next_frame,
-    managed_config::names_unknown_config,
+    managed_config::{BatchAnswers, names_unknown_config},
     observe::json,
     problem::Rejection,
     refusal_log::SealedBy,
@@ -183,6 +183,7 @@ async fn receive_batch(
     let device = batch.seal.valid().map(|seal| seal.device);
     let unknown_config = names_unknown_config(shared, &batch.header).await;
     let unknown_config = unknown_config.then(|| batch.event(EventKind::ConfigUnknown));
+    let answers = BatchAnswers::of(shared, &batch);
     let redelivered = batch.header.redelivery.then(|| batch.header.seqs.clone());
     let stored = match shared.storage.store(batch).await {
         Ok(stored) => stored,
@@ -197,6 +198,9 @@ async fn receive_batch(
     };
     if let (Some(event), Some(registry)) = (unknown_config, &shared.registry) {
         registry.record(event);
+    }
+    if let Some(answers) = answers {
+        answers.note(shared).await;
     }
     let receipt = statements::receipt(shared, &subject, stored.point)?;
     debug!(%id, stored.receipt.accepted, stored.receipt.duplicates, "stored a batch");

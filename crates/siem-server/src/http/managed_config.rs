@@ -1,41 +1,47 @@
-//! `GET /config`.
+//! `GET /config`, and what batches say about managed configurations.
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::sync::Arc;
 
 use axum::{
     extract::State,
     http::{
         HeaderMap, HeaderValue, StatusCode,
-        header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH},
+        header::{CACHE_CONTROL, CONTENT_TYPE, ETAG, IF_NONE_MATCH, VARY},
     },
     response::{IntoResponse as _, Response},
 };
 use data_encoding::BASE64;
+use percent_encoding::percent_decode_str;
 use siem_protocol::{
-    BatchHeader, Digest, ManagedConfig,
-    managed::{Audience, MAX_BYTES},
+    BatchHeader, Digest, Identity,
     names::{content_type, header},
 };
+use tracing::error;
 
 use super::{Shared, problem::Rejection};
 use crate::{
-    regular_file::read_regular_file,
-    trust::{Scope, is_meant_for},
+    batch::{Batch, MAX_NAME},
+    configs::{ConfigFile, ConfigStats, DeviceFacts, FileSet, choose},
+    trust::{ConfigRefusal, Registry, Scope, is_meant_for},
 };
 
-/// Maximum size of a signature: an HTTP header must not become longer than clients accept.
-const MAX_MINISIG_BYTES: usize = 4 << 10;
+/// Headers that the response depends on.
+const VARIES_BY: &str = "authorization, x-siem-machine-id, x-siem-user, x-siem-os";
+/// The same, if an audience has groups: an agent sends those of its user only then.
+const VARIES_BY_GROUPS: &str =
+    "authorization, x-siem-machine-id, x-siem-user, x-siem-os, x-siem-groups";
+/// Number of groups of a user that count.
+const MAX_GROUPS: usize = 1000;
 
 pub(super) async fn config(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
-    match respond(&shared, &headers).await {
+    let mut varies_by = VARIES_BY;
+    let mut response = match respond(&shared, &headers, &mut varies_by).await {
         Ok(response) => response,
         Err(Rejection::NoConfig) => no_config(&shared, &headers),
         Err(rejection) => rejection.into_response(),
-    }
+    };
+    response.headers_mut().insert(VARY, HeaderValue::from_static(varies_by));
+    response
 }
 
 /// Returns the response that there is no configuration, which is signed like one: it proves to the
@@ -50,27 +56,33 @@ fn no_config(shared: &Shared, headers: &HeaderMap) -> Response {
     response
 }
 
-async fn respond(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Response, Rejection> {
+async fn respond(
+    shared: &Arc<Shared>,
+    headers: &HeaderMap,
+    varies_by: &mut &'static str,
+) -> Result<Response, Rejection> {
     shared.authorize(headers, &[Scope::Ingest])?;
     let nonce = nonce(headers)?;
-    let file = shared.config_file.clone().ok_or(Rejection::NoConfig)?;
-    let reading = tokio::task::spawn_blocking(move || read(&file));
-    let ServedConfig { body, minisig, audience } =
-        reading.await.map_err(|_| Rejection::Panicked)??;
-    let hash = Digest::of(&body);
-    offer(shared, hash, audience).await?;
-    let etag = format!("\"{hash}\"");
+    let (file, uses_groups) = choose_for(shared, device(headers)?).await?;
+    if uses_groups {
+        *varies_by = VARIES_BY_GROUPS;
+    }
+    let file = file?;
+    let etag = format!("\"{}\"", file.hash);
     let known = headers.get_all(IF_NONE_MATCH).iter().any(|known| matches(known, &etag));
-    let (status, body) =
-        if known { (StatusCode::NOT_MODIFIED, Vec::new()) } else { (StatusCode::OK, body) };
+    let (status, body) = if known {
+        (StatusCode::NOT_MODIFIED, Vec::new())
+    } else {
+        (StatusCode::OK, file.body.clone())
+    };
     let signature = nonce.map(|nonce| shared.keys.sign_answer(nonce, &body));
     let mut response = (status, body).into_response();
     let to = response.headers_mut();
     to.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     to.insert(ETAG, ascii(&etag));
     if status == StatusCode::OK {
-        if let Some(minisig) = minisig {
-            to.insert(header::POLICY_SIGNATURE, ascii(&BASE64.encode(&minisig)));
+        if let Some(minisig) = &file.minisig {
+            to.insert(header::POLICY_SIGNATURE, ascii(&BASE64.encode(minisig)));
         }
         to.insert(CONTENT_TYPE, HeaderValue::from_static(content_type::JSON));
     } else {
@@ -82,17 +94,82 @@ async fn respond(shared: &Arc<Shared>, headers: &HeaderMap) -> Result<Response, 
     Ok(response)
 }
 
-/// Notes that a configuration is offered, before an agent can name it.
-async fn offer(
-    shared: &Arc<Shared>,
-    hash: Digest,
-    audience: Option<Audience>,
-) -> Result<(), Rejection> {
-    let Some(registry) = shared.registry.clone().filter(|it| !it.was_offered(&hash)) else {
-        return Ok(());
+/// Returns what the headers of a request claim about its device.
+fn device(headers: &HeaderMap) -> Result<DeviceFacts, Rejection> {
+    let claim = |name: &'static str| -> Result<Option<String>, Rejection> {
+        let Some(value) = headers.get(name) else { return Ok(None) };
+        let value = value.to_str().map_err(|_| Rejection::Claim(name))?;
+        let decoded =
+            percent_decode_str(value).decode_utf8().map_err(|_| Rejection::Claim(name))?;
+        if decoded.len() > MAX_NAME {
+            return Err(Rejection::Claim(name));
+        }
+        Ok(Some(decoded.into_owned()))
     };
-    let noting = tokio::task::spawn_blocking(move || registry.offer_config(&hash, audience));
-    noting.await.map_err(|_| Rejection::Panicked)?.map_err(Rejection::Registry)
+    Ok(DeviceFacts {
+        machine: claim(header::MACHINE_ID)?.unwrap_or_default(),
+        user: claim(header::USER)?.unwrap_or_default(),
+        os: claim(header::OS)?,
+        groups: groups(headers)?,
+        in_force: None,
+    })
+}
+
+/// Returns the groups of the user, if the request names them.
+fn groups(headers: &HeaderMap) -> Result<Option<Vec<String>>, Rejection> {
+    let Some(value) = headers.get(header::GROUPS) else { return Ok(None) };
+    let wrong = || Rejection::Claim(header::GROUPS);
+    let names = value.to_str().map_err(|_| wrong())?.split(',').map(str::trim);
+    let decoded = names.filter(|name| !name.is_empty()).take(MAX_GROUPS).map(|name| {
+        let name = percent_decode_str(name).decode_utf8().map_err(|_| wrong())?;
+        if name.len() > MAX_NAME { Err(wrong()) } else { Ok(name.into_owned()) }
+    });
+    decoded.collect::<Result<_, _>>().map(Some)
+}
+
+/// Chooses the configuration for a device, and notes the offer before an agent can name it. Returns
+/// besides whether the choice may depend on the groups of the user.
+async fn choose_for(
+    shared: &Arc<Shared>,
+    mut device: DeviceFacts,
+) -> Result<(Result<Arc<ConfigFile>, Rejection>, bool), Rejection> {
+    let shared = shared.clone();
+    let choosing = tokio::task::spawn_blocking(move || {
+        let set = shared.configs.current();
+        let uses_groups = set.uses_groups();
+        let Some(registry) = &shared.registry else {
+            return (find(&set, &device, &[]), uses_groups);
+        };
+        let answers = registry.device_config(&device.machine, &device.user);
+        device.in_force = answers.and_then(|answers| answers.in_force).map(|it| it.hash);
+        let file = find(&set, &device, &registry.halted_rollouts());
+        let offered = file.and_then(|file| {
+            offer(registry, &device, &file)?;
+            Ok(file)
+        });
+        (offered, uses_groups)
+    });
+    choosing.await.map_err(|_| Rejection::Panicked)
+}
+
+fn find(
+    set: &FileSet,
+    device: &DeviceFacts,
+    halted: &[Digest],
+) -> Result<Arc<ConfigFile>, Rejection> {
+    match choose(&set.files, device, |hash| halted.contains(hash)) {
+        Some(file) => Ok(file.clone()),
+        None => Err(set.fallback_problem.clone().map_or(Rejection::NoConfig, Rejection::Config)),
+    }
+}
+
+fn offer(registry: &Registry, device: &DeviceFacts, file: &ConfigFile) -> Result<(), Rejection> {
+    let audience = file.config.audience.clone();
+    registry.offer_config(&file.hash, audience).map_err(Rejection::Registry)?;
+    if device.machine.is_empty() {
+        return Ok(());
+    }
+    registry.note_offered(device, file.hash).map_err(Rejection::Registry)
 }
 
 /// Reports whether a batch names a managed configuration that was never offered to its sender.
@@ -105,10 +182,81 @@ pub(super) async fn names_unknown_config(shared: &Arc<Shared>, header: &BatchHea
         return !registry.was_offered_to(&hash, &identity);
     }
     // The agent may have got it before the receiver kept a list.
-    let Some(file) = shared.config_file.clone() else { return true };
-    let reading = tokio::task::spawn_blocking(move || read(&file));
-    let Some(served) = reading.await.ok().and_then(Result::ok) else { return true };
-    Digest::of(&served.body) != hash || !is_meant_for(served.audience.as_ref(), &identity)
+    let shared = shared.clone();
+    let reading = tokio::task::spawn_blocking(move || shared.configs.current());
+    let Ok(set) = reading.await else { return true };
+    set.by_hash(&hash).is_none_or(|file| !is_meant_for(file.audience(), &identity))
+}
+
+/// Answers of a device to managed configurations, in a batch.
+pub(super) struct BatchAnswers {
+    identity: Identity,
+    in_force: Option<Digest>,
+    refusals: Vec<ConfigRefusal>,
+}
+
+impl BatchAnswers {
+    /// Returns what a batch says that the receiver does not know yet.
+    pub(super) fn of(shared: &Shared, batch: &Batch) -> Option<Self> {
+        let registry = shared.registry.as_ref()?;
+        let (identity, in_force) = (batch.header.identity(), batch.header.managed_hash);
+        let refusals = batch.config_refusals();
+        let is_new = registry.has_new_answer(&identity, in_force, refusals);
+        is_new.then(|| Self { identity, in_force, refusals: refusals.to_vec() })
+    }
+
+    /// Notes the answers of a batch that is stored, and halts a roll-out that too many devices
+    /// refuse. A failure is logged: it does not make the sender repeat the batch.
+    pub(super) async fn note(self, shared: &Arc<Shared>) {
+        let shared = shared.clone();
+        let noting = tokio::task::spawn_blocking(move || {
+            let Some(registry) = &shared.registry else { return };
+            let noted = registry.note_answers(&self.identity, self.in_force, &self.refusals);
+            match noted {
+                Ok(refused) => refused.into_iter().for_each(|hash| halt(&shared, registry, hash)),
+                Err(error) => {
+                    error!(code = "trust_journal_failed", %error, "cannot note an answer to a managed configuration");
+                }
+            }
+        });
+        if noting.await.is_err() {
+            error!(
+                code = "config_answer_failed",
+                "could not process an answer to a managed configuration"
+            );
+        }
+    }
+}
+
+/// Returns the managed configurations with the answers of devices, for `/stats`.
+pub(super) async fn stats(shared: &Arc<Shared>) -> Option<ConfigStats> {
+    let shared = shared.clone();
+    let reading = tokio::task::spawn_blocking(move || {
+        let set = shared.configs.current();
+        let registry = shared.registry.as_ref()?;
+        ConfigStats::of(&set, &registry.device_configs(), &registry.halted_rollouts())
+    });
+    reading.await.ok().flatten()
+}
+
+fn halt(shared: &Shared, registry: &Registry, hash: Digest) {
+    let set = shared.configs.current();
+    let Some(file) = set.by_hash(&hash) else { return };
+    let Some(rollout) = &file.rollout else { return };
+    match registry.halt_if_exceeded(hash, rollout) {
+        Ok(Some(halted)) => error!(
+            code = "rollout_halted",
+            file = file.name,
+            serial = file.config.serial,
+            applied = halted.applied,
+            refused = halted.refused,
+            "roll-out of a managed configuration halted: too many devices refuse it"
+        ),
+        Ok(None) => {}
+        Err(error) => {
+            error!(code = "trust_journal_failed", %error, "cannot halt a roll-out");
+        }
+    }
 }
 
 fn ascii(text: &str) -> HeaderValue {
@@ -122,38 +270,6 @@ fn nonce(headers: &HeaderMap) -> Result<Option<&str>, Rejection> {
     let nonce = value.to_str().map_err(|_| Rejection::Nonce)?;
     let right = nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_hexdigit());
     if right { Ok(Some(nonce)) } else { Err(Rejection::Nonce) }
-}
-
-/// Managed configuration, as it is served.
-struct ServedConfig {
-    body: Vec<u8>,
-    /// The organisation's signature of the body, from the file beside it. Only agents have the key
-    /// that verifies it.
-    minisig: Option<Vec<u8>>,
-    /// Devices that it is meant for; all without it.
-    audience: Option<Audience>,
-}
-
-/// Reads the file and checks that agents will accept it.
-fn read(path: &Path) -> Result<ServedConfig, Rejection> {
-    let body = read_file(path)?.ok_or(Rejection::NoConfig)?;
-    let config = ManagedConfig::parse(&body).map_err(Rejection::Config)?;
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".minisig");
-    let minisig = read_file(&PathBuf::from(beside))?;
-    if minisig.as_ref().is_some_and(|minisig| minisig.len() > MAX_MINISIG_BYTES) {
-        let error = io::Error::other("the file beside it is too long for a signature of minisign");
-        return Err(Rejection::ConfigFile(error));
-    }
-    Ok(ServedConfig { body, minisig, audience: config.audience })
-}
-
-fn read_file(path: &Path) -> Result<Option<Vec<u8>>, Rejection> {
-    match read_regular_file(path, MAX_BYTES as u64) {
-        Ok(bytes) => Ok(Some(bytes)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(Rejection::ConfigFile(error)),
-    }
 }
 
 /// Reports whether a value of `If-None-Match` names `etag`, by the weak comparison of RFC 9110.

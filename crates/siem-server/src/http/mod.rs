@@ -46,6 +46,7 @@ use turns::Sender;
 
 use crate::{
     clock::{Clock, SystemClock},
+    configs::{ConfigFolder, FolderOptions},
     fleet::FleetThresholds,
     memory::Budget,
     secrets::Keys,
@@ -122,6 +123,7 @@ pub struct Receiver {
     storage: Arc<dyn Storage>,
     registry: Option<Arc<Registry>>,
     config_file: Option<PathBuf>,
+    config_folder: Option<FolderOptions>,
     clock: Arc<dyn Clock>,
     limits: Limits,
     fleet: FleetThresholds,
@@ -139,7 +141,16 @@ impl Receiver {
     pub fn new(keys: Keys, storage: Arc<dyn Storage>) -> Self {
         let (clock, limits) = (Arc::new(SystemClock), Limits::default());
         let fleet = FleetThresholds::default();
-        Self { keys, storage, registry: None, config_file: None, clock, limits, fleet }
+        Self {
+            keys,
+            storage,
+            registry: None,
+            config_file: None,
+            config_folder: None,
+            clock,
+            limits,
+            fleet,
+        }
     }
 
     /// Enrolls devices in `registry`, and accepts its tokens besides those of the [`Keys`].
@@ -149,11 +160,20 @@ impl Receiver {
         self
     }
 
-    /// Serves the managed configuration from `path`, which is read for each request. If the file
+    /// Serves the managed configuration from `path`, which is read again when it changes. If the file
     /// does not exist, agents get the response that there is no configuration.
     #[must_use]
     pub fn with_config_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.config_file = Some(path.into());
+        self
+    }
+
+    /// Serves the managed configurations of a folder. A file that
+    /// [`with_config_file`](Self::with_config_file) names is served to devices for which the folder has
+    /// none, in place of the fallback of the options.
+    #[must_use]
+    pub fn with_config_folder(mut self, options: FolderOptions) -> Self {
+        self.config_folder = Some(options);
         self
     }
 
@@ -181,12 +201,15 @@ impl Receiver {
     /// Builds the router with [`ROUTES`], to be nested at the endpoint of the agents.
     pub fn router(self) -> Router {
         let limits = self.limits;
+        let mut folder = self.config_folder.unwrap_or_default();
+        folder.fallback = self.config_file.or(folder.fallback);
+        (folder.is_server, folder.clock) = (true, self.clock.clone());
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let shared = Arc::new(Shared {
             keys: self.keys,
             storage: self.storage,
             registry: self.registry,
-            config_file: self.config_file,
+            configs: ConfigFolder::new(folder),
             clock: self.clock,
             limits,
             fleet: self.fleet,
@@ -214,7 +237,8 @@ struct Shared {
     keys: Keys,
     storage: Arc<dyn Storage>,
     registry: Option<Arc<Registry>>,
-    config_file: Option<PathBuf>,
+    /// Managed configurations.
+    configs: ConfigFolder,
     clock: Arc<dyn Clock>,
     limits: Limits,
     /// Limits from which `/stats` shows a problem.

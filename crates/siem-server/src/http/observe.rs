@@ -10,7 +10,7 @@ use axum::{
 use serde::Serialize;
 use siem_protocol::names::content_type;
 
-use super::{Shared, problem::Rejection, stats_query};
+use super::{Shared, managed_config, problem::Rejection, stats_query};
 use crate::{stats::Stats, trust::Scope};
 
 /// OpenAPI document, as served.
@@ -28,14 +28,15 @@ pub(super) async fn stats(
 }
 
 async fn read_stats(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     query: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Stats, Rejection> {
     shared.authorize(headers, &[Scope::Read])?;
     let mut wanted = stats_query::parse(query.unwrap_or_default(), shared.clock.now())?;
     wanted.thresholds = shared.fleet;
-    Ok(shared.storage.stats(wanted).await?)
+    let stats = shared.storage.stats(wanted).await?;
+    Ok(Stats { config: managed_config::stats(shared).await, ..stats })
 }
 
 pub(super) async fn healthz() -> Response {

@@ -1,6 +1,6 @@
 //! Rejections as RFC 9457 problem details.
 
-use std::{error::Error as _, time::Duration};
+use std::{error::Error as _, sync::Arc, time::Duration};
 
 use axum::{
     http::{
@@ -10,7 +10,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use siem_protocol::{
-    ManagedError, Problem,
+    Problem,
     names::{content_type, problem},
     note::SignError,
     statement::StatementError,
@@ -19,6 +19,7 @@ use siem_protocol::{
 use super::{refusal_log::Refused, stats_query::StatsQueryError};
 use crate::{
     batch::BatchError,
+    configs::FileProblem,
     decode::DecodeError,
     store::StoreError,
     trust::{EnrollError, EnrollRefusal, RegistryError, policy::Denial},
@@ -80,10 +81,10 @@ pub(super) enum Rejection {
     Enroll(#[from] EnrollError),
     #[error("there is no managed configuration")]
     NoConfig,
-    #[error("cannot read the managed configuration")]
-    ConfigFile(#[source] std::io::Error),
-    #[error("the managed configuration is invalid")]
-    Config(#[source] ManagedError),
+    #[error("the header `{0}` is not percent-encoded text of up to 256 bytes")]
+    Claim(&'static str),
+    #[error("the managed configuration cannot be served: {}", .0.text())]
+    Config(Arc<FileProblem>),
     #[error("cannot sign the receipt")]
     Sign(#[source] SignError),
     #[error("cannot note which managed configuration is offered")]
@@ -141,6 +142,7 @@ impl Rejection {
             | Self::EnrollNote(_)
             | Self::Enroll(_)
             | Self::StatsQuery(_)
+            | Self::Claim(_)
             | Self::Nonce => (S::BAD_REQUEST, problem::MALFORMED, "malformed request"),
             Self::Store(StoreError::Conflict { .. }) => {
                 (S::CONFLICT, problem::CONFLICT, "does not continue what is held")
@@ -153,7 +155,7 @@ impl Rejection {
                 (S::SERVICE_UNAVAILABLE, problem::UNAVAILABLE, "not available now")
             }
             Self::NoConfig => (S::NOT_FOUND, problem::NO_CONFIG, "no managed configuration"),
-            Self::ConfigFile(_) | Self::Config(_) => {
+            Self::Config(_) => {
                 (S::INTERNAL_SERVER_ERROR, problem::CONFIG, "managed configuration refused")
             }
             Self::Sign(_) | Self::Registry(_) | Self::Panicked => {
@@ -219,7 +221,6 @@ impl Rejection {
         let cause = match self {
             Self::Batch(error) => error.source(),
             Self::Decode(error) => error.source(),
-            Self::Config(error) => Some(error as &dyn std::error::Error),
             Self::EnrollRequest(error) => Some(error as &dyn std::error::Error),
             Self::EnrollNote(error) => Some(error as &dyn std::error::Error),
             _ => None,
@@ -235,8 +236,6 @@ impl Rejection {
         let cause = match self {
             Self::Store(error) => error.source().map(ToString::to_string),
             Self::Enroll(error) => error.source().map(ToString::to_string),
-            Self::ConfigFile(error) => Some(error.to_string()),
-            Self::Config(error) => Some(error.to_string()),
             _ => None,
         };
         let (status, _, title) = self.kind();

@@ -134,6 +134,23 @@ fn identity(file: &fs::Metadata) -> FileIdentity {
     file.created().ok()
 }
 
+/// The lock of a registry's directory, held until it is dropped.
+#[derive(Debug)]
+pub(crate) struct RegistryLock {
+    /// The system releases the lock when the file is closed.
+    _file: File,
+}
+
+impl RegistryLock {
+    /// Waits for the lock.
+    pub(crate) fn hold(directory: &Path) -> Result<Self, JournalError> {
+        let path = directory.join("lock");
+        let file = private_file(&path, true).map_err(JournalError::io("open", &path))?;
+        file.lock().map_err(JournalError::io("lock", &path))?;
+        Ok(Self { _file: file })
+    }
+}
+
 /// Opens a file for reading and writing. With `create` it is created if missing, with access for
 /// the owner only.
 fn private_file(path: &Path, create: bool) -> io::Result<File> {
@@ -470,7 +487,7 @@ fn create(path: &Path) -> Result<File, JournalError> {
 
 /// Replaces a file so that after a crash it has either its old or its new content. Only the owner
 /// may read it.
-pub(super) fn replace_file(path: &Path, content: &[u8]) -> Result<(), JournalError> {
+pub(crate) fn replace_file(path: &Path, content: &[u8]) -> Result<(), JournalError> {
     let temporary = path.with_extension("new");
     let written = || {
         // A file that a crash left behind might be readable by others.

@@ -9,9 +9,12 @@
 //! trust/devices.ndjson    enrollments, confirmations, revocations
 //! trust/tokens.ndjson     tokens: hashes, scopes, use
 //! trust/events.ndjson     events about senders
+//! trust/offered.ndjson    managed configurations that were offered
+//! trust/config-answers.ndjson  what devices answered to them
 //! trust/keys/             private keys of the receiver
 //! ```
 
+mod config_answers;
 mod devices;
 mod events;
 mod instances;
@@ -23,6 +26,7 @@ mod registry;
 mod seal;
 mod tokens;
 
+pub use config_answers::{ConfigAnswer, DeviceConfig};
 pub(crate) use devices::DeviceStanding;
 pub use devices::{
     DEVICE_KEY_NAME, DeviceError, DeviceKey, DeviceView, EnrollRefusal, InvalidDeviceKey,
@@ -30,10 +34,13 @@ pub use devices::{
 pub use events::{Event, EventCounts, EventKind};
 pub use instances::CloneFinding;
 pub use journal::JournalError;
+pub(crate) use journal::{RegistryLock, replace_file};
 pub use keys::{ReceiverKeyError, ReceiverKeysView, Rotation};
 pub(crate) use offered::is_meant_for;
 pub(crate) use registry::Standings;
-pub use registry::{EnrollError, Enrollment, Registry, RegistryError, RegistryOptions};
+pub use registry::{
+    ConfigRefusal, EnrollError, Enrollment, HaltedRollout, Registry, RegistryError, RegistryOptions,
+};
 pub use seal::{BatchSeal, VerifiedSeal};
 pub use tokens::{
     Grant, NewToken, Scope, TokenError, TokenId, TokenState, TokenText, TokenView, UnknownScope,

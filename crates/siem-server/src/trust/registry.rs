@@ -1,6 +1,7 @@
 //! Registry of devices, tokens, keys and events: the interface of the HTTP layer, the store and the
 //! commands.
 
+mod configs;
 mod devices;
 mod enrollment;
 mod error;
@@ -21,10 +22,12 @@ use siem_protocol::{
 pub(crate) use self::devices::Standings;
 use self::enrollment::Evictions;
 pub use self::{
+    configs::{ConfigRefusal, HaltedRollout},
     enrollment::Enrollment,
     error::{EnrollError, RegistryError},
 };
 use super::{
+    config_answers::ConfigAnswers,
     devices::{DeviceKey, Devices},
     events::{EventCounts, EventLimiter},
     instances::Instances,
@@ -86,6 +89,7 @@ pub struct Registry {
     tokens: Journal<Tokens>,
     events: Journal<EventCounts>,
     offered: Journal<OfferedConfigs>,
+    answers: Journal<ConfigAnswers>,
     limiter: Mutex<EventLimiter>,
     instances: Mutex<Instances>,
     /// Keys that own epochs, as far as this process knows.
@@ -115,6 +119,7 @@ impl Registry {
             tokens: Journal::open(directory, "tokens.ndjson", lock.clone())?,
             events: Journal::open(directory, "events.ndjson", lock.clone())?,
             offered: Journal::open(directory, "offered.ndjson", lock.clone())?,
+            answers: Journal::open(directory, "config-answers.ndjson", lock.clone())?,
             limiter: Mutex::default(),
             instances: Mutex::default(),
             owners: Mutex::default(),

@@ -6,9 +6,11 @@ mod common;
 
 mod admin;
 mod attacks;
+mod backup;
 mod body;
 mod bounds;
 mod config;
+mod configs;
 mod enroll;
 mod faults;
 mod fleet;

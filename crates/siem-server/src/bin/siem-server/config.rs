@@ -6,7 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 use siem_server::config::{ConfigProblem, Inputs, Loaded, load};
 
-use crate::{failure::Failure, output};
+use crate::{failure::Failure, managed, output};
 
 /// File that is read if no other one is given, and need not exist.
 const DEFAULT_FILE: &str =
@@ -16,6 +16,8 @@ const DEFAULT_FILE: &str =
 pub(crate) enum Command {
     Check(Check),
     Show(Show),
+    #[command(flatten)]
+    Managed(managed::Command),
 }
 
 /// Configuration of the receiver, and values that override it.
@@ -95,17 +97,22 @@ impl Command {
         match self {
             Self::Check(check) => check.execute(),
             Self::Show(show) => show.execute(),
+            Self::Managed(command) => command.execute(),
         }
     }
 }
 
-/// Report all problems of the configuration
+/// Report all problems of the configuration and of the managed configurations
 ///
-/// The exit code is 0 if it is valid, 1 if it has problems, and 2 for wrong arguments.
+/// The exit code is 0 if there is no error, 1 if there is one, and 2 for wrong arguments. What managed
+/// configurations set is checked by `ai-agent config check FILE`.
 #[derive(Args)]
 pub(crate) struct Check {
     #[command(flatten)]
     source: ConfigSource,
+    /// Fail for warnings too
+    #[arg(long)]
+    strict: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -113,17 +120,30 @@ pub(crate) struct Check {
 
 impl Check {
     fn execute(self) -> Result<(), Failure> {
-        let problems = self.source.load().err().unwrap_or_default();
+        let (problems, managed) = match self.source.load() {
+            Ok(loaded) => (Vec::new(), managed::problems(managed::options(&loaded.settings))),
+            Err(problems) => (problems, Vec::new()),
+        };
+        let fails = |it: &&managed::Problem| self.strict || it.severity == managed::Severity::Error;
+        let failures = problems.len() + managed.iter().filter(fails).count();
         if self.json {
-            let found: Vec<Value> = problems.iter().map(ConfigProblem::to_json).collect();
-            output::json(&json!({ "valid": found.is_empty(), "problems": found }))?;
-        } else if problems.is_empty() {
-            output::line("the configuration is valid")?;
+            let own = problems.iter().map(|problem| {
+                let mut problem = problem.to_json();
+                problem["severity"] = json!("error");
+                problem
+            });
+            let found: Vec<Value> = own.chain(managed.iter().map(|it| json!(it))).collect();
+            output::json(&json!({ "valid": failures == 0, "problems": found }))?;
+        } else {
+            managed.iter().try_for_each(|problem| managed::print(problem, self.strict))?;
+            if failures == 0 {
+                output::line("the configuration is valid")?;
+            }
         }
-        match problems.len() {
+        match failures {
             0 => Ok(()),
-            count if self.json => Err(Failure::failed(Invalid(count))),
-            _ => Err(Failure::failed(Problems(problems))),
+            _ if !self.json && !problems.is_empty() => Err(Failure::failed(Problems(problems))),
+            count => Err(Failure::failed(Invalid(count))),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Administration of a receiver: its configuration and keys, the devices that it knows, its tokens, and
 //! views of what it holds.
 
+mod backup;
 mod config;
 mod devices;
 mod entries;
@@ -9,6 +10,7 @@ mod fleet;
 mod fleet_http;
 mod keys;
 mod line;
+mod managed;
 mod output;
 mod tokens;
 
@@ -39,7 +41,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Check and show the configuration
+    /// Check and show the configuration, and manage those that agents receive
     #[command(subcommand)]
     Config(config::Command),
     /// Manage the keys with which the receiver signs
@@ -54,6 +56,8 @@ enum Command {
     Fleet(fleet::Fleet),
     Entries(entries::Entries),
     Line(line::Line),
+    Backup(backup::Backup),
+    Restore(backup::Restore),
 }
 
 /// Data directory, of every command.
@@ -65,6 +69,10 @@ struct Data {
 }
 
 impl Data {
+    fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     /// Opens the registry of an existing data directory.
     fn open(&self) -> Result<Registry, Failure> {
         self.check()?;
@@ -127,6 +135,8 @@ fn main() -> ExitCode {
         Command::Fleet(fleet) => fleet.execute(),
         Command::Entries(entries) => entries.execute(),
         Command::Line(line) => line.execute(),
+        Command::Backup(backup) => backup.execute(),
+        Command::Restore(restore) => restore.execute(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

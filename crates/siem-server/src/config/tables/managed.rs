@@ -12,4 +12,7 @@ use serde::Deserialize;
 pub struct ManagedTable {
     /// File with the managed configuration; by default `config.json` in the data directory.
     pub config_file: Option<PathBuf>,
+    /// Folder with managed configurations for parts of the fleet; by default `configs` in the data
+    /// directory.
+    pub folder: Option<PathBuf>,
 }

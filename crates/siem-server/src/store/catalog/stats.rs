@@ -62,6 +62,7 @@ impl Catalog {
             matching: page.matching,
             rows: page.rows,
             next: page.next.map(|next| next.to_string()),
+            config: None,
             machines,
         }
     }

@@ -1,0 +1,177 @@
+//! Backup of a data directory, also while a receiver appends to it, and its restoration.
+//!
+//! The copy is what a crash could have left behind, so that opening it repairs it like any other data
+//! directory. Each acknowledged entry is in a journal until its content is synced in the files of its
+//! epoch, so:
+//!
+//! 1. The journals are opened first, and again while files are copied, so that none is deleted unread.
+//! 2. The files of the epochs are copied. What is in them is complete, or in an opened journal.
+//! 3. The journals are copied.
+//! 4. What is known of devices is copied last: no entry is of a device that the copy does not know.
+//!
+//! The receiver is never paused. Only the registry of devices is locked, while its files are copied.
+
+mod copy;
+mod manifest;
+mod restore;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+pub use self::restore::restore;
+use self::{
+    copy::{Journals, Writer, regular_files},
+    manifest::{MANIFEST, Manifest},
+};
+use crate::{
+    clock::{self, Clock},
+    trust::{JournalError, RegistryLock},
+};
+
+/// Directory with the private keys of the receiver, below the data directory.
+const KEYS: &str = "trust/keys";
+
+/// Options of a backup.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct BackupOptions {
+    /// Copy the private keys of the receiver too.
+    pub with_keys: bool,
+}
+
+/// A complete backup, or what was restored from it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct BackupSummary {
+    /// Time at which the backup began, RFC 3339: every entry acknowledged before is in it.
+    pub created_at: String,
+    /// Number of files.
+    pub files: u64,
+    /// Sum of their sizes in bytes.
+    pub bytes: u64,
+    /// True if the private keys of the receiver are in it.
+    pub with_keys: bool,
+}
+
+/// Reason why a backup or a restoration failed.
+#[derive(Debug, thiserror::Error)]
+pub enum BackupError {
+    /// The target has content.
+    #[error("`{0}` is not empty: nothing is overwritten")]
+    NotEmpty(PathBuf),
+    /// The target is inside of the source.
+    #[error("`{0}` is in the data directory: choose a directory outside of it")]
+    Inside(PathBuf),
+    /// The directory is no data directory.
+    #[error("`{0}` is not the data directory of a receiver: it has no file `format`")]
+    NoData(PathBuf),
+    /// The directory is no complete backup.
+    #[error("`{0}` is not a complete backup: it has no file `{MANIFEST}`")]
+    Incomplete(PathBuf),
+    /// The list of files cannot be parsed.
+    #[error("`{MANIFEST}` of the backup is damaged, or of a later release")]
+    Manifest(#[source] serde_json::Error),
+    /// A file differs from what was backed up.
+    #[error("`{0}` of the backup is damaged: its size or its hash differs")]
+    Damaged(String),
+    /// A path in the list leads out of the backup, or is not text.
+    #[error("`{0}` is not a path of a backup")]
+    Path(PathBuf),
+    /// A journal was created and deleted before it could be copied.
+    #[error("the receiver deleted a journal before it could be copied: run the backup again")]
+    Overtaken,
+    /// The registry cannot be locked.
+    #[error(transparent)]
+    Registry(#[from] JournalError),
+    /// A file cannot be read or written.
+    #[error("cannot {action} `{path}`")]
+    Io {
+        /// What failed.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Cause.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl BackupError {
+    fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self + use<> {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+}
+
+/// Copies a data directory into `target`, which must be empty or missing. A receiver may append to it
+/// at the same time. A target without the list of its files, which is written last, is incomplete.
+///
+/// # Errors
+/// [`BackupError`].
+pub fn backup(
+    data: &Path,
+    target: &Path,
+    options: BackupOptions,
+    clock: &dyn Clock,
+) -> Result<BackupSummary, BackupError> {
+    if !data.join("format").is_file() {
+        return Err(BackupError::NoData(data.to_owned()));
+    }
+    let created_at = clock::text(clock.now());
+    let mut journals = Journals::pin(data)?;
+    create_empty(target)?;
+    check_outside(data, target)?;
+    let mut writer = Writer::new(data, target);
+    for path in regular_files(data, &|path| is_copied_apart(data, path))? {
+        writer.copy(&path, &mut journals)?;
+    }
+    journals.refresh()?;
+    let keys = data.join(KEYS);
+    {
+        // Its files fit to each other.
+        let trust = data.join("trust");
+        let _lock = trust.is_dir().then(|| RegistryLock::hold(&trust)).transpose()?;
+        journals.copy_to(&mut writer)?;
+        for path in regular_files(&trust, &|path| path == keys && !options.with_keys)? {
+            writer.copy(&path, &mut journals)?;
+        }
+    }
+    let summary = BackupSummary {
+        created_at,
+        files: writer.files.len() as u64,
+        bytes: writer.files.iter().map(|file| file.size).sum(),
+        with_keys: options.with_keys,
+    };
+    Manifest { summary: summary.clone(), files: writer.files }.write(target)?;
+    Ok(summary)
+}
+
+fn is_copied_apart(data: &Path, path: &Path) -> bool {
+    path == data.join("journal") || path == data.join("trust")
+}
+
+/// Creates a directory for the owner only, or checks that it is empty.
+fn create_empty(path: &Path) -> Result<(), BackupError> {
+    match fs::read_dir(path) {
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(BackupError::NotEmpty(path.to_owned())),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            crate::store::create_private(path).map_err(BackupError::io("create", path))
+        }
+        Err(error) => Err(BackupError::io("read", path)(error)),
+    }
+}
+
+fn check_outside(data: &Path, target: &Path) -> Result<(), BackupError> {
+    let real = |path: &Path| fs::canonicalize(path).map_err(BackupError::io("read", path));
+    if real(target)?.starts_with(real(data)?) {
+        return Err(BackupError::Inside(target.to_owned()));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

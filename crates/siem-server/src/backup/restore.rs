@@ -1,0 +1,47 @@
+//! Restoration of a backup.
+
+use std::{
+    fs::File,
+    io::Read as _,
+    path::{Component, Path},
+};
+
+use super::{
+    BackupError, BackupSummary,
+    copy::copy_part,
+    create_empty,
+    manifest::{CopiedFile, Manifest},
+};
+
+/// Copies a backup into the data directory `target`, which must be empty or missing, and verifies
+/// sizes and hashes. The file `format` is copied last: without it the directory is not complete.
+///
+/// # Errors
+/// [`BackupError`].
+pub fn restore(backup: &Path, target: &Path) -> Result<BackupSummary, BackupError> {
+    let manifest = Manifest::read(backup)?;
+    create_empty(target)?;
+    let (last, first): (Vec<_>, Vec<_>) =
+        manifest.files.iter().partition(|file| file.path == "format");
+    for file in first.into_iter().chain(last) {
+        restore_file(backup, target, file)?;
+    }
+    Ok(manifest.summary)
+}
+
+fn restore_file(backup: &Path, target: &Path, file: &CopiedFile) -> Result<(), BackupError> {
+    let relative = Path::new(&file.path);
+    let is_plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
+    if !is_plain {
+        return Err(BackupError::Path(relative.to_owned()));
+    }
+    let path = backup.join(relative);
+    let open = File::open(&path).map_err(BackupError::io("open", &path))?;
+    // A byte more shows that it has grown.
+    let from = open.take(file.size + 1);
+    let (size, sha256) = copy_part(&path, from, &target.join(relative), &mut || Ok(()))?;
+    if (size, sha256) != (file.size, file.sha256) {
+        return Err(BackupError::Damaged(file.path.clone()));
+    }
+    Ok(())
+}

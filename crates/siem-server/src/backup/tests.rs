@@ -1,0 +1,112 @@
+//! Tests of backups without a receiver.
+
+use std::{fs, path::Path};
+
+use super::*;
+use crate::clock::SystemClock;
+
+fn data() -> tempfile::TempDir {
+    let data = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = data.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    write("format", "{\"format\":2}");
+    write("lock", "");
+    write("journal/000000000007.journal", "frames");
+    write("machines/m/e.ndjson", "{}\n");
+    write("machines/m/e.new", "half");
+    write("trust/devices.ndjson", "{}\n");
+    write("trust/keys/receiver.json", "secret");
+    data
+}
+
+fn names(root: &Path) -> Vec<String> {
+    let files = regular_files(root, &|_| false).unwrap();
+    files.iter().map(|it| it.strip_prefix(root).unwrap().to_str().unwrap().to_owned()).collect()
+}
+
+fn run(data: &Path, target: &Path, with_keys: bool) -> Result<BackupSummary, BackupError> {
+    backup(data, target, BackupOptions { with_keys }, &SystemClock)
+}
+
+#[test]
+fn backup_has_all_files_and_private_keys_only_on_request() {
+    let (data, to) = (data(), tempfile::tempdir().unwrap());
+    let without = run(data.path(), &to.path().join("a"), false).unwrap();
+    assert_eq!((without.files, without.with_keys), (4, false));
+    let expected = [
+        "backup.ndjson",
+        "format",
+        "journal/000000000007.journal",
+        "machines/m/e.ndjson",
+        "trust/devices.ndjson",
+    ];
+    assert_eq!(names(&to.path().join("a")), expected);
+    assert_eq!(run(data.path(), &to.path().join("b"), true).unwrap().files, 5);
+    let key = to.path().join("b/trust/keys/receiver.json");
+    assert_eq!(fs::read_to_string(&key).unwrap(), "secret");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+        assert_eq!(fs::metadata(&key).unwrap().permissions().mode() & 0o777, 0o600);
+        assert_eq!(fs::metadata(to.path().join("b")).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+    let restored = to.path().join("c");
+    assert_eq!(restore(&to.path().join("b"), &restored).unwrap().bytes, 6 + 3 + 3 + 6 + 12);
+    assert_eq!(names(&restored)[1..], names(&to.path().join("b"))[2..]);
+}
+
+#[test]
+fn nothing_is_overwritten() {
+    let (data, to) = (data(), tempfile::tempdir().unwrap());
+    let backed_up = to.path().join("a");
+    run(data.path(), &backed_up, false).unwrap();
+    assert!(matches!(run(data.path(), &backed_up, false), Err(BackupError::NotEmpty(_))));
+    assert!(matches!(restore(&backed_up, data.path()), Err(BackupError::NotEmpty(_))));
+    let inside = run(data.path(), &data.path().join("backup"), false);
+    assert!(matches!(inside, Err(BackupError::Inside(_))));
+    assert!(matches!(run(to.path(), &to.path().join("b"), false), Err(BackupError::NoData(_))));
+}
+
+#[test]
+fn damaged_or_incomplete_backup_is_not_restored() {
+    let (data, to) = (data(), tempfile::tempdir().unwrap());
+    let backed_up = to.path().join("a");
+    run(data.path(), &backed_up, false).unwrap();
+    let lines = backed_up.join("machines/m/e.ndjson");
+    for (at, wrong) in ["{ }", "{}", "[]\n"].iter().enumerate() {
+        fs::write(&lines, wrong).unwrap();
+        let restored = restore(&backed_up, &to.path().join(format!("b{at}")));
+        assert!(matches!(restored, Err(BackupError::Damaged(_))), "{wrong}");
+    }
+    let list = backed_up.join("backup.ndjson");
+    let text = fs::read_to_string(&list).unwrap();
+    fs::write(&list, text.replace("machines/m/e.ndjson", "../../e.ndjson")).unwrap();
+    let escaped = restore(&backed_up, &to.path().join("c"));
+    assert!(matches!(escaped, Err(BackupError::Path(_))), "{escaped:?}");
+    fs::remove_file(&list).unwrap();
+    let incomplete = restore(&backed_up, &to.path().join("d"));
+    assert!(matches!(incomplete, Err(BackupError::Incomplete(_))));
+}
+
+#[test]
+fn journal_that_is_deleted_meanwhile_is_copied() {
+    let (data, to) = (data(), tempfile::tempdir().unwrap());
+    let mut journals = Journals::pin(data.path()).unwrap();
+    let journal = |number: u64| data.path().join(format!("journal/{number:012}.journal"));
+    fs::write(journal(8), "more").unwrap();
+    journals.refresh().unwrap();
+    fs::remove_file(journal(7)).unwrap();
+    fs::remove_file(journal(8)).unwrap();
+    let mut writer = Writer::new(data.path(), to.path());
+    journals.copy_to(&mut writer).unwrap();
+    assert_eq!(writer.files.len(), 2);
+    // One that was there only between two looks is missed.
+    let mut journals = Journals::pin(data.path()).unwrap();
+    fs::write(journal(9), "").unwrap();
+    journals.refresh().unwrap();
+    fs::write(journal(11), "").unwrap();
+    assert!(matches!(journals.refresh(), Err(BackupError::Overtaken)));
+}

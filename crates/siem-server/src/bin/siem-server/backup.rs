@@ -1,0 +1,75 @@
+//! `siem-server backup` and `restore`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use serde_json::json;
+use siem_server::{
+    FileStore, SystemClock,
+    backup::{BackupOptions, BackupSummary, backup, restore},
+};
+
+use crate::{Data, failure::Failure, output};
+
+/// Copy the data directory, also while the receiver runs
+///
+/// Each entry that was acknowledged before the backup began is in it. The receiver is not paused. The
+/// files `token` and `hmac-secret` of the fleet are not in the data directory: copy them apart.
+#[derive(Args)]
+pub(crate) struct Backup {
+    #[command(flatten)]
+    data: Data,
+    /// Directory for the backup; it must be empty or missing
+    target: PathBuf,
+    /// Copy the private keys of the receiver too: who has them can sign as the receiver
+    #[arg(long)]
+    with_keys: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Copy a backup into an empty data directory, verify it, and open it once
+#[derive(Args)]
+pub(crate) struct Restore {
+    #[command(flatten)]
+    data: Data,
+    /// Directory of the backup
+    backup: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Backup {
+    pub(crate) fn execute(self) -> Result<(), Failure> {
+        let options = BackupOptions { with_keys: self.with_keys };
+        let done = backup(self.data.directory(), &self.target, options, &SystemClock);
+        let done = done.map_err(Failure::failed)?;
+        report("backed up", &done, self.json)
+    }
+}
+
+impl Restore {
+    pub(crate) fn execute(self) -> Result<(), Failure> {
+        let data = self.data.directory();
+        let done = restore(&self.backup, data).map_err(Failure::failed)?;
+        // It is repaired like after a crash, and an error shows now.
+        drop(FileStore::open(data).map_err(Failure::failed)?);
+        report("restored", &done, self.json)?;
+        if !done.with_keys && !self.json {
+            output::line("the private keys of the receiver are not in the backup")?;
+        }
+        Ok(())
+    }
+}
+
+fn report(what: &str, done: &BackupSummary, json: bool) -> Result<(), Failure> {
+    let BackupSummary { created_at, files, bytes, with_keys, .. } = done;
+    if json {
+        return output::json(&json!({
+            "created_at": created_at, "files": files, "bytes": bytes, "with_keys": with_keys,
+        }));
+    }
+    output::line(&format!("{what} {files} files, {bytes} bytes, as of {created_at}"))
+}

@@ -1,0 +1,225 @@
+//! Answers of the fleet to its managed configurations.
+
+use std::sync::Arc;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use siem_protocol::Digest;
+
+use super::{
+    file::ConfigFile,
+    folder::FileSet,
+    resolve::{DeviceFacts, choose},
+};
+use crate::trust::DeviceConfig;
+
+/// Number of devices that are listed for a configuration and a state.
+const LISTED: usize = 20;
+
+/// State of the configuration that a device should have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ConfigState {
+    /// It is in force.
+    Applied,
+    /// The device refused it.
+    Refused,
+    /// The device was offered it, and has not answered yet.
+    Offered,
+    /// The device has not asked since this is its configuration.
+    NotAsked,
+}
+
+impl ConfigState {
+    /// Returns the name.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Refused => "refused",
+            Self::Offered => "offered",
+            Self::NotAsked => "not_asked",
+        }
+    }
+
+    /// Returns the state of a configuration on a device.
+    #[must_use]
+    pub fn of(device: &DeviceConfig, hash: &Digest) -> Self {
+        let is = |answer: &Option<crate::trust::ConfigAnswer>| {
+            answer.as_ref().is_some_and(|answer| answer.hash == *hash)
+        };
+        if is(&device.in_force) {
+            Self::Applied
+        } else if is(&device.refused) {
+            Self::Refused
+        } else if is(&device.offered) {
+            Self::Offered
+        } else {
+            Self::NotAsked
+        }
+    }
+}
+
+/// Managed configurations, and the answers of devices to them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConfigStats {
+    /// The configurations that are served, ordered by name.
+    pub files: Vec<ConfigFileStats>,
+    /// Files that cannot be served; the content before stays in force.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub broken: Vec<BrokenConfig>,
+    /// Number of devices for which no configuration is meant.
+    pub without: u64,
+}
+
+/// A managed configuration, and the answers of the devices that should have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConfigFileStats {
+    /// Name of the file.
+    pub file: String,
+    /// SHA-256 of its content.
+    pub hash: Digest,
+    /// Its serial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<u64>,
+    /// Part of the machines that it is rolled out to; all without a roll-out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub percent: Option<u64>,
+    /// True if the roll-out halted, because too many devices refuse the configuration.
+    #[serde(default)]
+    pub halted: bool,
+    /// Number of devices that have it in force.
+    pub applied: u64,
+    /// Number of devices that refused it.
+    pub refused: u64,
+    /// Number of devices that were offered it, and have not answered.
+    pub offered: u64,
+    /// Number of devices that have not asked for it.
+    pub not_asked: u64,
+    /// The first devices that refused it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refusals: Vec<DeviceRefusal>,
+    /// The first devices that have not asked for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<DeviceName>,
+}
+
+/// Machine and user.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeviceName {
+    /// Id of the machine.
+    pub machine: String,
+    /// Name of the user.
+    pub user: String,
+}
+
+/// Refusal of a configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct DeviceRefusal {
+    /// Id of the machine.
+    pub machine: String,
+    /// Name of the user.
+    pub user: String,
+    /// Time at which the receiver learnt of it, RFC 3339.
+    pub at: String,
+    /// Reason that the agent gives.
+    pub reason: String,
+}
+
+/// A file that cannot be served.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct BrokenConfig {
+    /// Name of the file.
+    pub file: String,
+    /// Problems, separated by `; `.
+    pub reason: String,
+}
+
+/// Returns the configuration that a device should have.
+pub fn choose_for_device<'f>(
+    set: &'f FileSet,
+    device: &DeviceConfig,
+    halted: &[Digest],
+) -> Option<&'f Arc<ConfigFile>> {
+    let facts = DeviceFacts {
+        machine: device.machine.clone(),
+        user: device.user.clone(),
+        os: Some(device.os.clone()).filter(|os| !os.is_empty()),
+        groups: device.groups.clone(),
+        in_force: device.in_force.as_ref().map(|it| it.hash),
+    };
+    choose(&set.files, &facts, |hash| halted.contains(hash))
+}
+
+impl ConfigStats {
+    /// Compares the configurations with the answers of all devices. Returns `None` without files.
+    #[must_use]
+    pub fn of(set: &FileSet, devices: &[DeviceConfig], halted: &[Digest]) -> Option<Self> {
+        if set.files.is_empty() && set.problems.is_empty() {
+            return None;
+        }
+        let mut stats = Self {
+            files: set.files.iter().map(|file| ConfigFileStats::new(file, halted)).collect(),
+            broken: set.problems.iter().map(BrokenConfig::new).collect(),
+            without: 0,
+        };
+        for device in devices {
+            let file = choose_for_device(set, device, halted);
+            let at = file.and_then(|file| set.files.iter().position(|it| Arc::ptr_eq(it, file)));
+            match at {
+                Some(at) => stats.files[at].add(device),
+                None => stats.without += 1,
+            }
+        }
+        Some(stats)
+    }
+}
+
+impl BrokenConfig {
+    fn new((name, problems): &(String, Vec<Arc<super::FileProblem>>)) -> Self {
+        let texts: Vec<_> = problems.iter().map(|problem| problem.text()).collect();
+        Self { file: name.clone(), reason: texts.join("; ") }
+    }
+}
+
+impl ConfigFileStats {
+    fn new(file: &Arc<ConfigFile>, halted: &[Digest]) -> Self {
+        Self {
+            file: file.name.clone(),
+            hash: file.hash,
+            serial: file.config.serial,
+            percent: file.rollout.map(|rollout| rollout.percent),
+            halted: file.rollout.is_some() && halted.contains(&file.hash),
+            applied: 0,
+            refused: 0,
+            offered: 0,
+            not_asked: 0,
+            refusals: Vec::new(),
+            waiting: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, device: &DeviceConfig) {
+        match ConfigState::of(device, &self.hash) {
+            ConfigState::Applied => self.applied += 1,
+            ConfigState::Offered => self.offered += 1,
+            ConfigState::Refused => {
+                self.refused += 1;
+                let refused = device.refused.as_ref().filter(|_| self.refusals.len() < LISTED);
+                self.refusals.extend(refused.map(|refused| DeviceRefusal {
+                    machine: device.machine.clone(),
+                    user: device.user.clone(),
+                    at: refused.at.clone(),
+                    reason: refused.reason.clone().unwrap_or_default(),
+                }));
+            }
+            ConfigState::NotAsked => {
+                self.not_asked += 1;
+                if self.waiting.len() < LISTED {
+                    let (machine, user) = (device.machine.clone(), device.user.clone());
+                    self.waiting.push(DeviceName { machine, user });
+                }
+            }
+        }
+    }
+}
