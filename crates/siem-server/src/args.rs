@@ -1,18 +1,17 @@
 //! The command line of `demo-server`.
 
-use std::{
-    fs, io,
-    net::SocketAddr,
-    path::{Path, PathBuf},
-};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::Parser;
 use siem_protocol::statement::TrustLevel;
-use siem_server::{EmptySecret, Keys, Secret};
+use siem_server::{
+    Keys, SecretError, SecretKind,
+    config::{ConfigProblem, Inputs, Settings, TimeSpan, load},
+};
 
 /// Receive session records from ai-agent and store them in files.
 ///
-/// For tests, and for small fleets behind a proxy that terminates TLS.
+/// For tests and to try it out: `siem-server serve` has a configuration file, TLS, and reloads.
 #[derive(Parser)]
 #[command(name = "demo-server", version)]
 pub(crate) struct Args {
@@ -33,10 +32,10 @@ pub(crate) struct Args {
     hmac_secret_file: Option<PathBuf>,
     /// Address to listen on; port 0 selects a free port
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
-    pub(crate) listen: SocketAddr,
+    listen: SocketAddr,
     /// Directory for the received records
     #[arg(long, value_name = "DIR", default_value = "siem-data")]
-    pub(crate) data: PathBuf,
+    data: PathBuf,
     /// Managed configuration to serve [default: `config.json` in the data directory]
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -49,10 +48,10 @@ pub(crate) struct Args {
     /// option, a key of the receiver is made if there is none [default: the level chosen last, else
     /// first-use where there is a key and release 0.1 did not make the data directory, else shared]
     #[arg(long, value_name = "LEVEL", value_parser = trust_level)]
-    pub(crate) trust: Option<TrustLevel>,
+    trust: Option<TrustLevel>,
     /// Name of the receiver in a key that --trust makes
     #[arg(long, value_name = "NAME", default_value = "demo-server", requires = "trust")]
-    pub(crate) receiver_name: String,
+    receiver_name: String,
 }
 
 fn trust_level(text: &str) -> Result<TrustLevel, UnknownLevel> {
@@ -65,41 +64,14 @@ fn trust_level(text: &str) -> Result<TrustLevel, UnknownLevel> {
 #[error("expected shared, first-use or enrolled")]
 struct UnknownLevel;
 
-/// Error in the options for a token or secret.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SecretError {
-    #[error("no {name}: give it in {variable}, by {flag}-file FILE, or by {flag} VALUE")]
-    Missing { name: &'static str, variable: &'static str, flag: &'static str },
-    #[error("a {name} is empty")]
-    Empty {
-        name: &'static str,
-        #[source]
-        source: EmptySecret,
-    },
-    #[error("more than two values of the {name} are given")]
-    TooMany { name: &'static str },
-    #[error("cannot read the {name} from `{path}`")]
-    File {
-        name: &'static str,
-        path: PathBuf,
-        #[source]
-        source: io::Error,
-    },
-    #[error("`{path}` with the {name} is readable by everyone; chmod it to 600")]
-    Open { name: &'static str, path: PathBuf },
-}
-
-/// A kind of secret, with its option and variable.
-struct SecretKind {
-    name: &'static str,
-    variable: &'static str,
-    flag: &'static str,
-}
-
-const TOKEN: SecretKind =
-    SecretKind { name: "token", variable: "CLAUDE_SIEM_TOKEN", flag: "--token" };
-const SECRET: SecretKind =
-    SecretKind { name: "HMAC secret", variable: "CLAUDE_SIEM_HMAC_SECRET", flag: "--hmac-secret" };
+const TOKEN: SecretKind = SecretKind {
+    name: "token",
+    hint: "give it in CLAUDE_SIEM_TOKEN, by --token-file FILE, or by --token VALUE",
+};
+const SECRET: SecretKind = SecretKind {
+    name: "HMAC secret",
+    hint: "give it in CLAUDE_SIEM_HMAC_SECRET, by --hmac-secret-file FILE, or by --hmac-secret VALUE",
+};
 
 impl Args {
     /// Reads the tokens and secrets to accept.
@@ -117,96 +89,25 @@ impl Args {
         Ok(keys)
     }
 
-    /// Returns the path of the managed configuration.
-    pub(crate) fn config_file(&self) -> PathBuf {
-        self.config.clone().unwrap_or_else(|| self.data.join("config.json"))
+    /// Returns the settings: the defaults, and what the options change. Connections without TLS are accepted
+    /// on every address.
+    pub(crate) fn settings(&self) -> Result<Settings, Vec<ConfigProblem>> {
+        let mut settings = load(&Inputs::default())?.settings;
+        settings.http.listen = self.listen;
+        settings.store.directory.clone_from(&self.data);
+        settings.managed.config_file.clone_from(&self.config);
+        settings.managed.folder.clone_from(&self.configs);
+        settings.trust.level = self.trust;
+        settings.trust.receiver_name.clone_from(&self.receiver_name);
+        settings.shutdown.delay = TimeSpan(Duration::ZERO);
+        settings.shutdown.grace = TimeSpan(Duration::from_secs(10));
+        Ok(settings)
     }
-
-    /// Returns the path of the folder with managed configurations.
-    pub(crate) fn config_folder(&self) -> PathBuf {
-        self.configs.clone().unwrap_or_else(|| self.data.join("configs"))
-    }
-}
-
-impl SecretKind {
-    fn pair(
-        &self,
-        file: Option<&Path>,
-        values: &[String],
-    ) -> Result<(Secret, Option<Secret>), SecretError> {
-        let name = self.name;
-        let values = match file {
-            Some(path) => self.lines(path)?,
-            // As in the agent: a trailing newline is accidental.
-            None => values.iter().map(|value| value.trim().to_owned()).collect(),
-        };
-        let mut secrets = values.into_iter().map(|value| {
-            let secret = Secret::new(value);
-            secret.map_err(|source| SecretError::Empty { name, source })
-        });
-        let Some(first) = secrets.next().transpose()? else {
-            let (variable, flag) = (self.variable, self.flag);
-            return Err(SecretError::Missing { name, variable, flag });
-        };
-        let second = secrets.next().transpose()?;
-        if secrets.next().is_some() {
-            return Err(SecretError::TooMany { name });
-        }
-        for secret in [Some(&first), second.as_ref()].into_iter().flatten() {
-            if secret.is_short() {
-                tracing::warn!(
-                    code = "secret_short",
-                    least = Secret::SHORT,
-                    "the {name} is shorter than recommended"
-                );
-            }
-        }
-        Ok((first, second))
-    }
-
-    fn lines(&self, path: &Path) -> Result<Vec<String>, SecretError> {
-        let name = self.name;
-        let failed = |source| SecretError::File { name, path: path.to_owned(), source };
-        if is_open(&fs::metadata(path).map_err(failed)?) {
-            return Err(SecretError::Open { name, path: path.to_owned() });
-        }
-        let text = fs::read_to_string(path).map_err(failed)?;
-        let lines = text.lines().map(|line| line.trim().to_owned());
-        Ok(lines.filter(|line| !line.is_empty()).collect())
-    }
-}
-
-#[cfg(unix)]
-fn is_open(file: &fs::Metadata) -> bool {
-    use std::os::unix::fs::PermissionsExt as _;
-    file.permissions().mode() & 0o007 != 0
-}
-
-#[cfg(not(unix))]
-fn is_open(_: &fs::Metadata) -> bool {
-    false
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pair(values: &[&str]) -> Result<(Secret, Option<Secret>), SecretError> {
-        let values: Vec<_> = values.iter().map(ToString::to_string).collect();
-        TOKEN.pair(None, &values)
-    }
-
-    #[test]
-    fn one_or_two_values_are_accepted() {
-        assert_eq!(pair(&["a"]).unwrap(), (Secret::new("a").unwrap(), None));
-        assert!(pair(&["a", "b"]).unwrap().1.is_some());
-        assert!(matches!(pair(&["a", "b", "c"]), Err(SecretError::TooMany { .. })));
-        assert!(matches!(pair(&["a", ""]), Err(SecretError::Empty { .. })));
-        assert_eq!(
-            pair(&[]).unwrap_err().to_string(),
-            "no token: give it in CLAUDE_SIEM_TOKEN, by --token-file FILE, or by --token VALUE"
-        );
-    }
 
     #[test]
     fn command_line_is_consistent() {

@@ -19,25 +19,34 @@ mod entry_lines;
 pub mod fleet;
 mod http;
 pub mod ledger;
+mod log;
 mod memory;
+mod notify;
 mod open_files;
 pub mod proxies;
+mod readiness;
 mod regular_file;
+pub mod run;
+mod secret_file;
 mod secrets;
 mod serve;
 pub mod stats;
 pub mod store;
 #[cfg(test)]
 mod testing;
+pub mod tls;
 pub mod trust;
 mod write_timeout;
 
 pub use clock::{Clock, SystemClock};
 pub use entry_lines::with_origin;
 pub use http::{Limits, OPENAPI, ROUTES, Receiver, not_found, read_body};
+pub use log::init_log;
 pub use open_files::raise_open_files;
+pub use readiness::{NotReady, Readiness, probe_router};
+pub use secret_file::{SecretError, SecretKind};
 pub use secrets::{EmptySecret, Keys, Secret};
-pub use serve::{ServeOptions, serve};
+pub use serve::{ServeOptions, Transport, serve, serve_with};
 pub use store::{
     DataFormat, FileStore, FileStoreOptions, FormatError, HeldPoint, OpenError, Storage,
     StoreError, StoredBatch,

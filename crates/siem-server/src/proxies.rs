@@ -1,8 +1,14 @@
 //! Proxies before the receiver, and the address of the client that they name.
 
-use std::{fmt, net::IpAddr, str::FromStr};
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    str::FromStr,
+};
 
+use hyper::HeaderMap;
 use ipnet::IpNet;
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, de::Error as _};
 
 /// Network in CIDR notation, or a single address.
@@ -49,5 +55,183 @@ impl<'de> Deserialize<'de> for Network {
             let expected = "an address or a network such as \"10.0.0.0/8\"";
             D::Error::invalid_value(serde::de::Unexpected::Str(&text), &expected)
         })
+    }
+}
+
+/// Header in which a proxy names the client. A proxy replaces or extends only one of the two, and passes
+/// the other one as the client has sent it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardedHeader {
+    /// `X-Forwarded-For`, of most proxies.
+    #[default]
+    XForwardedFor,
+    /// `Forwarded` of RFC 7239.
+    Forwarded,
+}
+
+/// Proxies whose header names the client.
+#[derive(Clone, Debug, Default)]
+pub struct TrustedProxies {
+    networks: Vec<Network>,
+    header: ForwardedHeader,
+}
+
+impl TrustedProxies {
+    /// Trusts `header` in requests from `networks`.
+    #[must_use]
+    pub fn new(networks: Vec<Network>, header: ForwardedHeader) -> Self {
+        Self { networks, header }
+    }
+
+    /// Returns whether a connection without TLS is accepted from `peer`: a proxy, or this machine.
+    #[must_use]
+    pub fn admit(&self, peer: IpAddr) -> bool {
+        peer.to_canonical().is_loopback() || self.is_trusted(peer)
+    }
+
+    /// Returns the address of the client: that of `peer`, or if it is a proxy, the last address in its
+    /// header that is not a proxy. What is left of that address is what the client claims, and is ignored.
+    #[must_use]
+    pub fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
+        let mut client = peer;
+        if !self.is_trusted(peer) {
+            return client;
+        }
+        for named in self.named(headers).into_iter().rev() {
+            // An unreadable address: the proxy that wrote it is the best that is known.
+            let Some(address) = named else { break };
+            client = address;
+            if !self.is_trusted(address) {
+                break;
+            }
+        }
+        client
+    }
+
+    fn is_trusted(&self, address: IpAddr) -> bool {
+        self.networks.iter().any(|network| network.contains(address))
+    }
+
+    /// Returns the addresses in the header, from the client to the last proxy; `None` for one that is
+    /// unreadable.
+    fn named(&self, headers: &HeaderMap) -> Vec<Option<IpAddr>> {
+        let name = match self.header {
+            ForwardedHeader::XForwardedFor => "x-forwarded-for",
+            ForwardedHeader::Forwarded => "forwarded",
+        };
+        let lines = headers.get_all(name).into_iter();
+        lines
+            .flat_map(|line| match line.to_str() {
+                Err(_) => vec![None],
+                Ok(line) => split(line, ',').into_iter().map(|part| self.node(part)).collect(),
+            })
+            .collect()
+    }
+
+    fn node(&self, part: &str) -> Option<IpAddr> {
+        match self.header {
+            ForwardedHeader::XForwardedFor => node_address(part.trim()),
+            ForwardedHeader::Forwarded => {
+                let pairs = split(part, ';');
+                let mut pairs = pairs.iter().filter_map(|pair| pair.split_once('='));
+                let (_, node) = pairs.find(|(name, _)| name.trim().eq_ignore_ascii_case("for"))?;
+                node_address(node.trim().trim_matches('"'))
+            }
+        }
+    }
+}
+
+/// Splits a header outside of quotes.
+fn split(text: &str, separator: char) -> Vec<&str> {
+    let mut is_quoted = false;
+    text.split(|letter| {
+        is_quoted ^= letter == '"';
+        letter == separator && !is_quoted
+    })
+    .collect()
+}
+
+/// Parses an address with or without a port: `192.0.2.1:80`, `2001:db8::1` or `[2001:db8::1]:80`.
+fn node_address(text: &str) -> Option<IpAddr> {
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    let address = bare.parse().ok();
+    let address = address.or_else(|| text.parse::<SocketAddr>().ok().map(|it| it.ip()));
+    address.map(|address: IpAddr| address.to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn client(header: ForwardedHeader, peer: &str, lines: &[&str]) -> String {
+        let networks = ["10.0.0.0/8", "2001:db8:1::/48", "192.0.2.7"];
+        let networks = networks.iter().map(|it| it.parse().unwrap()).collect();
+        let proxies = TrustedProxies::new(networks, header);
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            let (name, value) = line.split_once(": ").unwrap();
+            headers
+                .append(name.parse::<hyper::header::HeaderName>().unwrap(), value.parse().unwrap());
+        }
+        proxies.client(peer.parse().unwrap(), &headers).to_string()
+    }
+
+    #[test]
+    fn last_untrusted_address_is_the_client() {
+        let of = |peer, line: &str| client(ForwardedHeader::XForwardedFor, peer, &[line]);
+        for (line, expected) in [
+            ("x-forwarded-for: 203.0.113.9", "203.0.113.9"),
+            ("x-forwarded-for: 1.2.3.4, 203.0.113.9", "203.0.113.9"),
+            ("x-forwarded-for: 1.2.3.4, 203.0.113.9, 10.2.2.2", "203.0.113.9"),
+            ("x-forwarded-for: 203.0.113.9:4711,192.0.2.7", "203.0.113.9"),
+            ("x-forwarded-for: [2001:db8:2::1]:443", "2001:db8:2::1"),
+            ("x-forwarded-for: 2001:db8:2::1, 2001:db8:1::1", "2001:db8:2::1"),
+            ("x-forwarded-for: 10.3.3.3, 10.2.2.2", "10.3.3.3"),
+            ("x-forwarded-for: 1.2.3.4, unknown", "10.1.1.1"),
+            ("x-forwarded-for: 1.2.3.4, , 10.2.2.2", "10.2.2.2"),
+            ("x-forwarded-for: ::ffff:203.0.113.9", "203.0.113.9"),
+            ("forwarded: for=1.2.3.4", "10.1.1.1"),
+        ] {
+            assert_eq!(of("10.1.1.1", line), expected, "{line}");
+        }
+        assert_eq!(of("::ffff:10.1.1.1", "x-forwarded-for: 203.0.113.9"), "203.0.113.9");
+        let lines = ["x-forwarded-for: 1.2.3.4", "x-forwarded-for: 203.0.113.9, 10.0.0.1"];
+        assert_eq!(client(ForwardedHeader::XForwardedFor, "10.1.1.1", &lines), "203.0.113.9");
+    }
+
+    #[test]
+    fn header_of_an_untrusted_peer_is_ignored() {
+        for header in [ForwardedHeader::XForwardedFor, ForwardedHeader::Forwarded] {
+            let lines = ["x-forwarded-for: 1.2.3.4", "forwarded: for=1.2.3.4"];
+            assert_eq!(client(header, "203.0.113.9", &lines), "203.0.113.9");
+        }
+    }
+
+    #[test]
+    fn forwarded_elements_are_parsed_with_their_quotes() {
+        let of = |line: &str| client(ForwardedHeader::Forwarded, "10.1.1.1", &[line]);
+        for (line, expected) in [
+            ("forwarded: for=1.2.3.4, For=203.0.113.9;proto=https;by=10.0.0.1", "203.0.113.9"),
+            ("forwarded: for=\"[2001:db8:2::1]:4711\"", "2001:db8:2::1"),
+            ("forwarded: by=\"a,for=1.2.3.4\"; for=203.0.113.9, for=10.2.2.2", "203.0.113.9"),
+            ("forwarded: for=1.2.3.4, proto=https", "10.1.1.1"),
+            ("forwarded: for=1.2.3.4, for=_hidden", "10.1.1.1"),
+            ("x-forwarded-for: 1.2.3.4", "10.1.1.1"),
+        ] {
+            assert_eq!(of(line), expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn plain_connections_are_admitted_from_proxies_and_this_machine() {
+        let networks = vec!["10.0.0.0/8".parse().unwrap()];
+        let proxies = TrustedProxies::new(networks, ForwardedHeader::default());
+        for (peer, expected) in
+            [("10.1.1.1", true), ("127.0.0.1", true), ("::1", true), ("192.0.2.1", false)]
+        {
+            assert_eq!(proxies.admit(peer.parse().unwrap()), expected, "{peer}");
+        }
+        assert!("10.0.0.0/33".parse::<Network>().is_err());
     }
 }

@@ -1,6 +1,9 @@
 //! Token and HMAC secret shared by the fleet.
 
-use std::fmt;
+use std::{
+    fmt,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard},
+};
 
 use siem_protocol::{Digest, sign_answer, verify};
 use subtle::ConstantTimeEq as _;
@@ -45,9 +48,12 @@ impl fmt::Debug for Secret {
 ///
 /// Responses are signed with the current secret. To rotate: add the new secret as the second one,
 /// roll it out to the agents, make it the first one, and remove the old one when all agents use the
-/// new one.
+/// new one. Clones share the values.
 #[derive(Clone, Debug)]
-pub struct Keys {
+pub struct Keys(Arc<RwLock<Values>>);
+
+#[derive(Clone, Debug)]
+struct Values {
     tokens: [Option<Secret>; 2],
     secret: Secret,
     second_secret: Option<Secret>,
@@ -57,21 +63,37 @@ impl Keys {
     /// Accepts one token and one secret.
     #[must_use]
     pub fn new(token: Secret, secret: Secret) -> Self {
-        Self { tokens: [Some(token), None], secret, second_secret: None }
+        let values = Values { tokens: [Some(token), None], secret, second_secret: None };
+        Self(Arc::new(RwLock::new(values)))
     }
 
     /// Also accepts a second token.
     #[must_use]
-    pub fn with_second_token(mut self, token: Secret) -> Self {
-        self.tokens[1] = Some(token);
+    pub fn with_second_token(self, token: Secret) -> Self {
+        self.change(|values| values.tokens[1] = Some(token));
         self
     }
 
     /// Also accepts bodies signed with a second secret.
     #[must_use]
-    pub fn with_second_secret(mut self, secret: Secret) -> Self {
-        self.second_secret = Some(secret);
+    pub fn with_second_secret(self, secret: Secret) -> Self {
+        self.change(|values| values.second_secret = Some(secret));
         self
+    }
+
+    /// Accepts the tokens and secrets of `other` in place of the current ones. Running requests may
+    /// use either.
+    pub(crate) fn replace(&self, other: &Self) {
+        let new = other.values().clone();
+        self.change(|values| *values = new);
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Values)) {
+        change(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn values(&self) -> RwLockReadGuard<'_, Values> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Reports whether `presented` is an accepted token, in a time that does not depend on its
@@ -79,7 +101,8 @@ impl Keys {
     pub(crate) fn know_token(&self, presented: &[u8]) -> bool {
         // Comparing digests hides both content and length from timing.
         let presented = Digest::of(presented);
-        let known = self.tokens.iter().flatten().fold(0, |known, token| {
+        let values = self.values();
+        let known = values.tokens.iter().flatten().fold(0, |known, token| {
             known | presented.as_bytes().ct_eq(Digest::of(&token.0).as_bytes()).unwrap_u8()
         });
         known == 1
@@ -87,13 +110,15 @@ impl Keys {
 
     /// Reports whether `signature` is valid for `body` under one of the secrets.
     pub(crate) fn verify(&self, body: &[u8], signature: &str) -> bool {
-        verify(&self.secret.0, body, signature)
-            || self.second_secret.as_ref().is_some_and(|second| verify(&second.0, body, signature))
+        // Not under the lock, since the body may be large.
+        let Values { secret, second_secret, .. } = self.values().clone();
+        verify(&secret.0, body, signature)
+            || second_secret.is_some_and(|second| verify(&second.0, body, signature))
     }
 
     /// Signs the response `body` to the request with `nonce`.
     pub(crate) fn sign_answer(&self, nonce: &str, body: &[u8]) -> String {
-        sign_answer(&self.secret.0, nonce, body)
+        sign_answer(&self.values().secret.0, nonce, body)
     }
 }
 
@@ -135,6 +160,15 @@ mod tests {
         assert!(keys.verify(b"body", &sign(b"two", b"body")));
         assert!(!keys.verify(b"body", &sign(b"three", b"body")));
         assert_eq!(keys.sign_answer("n", b"x"), sign_answer(b"one", "n", b"x"));
+    }
+
+    #[test]
+    fn replaced_keys_count_for_clones() {
+        let keys = Keys::new(secret("a"), secret("one")).with_second_token(secret("b"));
+        let clone = keys.clone();
+        clone.replace(&Keys::new(secret("c"), secret("two")));
+        assert!(keys.know_token(b"c") && !keys.know_token(b"a") && !keys.know_token(b"b"));
+        assert_eq!(keys.sign_answer("n", b"x"), sign_answer(b"two", "n", b"x"));
     }
 
     #[test]

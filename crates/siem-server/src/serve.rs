@@ -9,15 +9,19 @@ use hyper_util::{
     service::TowerToHyperService,
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
     sync::watch,
     task::JoinSet,
+    time::Instant,
 };
 use tracing::{debug, warn};
 
 use crate::{
     connections::{Connection, Connections},
     http::{RefusalLog, Requested, headers_too_large},
+    proxies::TrustedProxies,
+    tls::ServerTls,
     write_timeout::WriteTimeout,
 };
 
@@ -35,7 +39,8 @@ pub struct ServeOptions {
     /// requests, it waits in the listen queue of the system. Must leave open files for the store:
     /// [`raise_open_files`](crate::raise_open_files) returns how many connections do.
     pub connections: usize,
-    /// Time that the headers of a request may take, and that a connection may be idle.
+    /// Time that a TLS handshake and the headers of the first request may take together, that the headers
+    /// of another request may take, and that a connection may be idle.
     pub header_timeout: Duration,
     /// Time that a response may wait for the client to read any byte of it.
     pub write_timeout: Duration,
@@ -58,11 +63,59 @@ impl Default for ServeOptions {
     }
 }
 
-/// Serves `router` until `shutdown` completes, then lets running requests finish.
+/// Protection of connections, and who is on their other end.
+#[derive(Clone, Debug, Default)]
+pub struct Transport {
+    /// Certificates; `None` without TLS.
+    pub tls: Option<Arc<ServerTls>>,
+    /// Proxies before the receiver. Without TLS, connections are accepted only from them and from this
+    /// machine.
+    pub proxies: Option<Arc<TrustedProxies>>,
+}
+
+impl Transport {
+    fn admit(&self, peer: SocketAddr) -> bool {
+        let proxies = self.proxies.as_ref().filter(|_| self.tls.is_none());
+        let is_admitted = proxies.is_none_or(|proxies| proxies.admit(peer.ip()));
+        if !is_admitted {
+            warn!(
+                code = "peer_refused",
+                peer = %peer.ip(),
+                "refused a connection without TLS that does not come from a trusted proxy"
+            );
+        }
+        is_admitted
+    }
+
+    /// Returns the address of the client that sent a request.
+    fn client(&self, peer: SocketAddr, headers: &HeaderMap) -> SocketAddr {
+        match &self.proxies {
+            // The port of a client behind a proxy is not known.
+            Some(proxies) => match proxies.client(peer.ip(), headers) {
+                client if client == peer.ip() => peer,
+                client => SocketAddr::new(client, 0),
+            },
+            None => peer,
+        }
+    }
+}
+
+/// Serves `router` without TLS until `shutdown` completes, then lets running requests finish.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
     options: ServeOptions,
+    shutdown: impl Future<Output = ()>,
+) {
+    serve_with(listener, router, options, Transport::default(), shutdown).await;
+}
+
+/// Serves `router` until `shutdown` completes, then lets running requests finish.
+pub async fn serve_with(
+    listener: TcpListener,
+    router: Router,
+    options: ServeOptions,
+    transport: Transport,
     shutdown: impl Future<Output = ()>,
 ) {
     let connections = Connections::new(options.connections);
@@ -77,6 +130,7 @@ pub async fn serve(
             next = accept(&listener) => next,
         };
         match next {
+            Ok((_, peer)) if !transport.admit(peer) => {}
             Ok((stream, peer)) => {
                 // Not in the selection above: an ended task would drop the stream.
                 tokio::select! {
@@ -86,7 +140,9 @@ pub async fn serve(
                 let router = TowerToHyperService::new(router.clone());
                 let connection = Arc::new(connections.open());
                 let (header_bytes, refusals) = (options.header_bytes, refusals.clone());
-                let service = PeerService { router, peer, header_bytes, connection, refusals };
+                let transport = transport.clone();
+                let service =
+                    PeerService { router, peer, transport, header_bytes, connection, refusals };
                 tasks.spawn(connection_task(stream, service, options, ending.clone()));
             }
             Err(error) => {
@@ -110,11 +166,12 @@ async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     Ok((stream, peer))
 }
 
-/// The router for one connection: each request names the address of its sender, in the extension
+/// The router for one connection: each request names the address of its client, in the extension
 /// that axum's own server sets.
 struct PeerService {
     router: TowerToHyperService<Router>,
     peer: SocketAddr,
+    transport: Transport,
     header_bytes: usize,
     connection: Arc<Connection>,
     /// Log of the refusals that a receiver in the router does not log itself.
@@ -131,13 +188,14 @@ impl Service<Request<Incoming>> for PeerService {
 
     fn call(&self, mut request: Request<Incoming>) -> Self::Future {
         let busy = self.connection.begin_request();
-        let requested = Requested::of(Some(self.peer.ip()), &request);
+        let client = self.transport.client(self.peer, request.headers());
+        let requested = Requested::of(Some(client.ip()), &request);
         if header_bytes(request.headers()) > self.header_bytes {
             let mut response = headers_too_large();
             self.refusals.log(&mut response, &requested);
             return Box::pin(async move { Ok(response) });
         }
-        request.extensions_mut().insert(ConnectInfo(self.peer));
+        request.extensions_mut().insert(ConnectInfo(client));
         let (responding, refusals) = (self.router.call(request), self.refusals.clone());
         Box::pin(async move {
             let response = responding.await.map(|mut response| {
@@ -165,6 +223,43 @@ async fn connection_task(
     mut ending: watch::Receiver<bool>,
 ) {
     let stream = WriteTimeout::new(stream, options.write_timeout);
+    let Some(tls) = service.transport.tls.clone() else {
+        return serve_connection(stream, service, options, None, ending).await;
+    };
+    let deadline = Instant::now() + options.header_timeout;
+    let accepted = tokio::select! {
+        accepted = tokio::time::timeout_at(deadline, tls.acceptor().accept(stream)) => accepted,
+        () = service.connection.evicted() => return,
+        () = has_ended(&mut ending) => return,
+    };
+    match accepted {
+        Ok(Ok(stream)) => serve_connection(stream, service, options, Some(deadline), ending).await,
+        // A load balancer connects and closes the connection to see that the port is open.
+        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            debug!(%error, "a connection ended during the TLS handshake");
+        }
+        Ok(Err(error)) => {
+            let peer = service.peer.ip();
+            warn!(code = "tls_handshake_failed", %peer, %error, "a TLS handshake failed");
+        }
+        Err(_) => debug!("a TLS handshake took too long"),
+    }
+}
+
+async fn has_ended(ending: &mut watch::Receiver<bool>) {
+    drop(ending.wait_for(|end| *end).await);
+}
+
+/// Serves the requests of a connection, the first of which must have arrived at `deadline`.
+async fn serve_connection<S>(
+    stream: S,
+    service: PeerService,
+    options: ServeOptions,
+    deadline: Option<Instant>,
+    mut ending: watch::Receiver<bool>,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let place = service.connection.clone();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
@@ -174,6 +269,7 @@ async fn connection_task(
     tokio::pin!(connection);
     let served = tokio::select! {
         served = connection.as_mut() => served,
+        () = is_late(deadline, &place) => return,
         () = place.evicted() => {
             if !place.was_used() {
                 return;
@@ -182,7 +278,7 @@ async fn connection_task(
             let Some(served) = finish(connection, &place).await else { return };
             served
         }
-        () = async { drop(ending.wait_for(|end| *end).await) } => {
+        () = has_ended(&mut ending) => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -190,6 +286,17 @@ async fn connection_task(
     if let Err(error) = served {
         debug!(%error, "a connection ended early");
     }
+}
+
+/// Completes at `deadline` if no request has begun by then.
+async fn is_late(deadline: Option<Instant>, place: &Connection) {
+    if let Some(deadline) = deadline {
+        tokio::time::sleep_until(deadline).await;
+        if !place.was_used() {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Waits for an evicted connection to end; returns `None` if it does not end in time. A request that began

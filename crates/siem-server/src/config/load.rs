@@ -41,7 +41,7 @@ pub struct Inputs {
 /// A configuration that was read.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// The configuration; without the values that have problems.
+    /// The configuration.
     pub settings: Settings,
     layers: Vec<Layer>,
 }
@@ -51,17 +51,23 @@ pub struct Loaded {
 /// # Errors
 /// All problems of all layers.
 pub fn load(inputs: &Inputs) -> Result<Loaded, Vec<ConfigProblem>> {
+    match load_valid_values(inputs) {
+        (Some(loaded), problems) if problems.is_empty() => Ok(loaded),
+        (_, problems) => Err(problems),
+    }
+}
+
+/// Reads the configuration without the values that have problems, and returns all problems. There is none
+/// if a file cannot be read.
+pub fn load_valid_values(inputs: &Inputs) -> (Option<Loaded>, Vec<ConfigProblem>) {
     let mut search = Search::default();
     search.read(inputs);
-    let Some(settings) = search.deserialize() else { return Err(search.problems) };
-    if !search.lacks_file {
-        settings.check(&mut Findings { search: &mut search });
+    let Some(settings) = search.deserialize() else { return (None, search.problems) };
+    if search.lacks_file {
+        return (None, search.problems);
     }
-    if search.problems.is_empty() {
-        Ok(Loaded { settings, layers: search.layers })
-    } else {
-        Err(search.problems)
-    }
+    settings.check(&mut Findings { search: &mut search });
+    (Some(Loaded { settings, layers: search.layers }), search.problems)
 }
 
 impl Loaded {

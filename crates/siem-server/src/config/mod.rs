@@ -13,7 +13,7 @@ mod tables;
 mod toml_text;
 mod units;
 
-pub use load::{Inputs, Loaded, load};
+pub use load::{Inputs, Loaded, load, load_valid_values};
 pub use located::{Origin, ValueLocation};
 pub use problem::ConfigProblem;
 use schemars::JsonSchema;

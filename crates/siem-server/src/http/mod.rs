@@ -22,7 +22,7 @@ use std::{
 
 use axum::{
     Router,
-    extract::ConnectInfo,
+    extract::{ConnectInfo, State},
     http::{
         Extensions, HeaderMap, HeaderValue,
         header::{AUTHORIZATION, RETRY_AFTER},
@@ -49,19 +49,21 @@ use crate::{
     configs::{ConfigFolder, FolderOptions},
     fleet::FleetThresholds,
     memory::Budget,
+    readiness::Readiness,
     secrets::Keys,
     store::Storage,
     trust::{Grant, Registry, Scope},
 };
 
 /// Methods and paths of the router, below the endpoint.
-pub const ROUTES: [(&str, &str); 7] = [
+pub const ROUTES: [(&str, &str); 8] = [
     ("post", path::INGEST),
     ("get", path::CONFIG),
     ("get", path::KEYS),
     ("post", path::ENROLL),
     ("get", "/stats"),
     ("get", "/healthz"),
+    ("get", "/readyz"),
     ("get", "/openapi.json"),
 ];
 
@@ -127,6 +129,7 @@ pub struct Receiver {
     clock: Arc<dyn Clock>,
     limits: Limits,
     fleet: FleetThresholds,
+    readiness: Option<Arc<Readiness>>,
 }
 
 impl fmt::Debug for Receiver {
@@ -150,6 +153,7 @@ impl Receiver {
             clock,
             limits,
             fleet,
+            readiness: None,
         }
     }
 
@@ -198,6 +202,13 @@ impl Receiver {
         self
     }
 
+    /// Responds to `/readyz` with the state of `readiness`. Without it, the receiver is always ready.
+    #[must_use]
+    pub fn with_readiness(mut self, readiness: Arc<Readiness>) -> Self {
+        self.readiness = Some(readiness);
+        self
+    }
+
     /// Builds the router with [`ROUTES`], to be nested at the endpoint of the agents.
     pub fn router(self) -> Router {
         let limits = self.limits;
@@ -213,6 +224,7 @@ impl Receiver {
             clock: self.clock,
             limits,
             fleet: self.fleet,
+            readiness: self.readiness,
             intake: Intake::new(limits.memory / 2, &limits),
             texts: Budget::new(limits.memory / 2, limits.patience),
             retries: RetrySpread::default(),
@@ -226,6 +238,7 @@ impl Receiver {
             .route(path::ENROLL, post(enroll::enroll))
             .route("/stats", get(observe::stats))
             .route("/healthz", get(observe::healthz))
+            .route("/readyz", get(readyz))
             .route("/openapi.json", get(observe::openapi))
             .layer(middleware::from_fn_with_state(shared.clone(), log_refusals))
             .with_state(shared)
@@ -243,6 +256,7 @@ struct Shared {
     limits: Limits,
     /// Limits from which `/stats` shows a problem.
     fleet: FleetThresholds,
+    readiness: Option<Arc<Readiness>>,
     /// Memory and turns for bodies as sent.
     intake: Intake,
     /// Times after which refused senders should try again.
@@ -302,6 +316,13 @@ fn names_machine(headers: &HeaderMap, machine: &str) -> bool {
 /// Returns the address of the sender of a request, or of the proxy before the receiver.
 fn peer(extensions: &Extensions) -> Option<IpAddr> {
     extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip())
+}
+
+async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
+    match &shared.readiness {
+        Some(readiness) => readiness.respond().await,
+        None => observe::json(&serde_json::json!({ "ready": true, "reasons": [] })),
+    }
 }
 
 /// Response to unknown paths, for a server without other routes.

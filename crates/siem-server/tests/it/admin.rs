@@ -152,3 +152,22 @@ async fn commands_act_on_a_running_receiver() {
     assert_eq!(device.state, DeviceState::Revoked);
     assert!(fail(data, &["devices", "approve", &key.to_string()], 1).contains("revoked"));
 }
+
+/// Files of root would be unreadable for a receiver that runs as another user.
+#[cfg(unix)]
+#[test_requires::requires(root, unprivileged)]
+#[test]
+fn commands_of_root_work_as_the_owner_of_the_data_directory() {
+    use std::os::unix::fs::{MetadataExt as _, chown};
+    const NOBODY: u32 = 65_534;
+    let data = tempfile::tempdir().unwrap();
+    chown(data.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    succeed(data.path(), &["keys", "new", "--name", "siem.example.com"]);
+    succeed(data.path(), &["tokens", "new", "--scope", "read"]);
+    let key = data.path().join("trust/keys/receiver.json");
+    let owners =
+        [data.path().join("trust"), key].map(|path| std::fs::metadata(path).unwrap().uid());
+    assert_eq!(owners, [NOBODY; 2]);
+    // Also below a directory that does not exist yet, which root makes for itself.
+    succeed(&data.path().join("new"), &["keys", "new", "--name", "x"]);
+}

@@ -18,6 +18,9 @@ mod ingest;
 mod line;
 mod openapi;
 mod process;
+#[cfg(unix)]
+mod serve;
+mod service;
 mod settings;
 mod stats;
 mod trust;

@@ -166,6 +166,13 @@ fn document() -> Value {
                 "operationId": "healthz", "summary": "Tells that the server runs", "security": [],
                 "responses": { "200": answer("It runs.", json!({ "type": "object" })) },
             } },
+            "/readyz": { "get": {
+                "operationId": "readyz", "summary": "Reports whether the server is ready for requests", "security": [],
+                "responses": {
+                    "200": answer("It is ready.", json!({ "type": "object" })),
+                    "503": answer("It is not ready, with the reasons.", json!({ "type": "object" })),
+                },
+            } },
             "/openapi.json": { "get": {
                 "operationId": "openapi", "summary": "Gives this document", "security": [],
                 "responses": { "200": answer("This document.", json!({ "type": "object" })) },

@@ -14,6 +14,8 @@ fn config(text: &str, arguments: &[&str], variables: &[(&str, &str)]) -> Output 
         command.env_remove(name);
     }
     command.arg("config").args(arguments).arg("--config").arg(&path);
+    let secrets = ["CLAUDE_SIEM_TOKEN", "CLAUDE_SIEM_HMAC_SECRET"];
+    command.envs(secrets.map(|name| (name, "a value of sufficient length")));
     command.envs(variables.iter().copied()).stdin(Stdio::null()).output().unwrap()
 }
 
@@ -28,17 +30,18 @@ fn config_check_exits_with_0_1_and_2() {
 
 #[test]
 fn config_check_prints_all_problems_as_json() {
-    let text = "[http]\nlisten = 1\nheader_timeout = \"0s\"";
+    let text = "[http]\nlisten = 1\nheader_timeout = \"0s\"\n[secrets]\ntoken_file = \"/absent\"";
     let output = config(text, &["check", "--json"], &[("SIEM_SERVER_LOG_FORMAT", "xml")]);
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["valid"], false);
     let problems = report["problems"].as_array().unwrap();
     let keys: Vec<_> = problems.iter().map(|problem| problem["key"].as_str().unwrap()).collect();
-    assert_eq!(keys, ["http.listen", "log.format", "http.header_timeout"]);
+    // Of types, values and files.
+    assert_eq!(keys, ["http.listen", "log.format", "http.header_timeout", "secrets.token_file"]);
     assert_eq!((&problems[0]["layer"], &problems[0]["line"]), (&"file".into(), &2.into()));
     assert_eq!(problems[1]["variable"], "SIEM_SERVER_LOG_FORMAT");
     let errors = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(errors, "error: the configuration has 3 problems\n");
+    assert_eq!(errors, "error: the configuration has 4 problems\n");
 }
 
 #[test]

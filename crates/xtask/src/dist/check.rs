@@ -43,8 +43,15 @@ pub(super) fn names_and_tls(dist: &mut Dist, program: &Path) -> Result<(), Failu
     sh::succeed(isolated.args(["python3", "-B"]).arg(script).arg(program))
 }
 
-/// Installs a package below a folder, uses it, and removes it: no file may be left.
-pub(super) fn deb(dist: &mut Dist, package: &Path, tree: &Path) -> Result<(), Failure> {
+/// Installs a package below a folder, runs its program by `try_out`, which gets that folder, and removes the
+/// package: no file may be left.
+pub(super) fn deb(
+    dist: &mut Dist,
+    name: &str,
+    package: &Path,
+    tree: &Path,
+    try_out: impl FnOnce(&Path) -> Result<(), Failure>,
+) -> Result<(), Failure> {
     if !sh::is_root() {
         dist.skip("the .deb installed and removed", "needs root");
         return Ok(());
@@ -58,7 +65,9 @@ pub(super) fn deb(dist: &mut Dist, package: &Path, tree: &Path) -> Result<(), Fa
     let dpkg = |arguments: &[&str], package: &Path| {
         let mut dpkg = Command::new("dpkg");
         let at = format!("--root={}", root.display());
-        sh::succeed(dpkg.arg(at).arg("--force-script-chrootless").args(arguments).arg(package))
+        // The folder has no package that this one could depend on.
+        dpkg.arg(at).args(["--force-script-chrootless", "--force-depends"]);
+        sh::succeed(dpkg.args(arguments).arg(package))
     };
     dpkg(&["--install"], package)?;
     let names = |folder: &Path| -> Result<Vec<PathBuf>, Failure> {
@@ -69,15 +78,43 @@ pub(super) fn deb(dist: &mut Dist, package: &Path, tree: &Path) -> Result<(), Fa
     if names(&root)? != names(tree)? {
         return Err("the package installs unexpected files".into());
     }
-    let program = root.join("usr/bin/ai-agent");
-    let home = root.join("home");
-    fs::create_dir_all(home.join(".claude/projects/p"))?;
-    fs::write(home.join(".claude/projects/p/s.jsonl"), "{\"type\":\"user\"}\n")?;
-    let mut try_out = Command::new(&program);
-    sh::succeed(try_out.args(["run", "--test"]).env_clear().env("HOME", &home))?;
-    dpkg(&["--purge"], Path::new("ai-agent"))?;
+    try_out(&root)?;
+    dpkg(&["--purge"], Path::new(name))?;
     match names(&root)?.as_slice() {
         [] => Ok(()),
         left => Err(format!("the package leaves {left:?} behind").into()),
     }
+}
+
+/// Lets the installed agent read a session.
+pub(super) fn agent(root: &Path) -> Result<(), Failure> {
+    let home = root.join("home");
+    fs::create_dir_all(home.join(".claude/projects/p"))?;
+    fs::write(home.join(".claude/projects/p/s.jsonl"), "{\"type\":\"user\"}\n")?;
+    let mut try_out = Command::new(root.join("usr/bin/ai-agent"));
+    sh::succeed(try_out.args(["run", "--test"]).env_clear().env("HOME", &home))
+}
+
+/// Lets the installed receiver check its configuration, and the system the unit. The package must have made
+/// the user of the unit.
+pub(super) fn receiver(root: &Path) -> Result<(), Failure> {
+    let users = fs::read_to_string(root.join("etc/passwd"))?;
+    if !users.lines().any(|user| user.starts_with("siem-server:")) {
+        return Err("the package has not made the user `siem-server`".into());
+    }
+    let program = root.join("usr/bin/siem-server");
+    let mut check = Command::new(&program);
+    check.args(["config", "check", "--config"]);
+    check.arg(root.join("usr/share/doc/siem-server/examples/config.toml")).env_clear();
+    let secrets = ["CLAUDE_SIEM_TOKEN", "CLAUDE_SIEM_HMAC_SECRET"];
+    sh::succeed(check.envs(secrets.map(|name| (name, "0123456789abcdef0123456789abcdef"))))?;
+    let unit = fs::read_to_string(root.join("usr/lib/systemd/system/siem-server.service"))?;
+    // `verify` requires the program to exist.
+    let unit = unit.replace("/usr/bin/siem-server", &program.display().to_string());
+    let file = root.join("siem-server.service");
+    fs::write(&file, unit)?;
+    if sh::has_program("systemd-analyze") {
+        sh::succeed(Command::new("systemd-analyze").args(["verify", "--man=no"]).arg(file))?;
+    }
+    Ok(())
 }

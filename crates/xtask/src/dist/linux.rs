@@ -21,6 +21,8 @@ pub(crate) const TARGET: &str = if cfg!(target_arch = "aarch64") {
 /// larger. Below 90, SHA-256 is compiled to calls and catching up takes 18 % more CPU.
 const FLAGS: &str = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs \
     -C llvm-args=-inline-threshold=100 -C llvm-args=-inlinehint-threshold=60";
+/// Flags of the compiler for the receiver, whose size does not matter.
+const RECEIVER_FLAGS: &str = "-C target-feature=+crt-static";
 /// Flags of the C compiler: the strategies of zstd for levels above 3, which are not used.
 const C_FLAGS: &str = "-DZSTD_EXCLUDE_GREEDY_BLOCK_COMPRESSOR \
     -DZSTD_EXCLUDE_LAZY_BLOCK_COMPRESSOR -DZSTD_EXCLUDE_LAZY2_BLOCK_COMPRESSOR \
@@ -35,6 +37,14 @@ pub(crate) fn program() -> Result<PathBuf, Failure> {
     build.args(["--target", TARGET]).env("RUSTFLAGS", FLAGS).env("CFLAGS", C_FLAGS);
     sh::succeed(&mut build)?;
     Ok(sh::target_directory()?.join(TARGET).join("release/ai-agent"))
+}
+
+/// Builds the static program of the receiver.
+pub(super) fn receiver() -> Result<PathBuf, Failure> {
+    let mut build = sh::cargo(["build", "--release", "--package", "siem-server"]);
+    build.args(["--bin", "siem-server", "--target", TARGET]).env("RUSTFLAGS", RECEIVER_FLAGS);
+    sh::succeed(&mut build)?;
+    Ok(sh::target_directory()?.join(TARGET).join("release/siem-server"))
 }
 
 /// Fails if the program is larger than [`MAX_BYTES`].
@@ -67,8 +77,8 @@ pub(super) fn build(dist: &mut Dist, manual: &Path) -> Result<(), Failure> {
     if sh::has_program("dpkg-deb") {
         println!("── .deb");
         let deb = dist.file(&format!("ai-agent_{version}_{}.deb", package::DEBIAN));
-        package::deb(&tree, &dist.parts, &version, &deb)?;
-        check::deb(dist, &deb, &tree)?;
+        package::deb(&package::AGENT, &tree, &dist.parts, &version, &deb)?;
+        check::deb(dist, package::AGENT.name, &deb, &tree, check::agent)?;
     } else {
         dist.skip(".deb", "dpkg-deb is not installed");
     }

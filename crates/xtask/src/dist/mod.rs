@@ -5,6 +5,7 @@ pub(crate) mod linux;
 mod macos;
 mod manual;
 mod package;
+mod receiver;
 mod sbom;
 mod sums;
 mod windows;
@@ -21,7 +22,7 @@ use serde::Deserialize;
 use crate::{Failure, sh};
 
 /// Build the release files below `target/dist`: a static Linux program, `.deb` and `.rpm` with the
-/// user unit, the Windows program as a zip, man pages, completions, samples for an MDM, an SBOM,
+/// user unit, the receiver and its `.deb`, the Windows program as a zip, man pages, completions, samples for an MDM, an SBOM,
 /// and checksums. Prints the parts that could not be built here.
 #[derive(Args)]
 pub(crate) struct Arguments {
@@ -68,7 +69,10 @@ impl Arguments {
         let manual = dist.parts.join("manual");
         manual::write(&manual)?;
         match env::consts::OS {
-            "linux" => linux::build(&mut dist, &manual)?,
+            "linux" => {
+                linux::build(&mut dist, &manual)?;
+                receiver::build(&mut dist)?;
+            }
             "macos" => macos::build(&mut dist)?,
             _ => {}
         }

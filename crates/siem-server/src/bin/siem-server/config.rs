@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
-use siem_server::config::{ConfigProblem, Inputs, Loaded, load};
+use siem_server::{
+    config::{ConfigProblem, Inputs, Loaded, load, load_valid_values},
+    run::Process,
+};
 
 use crate::{failure::Failure, managed, output};
 
@@ -73,6 +76,27 @@ impl ConfigSource {
 
     /// Reads all layers.
     pub(crate) fn load(&self) -> Result<Loaded, Vec<ConfigProblem>> {
+        load(&self.inputs())
+    }
+
+    /// Reads all layers, and the secrets and certificates that they name.
+    pub(crate) fn prepare(&self) -> Result<(Loaded, Process), Vec<ConfigProblem>> {
+        let (loaded, mut problems) = load_valid_values(&self.inputs());
+        let Some(loaded) = loaded else { return Err(problems) };
+        match Process::prepare(&loaded) {
+            Ok(process) if problems.is_empty() => return Ok((loaded, process)),
+            Ok(_) => {}
+            // A value that was left out because of a problem is missing here.
+            Err(found) => {
+                let is_new = |it: &ConfigProblem| problems.iter().all(|known| known.key != it.key);
+                let found: Vec<_> = found.into_iter().filter(is_new).collect();
+                problems.extend(found);
+            }
+        }
+        Err(problems)
+    }
+
+    fn inputs(&self) -> Inputs {
         let named =
             [("--listen", "http.listen", &self.listen), ("--data", "store.directory", &self.data)];
         let named = named.into_iter().filter_map(|(argument, key, value)| {
@@ -83,12 +107,12 @@ impl ConfigSource {
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         });
-        load(&Inputs {
+        Inputs {
             file: Some(self.config.clone().unwrap_or_else(|| DEFAULT_FILE.into())),
             is_file_optional: self.config.is_none(),
             variables: variables.collect(),
             arguments: named.chain(set).collect(),
-        })
+        }
     }
 }
 
@@ -102,7 +126,8 @@ impl Command {
     }
 }
 
-/// Report all problems of the configuration and of the managed configurations
+/// Report all problems of the configuration, of the secrets and certificates that it names, and of the
+/// managed configurations
 ///
 /// The exit code is 0 if there is no error, 1 if there is one, and 2 for wrong arguments. What managed
 /// configurations set is checked by `ai-agent config check FILE`.
@@ -120,9 +145,10 @@ pub(crate) struct Check {
 
 impl Check {
     fn execute(self) -> Result<(), Failure> {
-        let (problems, managed) = match self.source.load() {
-            Ok(loaded) => (Vec::new(), managed::problems(managed::options(&loaded.settings))),
-            Err(problems) => (problems, Vec::new()),
+        let problems = self.source.prepare().err().unwrap_or_default();
+        let managed = match self.source.load() {
+            Ok(loaded) => managed::problems(managed::options(&loaded.settings)),
+            Err(_) => Vec::new(),
         };
         let fails = |it: &&managed::Problem| self.strict || it.severity == managed::Severity::Error;
         let failures = problems.len() + managed.iter().filter(fails).count();

@@ -1,6 +1,7 @@
-//! Administration of a receiver: its configuration and keys, the devices that it knows, its tokens, and
+//! A receiver, and its administration: its configuration and keys, the devices that it knows, its tokens, and
 //! views of what it holds.
 
+mod as_owner;
 mod backup;
 mod config;
 mod devices;
@@ -8,10 +9,12 @@ mod entries;
 mod failure;
 mod fleet;
 mod fleet_http;
+mod health;
 mod keys;
 mod line;
 mod managed;
 mod output;
+mod serve;
 mod tokens;
 
 use std::{
@@ -28,9 +31,9 @@ use siem_server::{
     trust::{Registry, RegistryOptions},
 };
 
-/// Administer a receiver of session records: its keys, devices and tokens
+/// Receive session records from ai-agent, and administer the receiver: its keys, devices and tokens
 ///
-/// The commands work on the data directory of a receiver, also while it runs: it notices changes
+/// The other commands work on the data directory of a receiver, also while it runs: it notices changes
 /// with the next request.
 #[derive(Parser)]
 #[command(name = "siem-server", version, arg_required_else_help = true)]
@@ -41,6 +44,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Serve(serve::Serve),
+    Health(health::Health),
     /// Check and show the configuration, and manage those that agents receive
     #[command(subcommand)]
     Config(config::Command),
@@ -90,6 +95,9 @@ impl Data {
 
     /// Opens the registry, in a new data directory if there is none.
     fn open_or_create(&self) -> Result<Registry, Failure> {
+        if let Ok(found) = std::fs::metadata(&self.directory) {
+            as_owner::continue_as_owner(&found)?;
+        }
         // An unconfirmed key is called as the server and the agents call it.
         let format = DataFormat::read(&self.directory).map_err(Failure::failed)?;
         let level = format.and_then(|format| format.level()).unwrap_or(TrustLevel::Shared);
@@ -126,8 +134,13 @@ fn random() -> Result<[u8; 32], Failure> {
 }
 
 fn main() -> ExitCode {
-    tracing_subscriber::fmt().with_writer(io::stderr).without_time().init();
-    let result = match Arguments::parse().command {
+    let command = Arguments::parse().command;
+    if !matches!(command, Command::Serve(_)) {
+        tracing_subscriber::fmt().with_writer(io::stderr).without_time().init();
+    }
+    let result = match command {
+        Command::Serve(serve) => serve.execute(),
+        Command::Health(health) => health.execute(),
         Command::Config(command) => command.execute(),
         Command::Keys(command) => command.execute(),
         Command::Devices(command) => command.execute(),

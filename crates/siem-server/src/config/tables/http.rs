@@ -9,7 +9,7 @@ use super::{
     super::{ByteSize, TimeSpan},
     Findings, TlsTable,
 };
-use crate::proxies::Network;
+use crate::proxies::{ForwardedHeader, Network};
 
 /// Listener for agents.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -35,18 +35,6 @@ pub struct HttpTable {
     pub write_timeout: TimeSpan,
     /// Size of the headers of a request; 8 KiB to 1 MiB.
     pub header_size: ByteSize,
-}
-
-/// Header in which a proxy names the client. A proxy replaces or extends only one of the two, and passes
-/// the other one as the client has sent it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum ForwardedHeader {
-    /// `X-Forwarded-For`, of most proxies.
-    #[default]
-    XForwardedFor,
-    /// `Forwarded` of RFC 7239.
-    Forwarded,
 }
 
 impl HttpTable {

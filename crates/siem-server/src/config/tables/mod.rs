@@ -13,7 +13,7 @@ mod tls;
 mod trust;
 
 pub use fleet::FleetTable;
-pub use http::{ForwardedHeader, HttpTable};
+pub use http::HttpTable;
 pub use limits::LimitsTable;
 pub use log::{LogFormat, LogTable};
 pub use managed::ManagedTable;

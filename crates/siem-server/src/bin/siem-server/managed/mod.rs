@@ -47,10 +47,7 @@ impl Command {
 
 /// Returns the places of the managed configurations.
 pub(crate) fn options(settings: &Settings) -> FolderOptions {
-    let mut options = FolderOptions::of_data(&settings.store.directory);
-    options.folder = settings.managed.folder.clone().or(options.folder);
-    options.fallback = settings.managed.config_file.clone().or(options.fallback);
-    options
+    siem_server::run::managed_configurations(settings)
 }
 
 /// Returns all problems of the managed configurations at these places.

@@ -1,0 +1,376 @@
+//! TLS of the listener for agents. Certificates are replaced while the receiver runs.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::Duration,
+};
+
+use rustls::{
+    RootCertStore, ServerConfig,
+    crypto::aws_lc_rs,
+    pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject as _},
+    server::{VerifierBuilderError, WebPkiClientVerifier},
+};
+use siem_protocol::Digest;
+use tokio_rustls::TlsAcceptor;
+use zeroize::Zeroizing;
+
+use crate::{regular_file::read_regular_file, secret_file::is_open_to_others};
+
+/// Largest file with certificates or a key, in bytes.
+const MAX_FILE_BYTES: u64 = 4 << 20;
+/// Time between two checks of the files for changes.
+const POLL: Duration = Duration::from_secs(5);
+
+/// Files with certificates and their key, in PEM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificate, with its intermediate certificates.
+    pub certificate: PathBuf,
+    /// Private key of the certificate.
+    pub key: PathBuf,
+    /// Authorities, one of which must have issued the certificate of a client.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// Reason why a set of certificates cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TlsError {
+    /// A file cannot be read.
+    #[error("cannot read `{}`", .path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Reason given by the system.
+        #[source]
+        source: io::Error,
+    },
+    /// The key file can be read by all users.
+    #[error("`{}` with the private key is readable by everyone; chmod it to 600", .0.display())]
+    Open(PathBuf),
+    /// A file is not PEM, or has nothing of the expected kind.
+    #[error("`{}` has no {expected} in PEM", .path.display())]
+    Pem {
+        /// The file.
+        path: PathBuf,
+        /// Expected kind of object.
+        expected: &'static str,
+        /// Reason.
+        #[source]
+        source: pem::Error,
+    },
+    /// The certificate cannot be used, or the key belongs to another certificate.
+    #[error("cannot use the certificate `{}` with the key `{}`", .certificate.display(), .key.display())]
+    Pair {
+        /// Certificate.
+        certificate: PathBuf,
+        /// Key.
+        key: PathBuf,
+        /// Reason.
+        #[source]
+        source: rustls::Error,
+    },
+    /// An authority cannot be used.
+    #[error("cannot use the authorities in `{}`", .path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// Reason.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl TlsError {
+    /// Returns the name of the option that names the file.
+    #[must_use]
+    pub fn option(&self, files: &TlsFiles) -> &'static str {
+        let of = |path: &Path| match path {
+            path if path == files.certificate => "certificate",
+            path if path == files.key => "key",
+            _ => "client_ca",
+        };
+        match self {
+            Self::Read { path, .. } | Self::Pem { path, .. } => of(path),
+            Self::Open(_) => "key",
+            Self::Pair { .. } => "certificate",
+            Self::Authority { .. } => "client_ca",
+        }
+    }
+}
+
+/// TLS with certificates that can be replaced.
+#[derive(Debug)]
+pub struct ServerTls {
+    files: TlsFiles,
+    current: RwLock<Arc<ServerConfig>>,
+    seen: Mutex<Seen>,
+}
+
+/// Contents of the files.
+#[derive(Debug)]
+struct Seen {
+    /// Digest of those that were tried last.
+    tried: Option<Digest>,
+    /// Digest at the last check, if it differs from that: they may still be changing.
+    changing: Option<Digest>,
+}
+
+impl ServerTls {
+    /// Reads the files.
+    ///
+    /// # Errors
+    /// [`TlsError`] if they cannot be used.
+    pub fn open(files: TlsFiles) -> Result<Arc<Self>, TlsError> {
+        let contents = Contents::read(&files)?;
+        let current = RwLock::new(contents.config(&files)?);
+        let seen = Mutex::new(Seen { tried: Some(contents.digest()), changing: None });
+        Ok(Arc::new(Self { files, current, seen }))
+    }
+
+    /// Reads the files again. New connections use what they contain.
+    ///
+    /// # Errors
+    /// [`TlsError`] if they cannot be used: new connections use the certificates before.
+    pub fn reload(&self) -> Result<(), TlsError> {
+        let contents = Contents::read(&self.files)?;
+        let mut seen = self.seen();
+        (seen.tried, seen.changing) = (Some(contents.digest()), None);
+        self.replace(&contents)
+    }
+
+    /// Reads the files again if they have changed since the last attempt, and not since the last call: they
+    /// are not replaced in one step. Returns `None` if there is nothing to do.
+    fn reload_changed(&self) -> Option<Result<(), TlsError>> {
+        // A file may be absent for a moment while it is replaced.
+        let read = Contents::read(&self.files);
+        let digest = read.as_ref().ok().map(Contents::digest);
+        let mut seen = self.seen();
+        if digest == seen.tried {
+            seen.changing = None;
+            return None;
+        }
+        if digest.is_some() && seen.changing != digest {
+            seen.changing = digest;
+            return None;
+        }
+        (seen.tried, seen.changing) = (digest, None);
+        Some(read.and_then(|contents| self.replace(&contents)))
+    }
+
+    fn replace(&self, contents: &Contents) -> Result<(), TlsError> {
+        let config = contents.config(&self.files)?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = config;
+        Ok(())
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns what accepts connections with the current certificates.
+    pub(crate) fn acceptor(&self) -> TlsAcceptor {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone().into()
+    }
+
+    /// Reads the files again whenever they change, until it is dropped.
+    pub(crate) async fn follow(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(POLL).await;
+            let this = self.clone();
+            let reload = tokio::task::spawn_blocking(move || this.reload_changed());
+            if let Ok(Some(result)) = reload.await {
+                log_reload(result);
+            }
+        }
+    }
+}
+
+/// Logs the result of a reload.
+pub(crate) fn log_reload(result: Result<(), TlsError>) {
+    match result {
+        Ok(()) => tracing::info!(code = "tls_reloaded", "certificates were replaced"),
+        Err(error) => {
+            let error = crate::run::causes(&error);
+            tracing::error!(
+                code = "tls_reload_failed",
+                error,
+                "cannot use the new certificates: the ones before stay in use"
+            );
+        }
+    }
+}
+
+/// Contents of all files.
+struct Contents {
+    certificate: Vec<u8>,
+    key: Zeroizing<Vec<u8>>,
+    client_ca: Option<(PathBuf, Vec<u8>)>,
+}
+
+impl Contents {
+    fn read(files: &TlsFiles) -> Result<Self, TlsError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            |source| TlsError::Read { path, source }
+        };
+        let read = |path: &Path| read_regular_file(path, MAX_FILE_BYTES).map_err(failed(path));
+        if is_open_to_others(&fs::metadata(&files.key).map_err(failed(&files.key))?) {
+            return Err(TlsError::Open(files.key.clone()));
+        }
+        let client_ca = files.client_ca.as_ref();
+        let client_ca = client_ca.map(|path| Ok((path.clone(), read(path)?))).transpose()?;
+        let (certificate, key) = (read(&files.certificate)?, read(&files.key)?.into());
+        Ok(Self { certificate, key, client_ca })
+    }
+
+    fn digest(&self) -> Digest {
+        let client_ca = self.client_ca.as_ref().map(|(_, bytes)| Digest::of(bytes));
+        let digests = [Some(Digest::of(&self.certificate)), Some(Digest::of(&self.key)), client_ca];
+        Digest::of(format!("{digests:?}").as_bytes())
+    }
+
+    fn config(&self, files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
+        let TlsFiles { certificate, key, .. } = files;
+        let provider = Arc::new(aws_lc_rs::default_provider());
+        let pair =
+            |source| TlsError::Pair { certificate: certificate.clone(), key: key.clone(), source };
+        let builder = ServerConfig::builder_with_provider(provider.clone())
+            .with_safe_default_protocol_versions()
+            .map_err(pair)?;
+        let builder = match &self.client_ca {
+            None => builder.with_no_client_auth(),
+            Some((path, bytes)) => {
+                let roots = Arc::new(authorities(path, bytes)?);
+                let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider);
+                let failed = |source: VerifierBuilderError| TlsError::Authority {
+                    path: path.clone(),
+                    source: source.into(),
+                };
+                builder.with_client_cert_verifier(verifier.build().map_err(failed)?)
+            }
+        };
+        let chain = certificates(certificate, &self.certificate)?;
+        let private = PrivateKeyDer::from_pem_slice(&self.key).map_err(|source| TlsError::Pem {
+            path: key.clone(),
+            expected: "private key",
+            source,
+        })?;
+        let mut config = builder.with_single_cert(chain, private).map_err(pair)?;
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(Arc::new(config))
+    }
+}
+
+fn authorities(path: &Path, bytes: &[u8]) -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path, bytes)? {
+        roots.add(authority).map_err(|source| TlsError::Authority {
+            path: path.to_owned(),
+            source: source.into(),
+        })?;
+    }
+    Ok(roots)
+}
+
+/// Returns the certificates in a file, at least one.
+fn certificates(path: &Path, bytes: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let failed = |source| TlsError::Pem { path: path.to_owned(), expected: "certificate", source };
+    let found: Vec<_> =
+        CertificateDer::pem_slice_iter(bytes).collect::<Result<_, _>>().map_err(failed)?;
+    if found.is_empty() { Err(failed(pem::Error::NoItemsFound)) } else { Ok(found) }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{CertificateParams, KeyPair};
+
+    use super::*;
+
+    /// Files in a directory, as an operator has them.
+    struct Installed(tempfile::TempDir);
+
+    impl Installed {
+        fn files(&self) -> TlsFiles {
+            let path = |name: &str| self.0.path().join(name);
+            TlsFiles { certificate: path("tls.crt"), key: path("tls.key"), client_ca: None }
+        }
+
+        fn write(&self, certificate: &str, key: &str) {
+            let files = self.files();
+            fs::write(&files.certificate, certificate).unwrap();
+            fs::write(&files.key, key).unwrap();
+            #[cfg(unix)]
+            {
+                use std::os::unix::fs::PermissionsExt as _;
+                fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600)).unwrap();
+            }
+        }
+    }
+
+    fn pair() -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    }
+
+    fn current(tls: &ServerTls) -> *const ServerConfig {
+        Arc::as_ptr(&tls.current.read().unwrap())
+    }
+
+    #[test]
+    fn changed_files_are_used_when_they_no_longer_change() {
+        let installed = Installed(tempfile::tempdir().unwrap());
+        let (certificate, key) = pair();
+        installed.write(&certificate, &key);
+        let tls = ServerTls::open(installed.files()).unwrap();
+        let first = current(&tls);
+        assert!(tls.reload_changed().is_none());
+        let (certificate, key) = pair();
+        fs::write(installed.files().certificate, &certificate).unwrap();
+        assert!(tls.reload_changed().is_none(), "the key may follow");
+        installed.write(&certificate, &key);
+        assert!(tls.reload_changed().is_none());
+        assert_eq!(current(&tls), first);
+        assert!(tls.reload_changed().unwrap().is_ok());
+        assert_ne!(current(&tls), first);
+        assert!(tls.reload_changed().is_none());
+    }
+
+    #[test]
+    fn unusable_files_are_reported_once_and_change_nothing() {
+        let installed = Installed(tempfile::tempdir().unwrap());
+        let (certificate, key) = pair();
+        installed.write(&certificate, &key);
+        let tls = ServerTls::open(installed.files()).unwrap();
+        let first = current(&tls);
+        installed.write(&pair().0, &key);
+        assert!(matches!(tls.reload(), Err(TlsError::Pair { .. })));
+        assert!(tls.reload_changed().is_none(), "the reload has reported it");
+        installed.write("no certificate", &key);
+        tls.reload_changed();
+        assert!(matches!(tls.reload_changed(), Some(Err(TlsError::Pem { .. }))));
+        assert!(tls.reload_changed().is_none());
+        fs::remove_file(installed.files().certificate).unwrap();
+        assert!(matches!(tls.reload_changed(), Some(Err(TlsError::Read { .. }))));
+        assert!(tls.reload_changed().is_none());
+        assert_eq!(current(&tls), first);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn key_that_others_can_read_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let installed = Installed(tempfile::tempdir().unwrap());
+        let (certificate, key) = pair();
+        installed.write(&certificate, &key);
+        let files = installed.files();
+        fs::set_permissions(&files.key, fs::Permissions::from_mode(0o644)).unwrap();
+        let error = ServerTls::open(files.clone()).unwrap_err();
+        assert!(matches!(error, TlsError::Open(_)));
+        assert_eq!(error.option(&files), "key");
+    }
+}
