@@ -26,8 +26,8 @@ use siem_protocol::names::content_type;
 const CACHED: Duration = Duration::from_secs(1);
 /// Time after which a disk counts as one that does not answer.
 const DISK_TIMEOUT: Duration = Duration::from_secs(3);
-/// File that is written to check the disk.
-const PROBE_FILE: &str = "ready.tmp";
+/// File that is written to check the disk. Backups leave out what has this ending.
+const PROBE_FILE: &str = "ready.new";
 
 /// State of a receiver: draining or not, and the state of its disk.
 #[derive(Debug)]
