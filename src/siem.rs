@@ -349,7 +349,7 @@ impl Connection {
             // user who is in none.
             let groups = tokio::task::spawn_blocking(user_groups);
             let groups = tokio::time::timeout(timeout, groups).await;
-            if let Ok(Ok(groups)) = groups {
+            if let Ok(Ok(Ok(groups))) = groups {
                 request = request.header(siem::GROUPS, Identity::groups_header(&groups));
             }
         }
