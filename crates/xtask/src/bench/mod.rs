@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: the agent and its peers on the same data, alternately, as one table.
 
 mod data;
+mod fleet;
 mod growth;
 mod hooks;
 mod receiver;
@@ -38,9 +39,13 @@ pub(crate) struct Arguments {
     /// binary is too large
     #[arg(long, conflicts_with_all = ["quick", "full"])]
     sinks: bool,
+    /// Only the receiver with a large fleet: start, memory and `/stats` as machines, epochs and gaps
+    /// grow, and 2,000 agents at once. Fails if a target is missed or a figure grows faster than the data
+    #[arg(long, conflicts_with_all = ["quick", "full", "sinks"])]
+    receiver: bool,
     /// Only the receiver: its throughput beside that of FILE, another build of `demo-server`, on
     /// 530 MB, alternating, and the CPU time that seals cost. Fails below 0.97 of it, or above 0.2 ms a batch
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["quick", "full", "sinks"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["quick", "full", "sinks", "receiver"])]
     receiver_against: Option<PathBuf>,
 }
 
@@ -72,6 +77,9 @@ pub(super) struct Measured {
 
 impl Arguments {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        if self.receiver {
+            return measure_fleet();
+        }
         let shared = shared::find()?.join("bench");
         if !sh::has_program("python3") {
             return Err("the runner needs python3, which is not installed".into());
@@ -141,6 +149,16 @@ impl Arguments {
         measured.receiver = receiver::measure(&medium)?;
         Ok(measured)
     }
+}
+
+/// Measures the receiver with a large fleet, and prints and stores the table.
+fn measure_fleet() -> Result<ExitCode, Failure> {
+    let bench = sh::target_directory()?.join("bench");
+    fs::create_dir_all(&bench)?;
+    let fleet = fleet::measure(&bench)?;
+    println!("\n{}", fleet.table());
+    fs::write(bench.join("fleet.json"), serde_json::to_vec_pretty(&fleet)?)?;
+    Ok(if fleet.is_missed() { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Measures the sinks, and prints and stores the table. A missed target is only a figure.

@@ -124,6 +124,18 @@ pub(super) fn seal_cost(data: &Tree) -> Result<f64, Failure> {
     Ok((sealed - plain) * 1000.0)
 }
 
+/// Returns the 99th percentile of the response times of 2,000 agents, in milliseconds. `data` is the
+/// directory of the server.
+pub(super) fn fleet_p99(tool: &Path, data: &Path) -> Result<f64, Failure> {
+    let mut command = Command::new("taskset");
+    command.args(["-c", "1"]).arg(tool).args(["--core", "0", "--seconds", "20", "--data"]);
+    let output = command.arg(data).arg(FLEET).stderr(Stdio::inherit()).output()?;
+    if !output.status.success() {
+        return Err(format!("the load tool exited with {}", output.status).into());
+    }
+    figure(&serde_json::from_slice(&output.stdout)?, "p99_ms")
+}
+
 fn figure(run: &Map<String, Value>, name: &str) -> Result<f64, Failure> {
     let figure = run.get(name).and_then(Value::as_f64);
     figure.ok_or_else(|| format!("the load tool names no `{name}`").into())
