@@ -15,9 +15,10 @@ use crate::{Failure, sh};
 
 /// Number of machines of the targets.
 const MACHINES: u64 = 20_000;
-/// Sizes that are measured: machines, epochs of each, gaps of each epoch. Each axis ends with twice the
-/// size before.
-const SIZES: [(&str, [(u64, u64, u64); 3]); 3] = [
+/// Number of machines, of epochs of each, and of gaps in each epoch.
+type Size = (u64, u64, u64);
+/// Sizes that are measured. On each axis one is twice the one before.
+const SIZES: [(&str, [Size; 3]); 3] = [
     ("machines", [(5000, 1, 0), (10_000, 1, 0), (MACHINES, 1, 0)]),
     ("epochs", [(1000, 5, 0), (1000, 10, 0), (1000, 20, 0)]),
     ("gaps", [(1000, 1, 25), (1000, 1, 50), (1000, 1, 100)]),
