@@ -1,4 +1,4 @@
-//! Files of managed configurations, read when they change. A file that is broken never takes away
+//! Files of managed configurations, read when they change. A broken file never removes
 //! the content that was served before.
 
 use std::{
@@ -87,6 +87,12 @@ pub struct FileSet {
 }
 
 impl FileSet {
+    /// Reports whether there is nothing to serve, and nothing to report.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty() && self.problems.is_empty()
+    }
+
     /// Reports whether the choice among the files can depend on the groups of a user.
     #[must_use]
     pub fn uses_groups(&self) -> bool {
@@ -301,7 +307,7 @@ impl ConfigFolder {
             return CachedFile::default();
         }
         let (read, mut problems) = file::read(path, name, is_fallback, keys);
-        // Nobody new gets a configuration whose roll-out is not known.
+        // No further device gets a configuration whose roll-out is not known.
         let rollout = file::read_rollout(path, name).unwrap_or_else(|problem| {
             problems.push(problem);
             Some(Rollout::new(0))

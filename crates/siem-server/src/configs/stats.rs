@@ -155,7 +155,7 @@ impl ConfigStats {
     /// Compares the configurations with the answers of all devices. Returns `None` without files.
     #[must_use]
     pub fn of(set: &FileSet, devices: &[DeviceConfig], halted: &[Digest]) -> Option<Self> {
-        if set.files.is_empty() && set.problems.is_empty() {
+        if set.is_empty() {
             return None;
         }
         let mut stats = Self {

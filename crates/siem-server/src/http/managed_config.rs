@@ -233,7 +233,7 @@ pub(super) async fn stats(shared: &Arc<Shared>) -> Option<ConfigStats> {
     let shared = shared.clone();
     let reading = tokio::task::spawn_blocking(move || {
         let set = shared.configs.current();
-        let registry = shared.registry.as_ref()?;
+        let registry = shared.registry.as_ref().filter(|_| !set.is_empty())?;
         ConfigStats::of(&set, &registry.device_configs(), &registry.halted_rollouts())
     });
     reading.await.ok().flatten()

@@ -64,7 +64,7 @@ async fn minisig_beside_the_config_is_a_header() {
         "dW50cnVzdGVkIGNvbW1lbnQ6IGMKUlVRPQo="
     );
     assert_eq!(response.text().await.unwrap(), BODY);
-    // A file that cannot be a signature does not take away the one before.
+    // A file that cannot be a signature does not remove the one before.
     std::fs::write(&minisig, "x".repeat(5000)).unwrap();
     let response = get(&server, "/config").send().await.unwrap();
     assert_eq!(response.status(), 200);
