@@ -53,6 +53,16 @@ fn wrong_figure_is_named_when_nothing_is_missing() {
     assert_eq!(compared(&store).difference, Difference::None);
 }
 
+/// Sums of bytes stay at the maximum: compared with one of before, they looked like bytes too many.
+#[test]
+fn sum_that_has_reached_the_maximum_is_not_compared() {
+    let counts = |record_bytes| Counts { records: 3, record_bytes, ..Counts::default() };
+    let base = Counts { record_bytes: 1 << 63, ..Counts::default() };
+    let wrong = |bytes| wrong(&counts(bytes), &base, &counts(bytes), 0);
+    assert_eq!(wrong(u64::MAX), []);
+    assert_eq!(wrong(u64::MAX - 1), [Figure::RecordBytes]);
+}
+
 #[test]
 fn gaps_explain_exactly_their_number_of_entries() {
     let outbox = outbox(3);
