@@ -32,7 +32,7 @@ pub struct VerifyResources {
     /// Returns true if the machine runs on battery: nothing is verified then. May take some
     /// milliseconds.
     pub is_on_battery: Arc<dyn Fn() -> bool + Send + Sync>,
-    /// Returns the processor's time that the current thread has used.
+    /// Returns the processor's time that was used, helper threads that open files included.
     pub cpu_time: Arc<dyn Fn() -> Duration + Send + Sync>,
 }
 

@@ -170,7 +170,7 @@ fn verification(context: &AgentContext) -> VerifyResources {
     let power = Arc::clone(&context.power);
     VerifyResources {
         is_on_battery: Arc::new(move || power.is_on_battery()),
-        cpu_time: Arc::new(cpu_time::of_thread),
+        cpu_time: Arc::new(cpu_time::of_process),
     }
 }
 

@@ -339,18 +339,19 @@ fn altered_lines_wait_for_room_as_a_backlog_does() {
     assert!(!got.is_empty());
 }
 
-/// Pauses are a multiple of what a burst has really cost this thread: 0.02 % of a core over a pass.
+/// Pauses are a multiple of what a burst has really cost, with the threads that open the files: 0.02 % of a
+/// core over a pass. Those threads were not counted, and many small files took twice as much.
 #[test]
 fn pass_over_many_bytes_stays_within_the_real_budget() {
     let mut tail = VerifiedTail::new();
     let resources = VerifyResources {
         is_on_battery: Arc::new(|| false),
-        cpu_time: Arc::new(cpu_time::of_thread),
+        cpu_time: Arc::new(cpu_time::of_process),
     };
     tail.world.tail.verifier = Some(Verifier::new(resources));
     let mut total = 0;
-    for n in 0..20 {
-        let bytes = content(300_000 + n);
+    for n in 0..400 {
+        let bytes = content(15_000 + n);
         total += bytes.len();
         tail.world.write(&format!("{n}.jsonl"), bytes);
     }
@@ -364,14 +365,14 @@ fn pass_over_many_bytes_stays_within_the_real_budget() {
     let (mut spent, mut elapsed) = (Duration::ZERO, Duration::ZERO);
     let before = tail.survey().verified_at;
     while tail.survey().verified_at == before {
-        let started = cpu_time::of_thread();
+        let started = cpu_time::of_process();
         tail.verify(store);
-        spent += cpu_time::of_thread() - started;
+        spent += cpu_time::of_process() - started;
         let pause = tail.until_verification().unwrap();
         clock.advance(pause);
         elapsed += pause;
     }
-    assert!(store.events.is_empty() && total > 6_000_000);
+    assert!(store.events.is_empty() && total > 5_000_000);
     // What a call costs beside its burst is not counted.
     assert!(spent <= elapsed / 5000 * 11 / 10, "{spent:?} of {elapsed:?}");
 }
