@@ -10,8 +10,8 @@ use std::{
 };
 
 /// Programs that CI must have: there a test that needs one fails without it.
-const EXPECTED_IN_CI: [&str; 8] =
-    ["jq", "minisign", "npm", "python3", "tmux", "strace", "systemctl", "rsyslogd"];
+const EXPECTED_IN_CI: [&str; 9] =
+    ["jq", "minisign", "npm", "promtool", "python3", "tmux", "strace", "systemctl", "rsyslogd"];
 const VARIABLES: [&str; 9] = [
     "AI_AGENT_RELEASE_0_1",
     "AI_AGENT_SERVERS",
@@ -65,6 +65,11 @@ fn main() {
         ),
         ("strace", "strace", program("strace")),
         ("minisign", "minisign, which `cargo xtask test` installs", program("minisign")),
+        (
+            "promtool",
+            "promtool of Prometheus, which `cargo xtask test` installs",
+            program("promtool"),
+        ),
         ("python3", "python3", program("python3")),
         ("pyyaml", "Python's yaml", succeeds("python3", &["-c", "import yaml"])),
         ("pwsh", "pwsh", program("pwsh")),

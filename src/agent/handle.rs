@@ -6,6 +6,7 @@ use std::{
 };
 
 use serde::{Deserialize, Serialize};
+use siem_protocol::agent_event::ConfigSummary;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::timeout,
@@ -150,6 +151,11 @@ impl AgentHandle {
     /// Configurations in force, tried and refused last.
     pub(crate) fn config_report(&self, now: Timestamp) -> ConfigReport {
         ConfigReport::new(&self.0.config, now)
+    }
+
+    /// Configurations in force, tried and refused last, as in heartbeats.
+    pub(crate) fn config_summary(&self, now: Timestamp) -> ConfigSummary {
+        self.0.config.for_heartbeat(now)
     }
 
     /// Returns the configuration in force, and the context that its stages were built with.

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use metrics_endpoint::MetricsAddress;
+
 use super::error::AgentError;
 use crate::{
     config::LoadedConfig,
@@ -28,6 +30,9 @@ pub(crate) fn enter(paths: &Paths, loaded: &LoadedConfig) -> Result<Sandbox, Age
     }
     // The same holds for the socket.
     dirs.extend(control::prepare_dir(state_dir).ok().flatten());
+    if let Some(MetricsAddress::Unix(socket)) = &loaded.settings.metrics_listen {
+        dirs.extend(socket.parent().map(ToOwned::to_owned));
+    }
     let files = assembly::sink_files(loaded)?;
     let programs: Vec<PathBuf> =
         std::env::current_exe().into_iter().chain([state_dir.join(UPDATES)]).collect();

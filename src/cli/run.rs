@@ -74,6 +74,7 @@ impl Arguments {
     ) -> Result<(), Failure> {
         let settings = &startable.loaded().settings.agent;
         let (state_dir, log_format) = (settings.state_dir.clone(), settings.log_format);
+        let metrics = startable.loaded().settings.metrics_listen.clone();
         // Waits for a command that uses the state directory.
         let acquired = spawn_blocking(move || StateLock::acquire(&state_dir, LockRole::Agent));
         let lock = tokio::select! {
@@ -88,6 +89,7 @@ impl Arguments {
         let handle = agent.handle();
         // Dropped before the lock is released, which guards the socket's file.
         let _server = control::serve(lock.dir(), ControlService::new(handle.clone()));
+        let _metrics = control::serve_metrics(metrics, handle.clone()).await;
         signals.forward_to(handle);
         Ok(agent.run().await?)
     }

@@ -20,11 +20,12 @@ use super::{
 };
 
 /// Sections: tables in the order in which they are shown.
-pub(super) const SECTIONS: [&str; 11] = [
+pub(super) const SECTIONS: [&str; 12] = [
     "locked",
     "agent",
     "shipping",
     "outbox",
+    "metrics",
     "managed",
     "compliance",
     "pipeline",

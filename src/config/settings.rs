@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, path::PathBuf, time::Duration};
 
+use metrics_endpoint::{AddressError, MetricsAddress};
 use schemars::JsonSchema;
 use serde::{Deserialize, de::IgnoredAny};
 use siem_protocol::{
@@ -29,6 +30,8 @@ pub struct Settings {
     pub shipping: ShippingSettings,
     /// Limits of the outbox.
     pub outbox: OutboxSettings,
+    /// Address at which metrics are served; none if they are not.
+    pub metrics_listen: Option<MetricsAddress>,
     /// Stages of the pipeline.
     pub pipeline: PipelineSettings,
     /// Policy on accounts; an absent rule restricts nothing.
@@ -150,6 +153,8 @@ pub(super) struct Tables {
     agent: AgentTable,
     shipping: ShippingTable,
     outbox: OutboxTable,
+    #[serde(default)]
+    metrics: MetricsTable,
     managed: ManagedTable,
     #[serde(default)]
     compliance: ComplianceTable,
@@ -215,6 +220,15 @@ struct OutboxTable {
     max_bytes: Size,
     /// Size at which the oldest dead letters are deleted; at least 1 MiB.
     max_dead_letter_bytes: Size,
+}
+
+/// Metrics for Prometheus.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct MetricsTable {
+    /// Loopback address with a port, or `unix:` and the absolute path of a socket; nothing is served
+    /// without it.
+    listen: Option<String>,
 }
 
 /// Settings that the server may change.
@@ -288,6 +302,7 @@ impl Tables {
             agent: self.agent.settings(paths, merged)?,
             shipping: self.shipping.settings(merged)?,
             outbox: self.outbox.settings(merged)?,
+            metrics_listen: self.metrics.address(merged)?,
             compliance: self.compliance.settings(merged)?,
             require_signature: self.managed.require_signature,
             pipeline,
@@ -418,5 +433,15 @@ impl OutboxTable {
             return Err(merged.value_error("outbox.max_dead_letter_bytes", problem));
         }
         Ok(OutboxSettings { max_bytes: bytes.0, max_dead_letter_bytes: dead.0 })
+    }
+}
+
+impl MetricsTable {
+    fn address(&self, merged: &Merged) -> Result<Option<MetricsAddress>, ConfigError> {
+        let Some(text) = &self.listen else { return Ok(None) };
+        let address = text.parse().map_err(|error: AddressError| {
+            merged.value_error("metrics.listen", format!("is {text:?}, {error}"))
+        });
+        address.map(Some)
     }
 }

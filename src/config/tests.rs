@@ -168,6 +168,7 @@ mod defaults {
             agent,
             shipping,
             outbox,
+            metrics_listen,
             pipeline,
             compliance,
             require_signature,
@@ -175,7 +176,7 @@ mod defaults {
             hash: _,
         } = &loaded.settings;
         assert!(require_signature);
-        assert!(!agent.require_tls && managed_keys.is_empty());
+        assert!(!agent.require_tls && managed_keys.is_empty() && metrics_listen.is_none());
         assert_eq!(*compliance, siem_protocol::managed::Compliance::default());
         assert_eq!(agent.state_dir, machine.path("home/state"));
         assert_eq!(agent.poll_interval.as_secs(), 300);
@@ -200,7 +201,7 @@ mod defaults {
         let schema = serde_json::to_value(schemars::schema_for!(settings::Tables)).unwrap();
         let tables = schema["properties"].as_object().unwrap();
         let mut checked = 0;
-        for table in ["agent", "shipping", "outbox", "managed", "compliance", "pipeline"] {
+        for table in ["agent", "shipping", "outbox", "metrics", "managed", "compliance", "pipeline"] {
             assert!(tables.contains_key(table));
             let start = format!("\n[{table}]\n");
             let text = read_layers::DEFAULTS.split_once(&start).unwrap().1;
@@ -215,7 +216,7 @@ mod defaults {
                 checked += 1;
             }
         }
-        assert_eq!(checked, 25);
+        assert_eq!(checked, 26);
     }
 
     /// A value in a comment must be valid when it is uncommented.

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// Longest time that the outbox and reading may take to report their status.
-const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
+pub(super) const STATUS_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest time that a request waits for a pipeline that is starting: `install` and `start` return
 /// before it runs.
 const START_TIMEOUT: Duration = Duration::from_secs(10);

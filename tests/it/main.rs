@@ -49,6 +49,7 @@ mod managed_config;
 mod managed_config_polling;
 mod masking;
 mod mdm;
+mod metrics;
 mod nul_runs;
 mod odd_lines;
 mod quiet_commands;

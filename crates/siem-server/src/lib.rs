@@ -22,6 +22,7 @@ pub mod ledger;
 mod log;
 mod memory;
 mod notify;
+pub mod metrics;
 mod open_files;
 pub mod proxies;
 mod readiness;

@@ -63,6 +63,11 @@ impl Budget {
         self.total * UNIT
     }
 
+    /// Size of what is reserved, in bytes.
+    pub(crate) fn reserved(&self) -> usize {
+        (self.total - self.semaphore.available_permits().min(self.total)) * UNIT
+    }
+
     #[cfg(test)]
     pub(crate) fn free(&self) -> usize {
         self.semaphore.available_permits() * UNIT

@@ -17,11 +17,21 @@ fn error_names_layer_key_and_accepted_value() {
             "agent.colour = 1",
             "unknown key `agent.colour` in FILE: expected `state_dir`, `poll_interval`, `log_format` or `require_tls`",
         ),
+        (
+            "metrics.listen = \"0.0.0.0:9464\"",
+            "`metrics.listen` in FILE is \"0.0.0.0:9464\", must be a loopback address such as \
+                 `127.0.0.1:9464`: metrics are not served to other machines",
+        ),
+        (
+            "metrics.listen = \"9464\"",
+            "`metrics.listen` in FILE is \"9464\", must be a loopback address such as \
+                 `127.0.0.1:9464`, or `unix:` and an absolute path",
+        ),
         ("[filtr.x]", "unknown key `filtr` in FILE: did you mean `filter`?"),
         (
             "[ignore-types]",
             "unknown key `ignore-types` in FILE: expected `locked`, `agent`, `shipping`, \
-                 `outbox`, `managed`, `compliance`, `pipeline`, `test`, `source`, `filter`, \
+                 `outbox`, `metrics`, `managed`, `compliance`, `pipeline`, `test`, `source`, `filter`, \
                  `enricher` or `sink`",
         ),
         (

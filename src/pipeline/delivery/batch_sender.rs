@@ -275,6 +275,7 @@ impl SinkTask {
             );
         }
         self.set_problem(reason, delay, alarm);
+        self.progress.send_modify(|progress| progress.retries += 1);
         delay
     }
 

@@ -105,6 +105,8 @@ pub struct SinkProgress {
     pub delivered: u64,
     /// Number of entries since the start that count as delivered without proof.
     pub unproven: u64,
+    /// Number of times since the start that sending a batch failed and is tried again.
+    pub retries: u64,
     /// Entries that the receiver refused for good since the start.
     pub refused: RefusedEntries,
     /// Meaning of an acknowledgement; `None` before the task runs.

@@ -19,6 +19,8 @@ pub type TrustReporter = Box<dyn Fn() -> TrustSummary + Send>;
 #[derive(Debug, Default)]
 pub(super) struct HeartbeatTimer {
     due: Duration,
+    /// Uptime at which the last heartbeat was added.
+    added: Option<Duration>,
     /// True if the open group has a heartbeat.
     in_open: bool,
     /// True if the group that is being stored has one.
@@ -28,6 +30,11 @@ pub(super) struct HeartbeatTimer {
 impl HeartbeatTimer {
     pub(super) fn due(&self) -> Duration {
         self.due
+    }
+
+    /// Returns the time since the last heartbeat was added.
+    pub(super) fn age(&self, now: Duration) -> Option<Duration> {
+        self.added.map(|added| now.saturating_sub(added))
     }
 
     /// Sets the time of the next heartbeat.
@@ -97,6 +104,7 @@ impl Ingest {
         let enrichers = &mut self.stages.enrichers;
         self.builder.add_event(&heartbeat.into(), enrichers, self.clock.now());
         self.state.heartbeat.in_open = true;
+        self.state.heartbeat.added = Some(self.clock.uptime());
     }
 }
 
@@ -107,7 +115,7 @@ mod tests {
     const NEXT: Duration = Duration::from_secs(300);
 
     fn after(changes: &[GroupChange]) -> Duration {
-        let mut timer = HeartbeatTimer { due: NEXT, in_open: true, in_storing: false };
+        let mut timer = HeartbeatTimer { due: NEXT, in_open: true, ..HeartbeatTimer::default() };
         changes.iter().for_each(|change| timer.on_group_change(*change));
         timer.due()
     }

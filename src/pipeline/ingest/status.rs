@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use siem_protocol::totals::Totals;
+
 use super::{super::backpressure::Shortage, Ingest, StoreFailure};
 use crate::stages::{
     Named,
@@ -19,6 +21,10 @@ pub struct IngestStatus {
     pub shortage: Option<Shortage>,
     /// Reason that nothing can be stored at present.
     pub store_failure: Option<StoreFailure>,
+    /// Totals of the current epoch.
+    pub totals: Totals,
+    /// Time since the last heartbeat was added; `None` before the first one.
+    pub heartbeat_age: Option<Duration>,
 }
 
 impl Ingest {
@@ -46,6 +52,8 @@ impl Ingest {
             held: self.state.held_files.len(),
             shortage: self.backpressure.shortage(),
             store_failure: self.state.store_failure.clone(),
+            totals: self.builder.totals().clone(),
+            heartbeat_age: self.state.heartbeat.age(self.clock.uptime()),
         };
         for request in requests {
             // Fails when the client no longer waits.

@@ -88,6 +88,7 @@ fn settings(max_bytes: u64) -> Settings {
             ..ShippingSettings::default()
         },
         outbox: OutboxSettings { max_bytes, max_dead_letter_bytes: 1 << 20 },
+        metrics_listen: None,
         pipeline: crate::config::PipelineSettings::default(),
         compliance: siem_protocol::managed::Compliance::default(),
         require_signature: true,

@@ -50,9 +50,11 @@ pub(super) async fn ingest(State(shared): State<Arc<Shared>>, request: Request) 
     match receive_batch(&shared, &parts, &mut body).await {
         Ok(receipt) => {
             shared.retries.serve(Instant::now());
+            shared.metrics.count_stored(&receipt);
             json(&receipt)
         }
         Err(refusal) => {
+            shared.metrics.count_refused_batch();
             // The body is read while the response is sent: a client that reads the response at once
             // need not send the rest.
             tokio::spawn(discard(body, shared.limits));
@@ -172,6 +174,7 @@ async fn receive_batch(
     let limit = limit(encoding, &shared.limits);
     let sender = shared.sender(parts);
     let (body, memory) = shared.intake.receive(sender, headers, body, limit).await?;
+    shared.metrics.count_received(body.len());
     let received_at = shared.clock.now();
     let sent = ReceivedBody { body, memory, encoding, signature, received_at };
     let (mut batch, body) = read(shared, sent).await?;
@@ -185,8 +188,12 @@ async fn receive_batch(
     let unknown_config = unknown_config.then(|| batch.event(EventKind::ConfigUnknown));
     let answers = BatchAnswers::of(shared, &batch);
     let redelivered = batch.header.redelivery.then(|| batch.header.seqs.clone());
+    let begun = Instant::now();
     let stored = match shared.storage.store(batch).await {
-        Ok(stored) => stored,
+        Ok(stored) => {
+            shared.metrics.count_store(begun);
+            stored
+        }
         Err(error) => {
             return Err(Refusal {
                 rejection: error.into(),

@@ -50,6 +50,12 @@ impl Intake {
         }
     }
 
+    /// Returns the memory that bodies have reserved, and the size of the budget, in bytes.
+    pub(super) fn memory(&self) -> (usize, usize) {
+        let Self { small, large, .. } = self;
+        (small.reserved() + large.reserved(), small.total() + large.total())
+    }
+
     /// Reads a body of at most `limit` bytes.
     pub(super) async fn receive(
         &self,

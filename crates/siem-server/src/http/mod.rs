@@ -4,6 +4,7 @@ mod enroll;
 mod ingest;
 mod intake;
 mod managed_config;
+mod measure;
 mod observe;
 mod problem;
 mod refusal_log;
@@ -34,6 +35,7 @@ use axum::{
 };
 pub use ingest::read_body;
 use intake::Intake;
+use measure::measure;
 pub use observe::OPENAPI;
 use percent_encoding::percent_decode_str;
 use problem::Rejection;
@@ -50,6 +52,7 @@ use crate::{
     fleet::FleetThresholds,
     memory::Budget,
     readiness::Readiness,
+    metrics::{Figures, Metrics},
     secrets::Keys,
     store::Storage,
     trust::{Grant, Registry, Scope},
@@ -66,6 +69,12 @@ pub const ROUTES: [(&str, &str); 8] = [
     ("get", "/readyz"),
     ("get", "/openapi.json"),
 ];
+
+/// Returns the route that a path belongs to, or `other`.
+pub(crate) fn path_of_route(path: &str) -> &'static str {
+    let mut routes = ROUTES.iter().map(|(_, route)| *route);
+    routes.find(|route| path.ends_with(route)).unwrap_or("other")
+}
 
 /// Limits of a receiver.
 #[derive(Clone, Copy, Debug)]
@@ -130,6 +139,7 @@ pub struct Receiver {
     limits: Limits,
     fleet: FleetThresholds,
     readiness: Option<Arc<Readiness>>,
+    metrics: Arc<Metrics>,
 }
 
 impl fmt::Debug for Receiver {
@@ -154,6 +164,7 @@ impl Receiver {
             limits,
             fleet,
             readiness: None,
+            metrics: Arc::default(),
         }
     }
 
@@ -209,6 +220,13 @@ impl Receiver {
         self
     }
 
+    /// Counts in `metrics`.
+    #[must_use]
+    pub fn with_metrics(mut self, metrics: Arc<Metrics>) -> Self {
+        self.metrics = metrics;
+        self
+    }
+
     /// Builds the router with [`ROUTES`], to be nested at the endpoint of the agents.
     pub fn router(self) -> Router {
         let limits = self.limits;
@@ -225,12 +243,14 @@ impl Receiver {
             limits,
             fleet: self.fleet,
             readiness: self.readiness,
+            metrics: self.metrics,
             intake: Intake::new(limits.memory / 2, &limits),
             texts: Budget::new(limits.memory / 2, limits.patience),
             retries: RetrySpread::default(),
             refusals: RefusalLog::default(),
             cores: Arc::new(Semaphore::new(cores)),
         });
+        shared.metrics.set_figures(Arc::downgrade(&(shared.clone() as Arc<dyn Figures>)));
         Router::new()
             .route(path::INGEST, post(ingest::ingest))
             .route(path::CONFIG, get(managed_config::config))
@@ -240,6 +260,8 @@ impl Receiver {
             .route("/healthz", get(observe::healthz))
             .route("/readyz", get(readyz))
             .route("/openapi.json", get(observe::openapi))
+            // Inside of the log, which takes the refusal from the response.
+            .layer(middleware::from_fn_with_state(shared.clone(), measure))
             .layer(middleware::from_fn_with_state(shared.clone(), log_refusals))
             .with_state(shared)
     }
@@ -257,6 +279,7 @@ struct Shared {
     /// Limits from which `/stats` shows a problem.
     fleet: FleetThresholds,
     readiness: Option<Arc<Readiness>>,
+    metrics: Arc<Metrics>,
     /// Memory and turns for bodies as sent.
     intake: Intake,
     /// Times after which refused senders should try again.

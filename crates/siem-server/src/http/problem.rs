@@ -238,8 +238,8 @@ impl Rejection {
             Self::Enroll(error) => error.source().map(ToString::to_string),
             _ => None,
         };
-        let (status, _, title) = self.kind();
-        Some(Refused { status: status.as_u16(), title, reason: self.to_string(), cause })
+        let (status, kind, title) = self.kind();
+        Some(Refused { status: status.as_u16(), kind, title, reason: self.to_string(), cause })
     }
 }
 

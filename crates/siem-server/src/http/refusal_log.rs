@@ -36,6 +36,8 @@ const MAX_TEXT: usize = 200;
 #[derive(Clone, Debug)]
 pub(super) struct Refused {
     pub(super) status: u16,
+    /// Type of the problem.
+    pub(super) kind: &'static str,
     /// Title of the problem, the same for all refusals of a kind.
     pub(super) title: &'static str,
     pub(super) reason: String,

@@ -21,7 +21,9 @@ use super::{
     repeats::Repeats,
     writer::{self, Job, Writer},
 };
-use crate::{batch::Batch, fleet::StatsQuery, stats::Stats, trust::Registry};
+use crate::{
+    batch::Batch, fleet::StatsQuery, metrics::Durations, stats::Stats, trust::Registry,
+};
 
 /// Options of a [`FileStore`].
 #[derive(Clone, Copy, Debug)]
@@ -94,6 +96,7 @@ pub enum OpenError {
 pub struct FileStore {
     jobs: Option<mpsc::Sender<Job>>,
     writer: Mutex<Option<thread::JoinHandle<PathBuf>>>,
+    syncs: Durations,
     _lock: File,
 }
 
@@ -144,8 +147,13 @@ impl FileStore {
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
         DataFormat::ensure(directory)?;
-        let (jobs, writer) = start(directory, options, registry).map_err(failed)?;
-        Ok(Self { jobs: Some(jobs), writer: Mutex::new(Some(writer)), _lock: lock })
+        let (jobs, writer, syncs) = start(directory, options, registry).map_err(failed)?;
+        Ok(Self { jobs: Some(jobs), writer: Mutex::new(Some(writer)), syncs, _lock: lock })
+    }
+
+    /// Returns the time that each write of the journal takes.
+    pub(crate) fn sync_durations(&self) -> Durations {
+        self.syncs.clone()
     }
 
     fn send(&self, job: Job) -> Result<(), StoreError> {
@@ -163,11 +171,12 @@ fn start(
     directory: &Path,
     options: FileStoreOptions,
     registry: Option<Arc<Registry>>,
-) -> io::Result<(mpsc::Sender<Job>, thread::JoinHandle<PathBuf>)> {
+) -> io::Result<(mpsc::Sender<Job>, thread::JoinHandle<PathBuf>, Durations)> {
     let (sender, writer) = prepare(directory, options, registry)?;
+    let syncs = writer.syncs.clone();
     let run = move || writer.run();
     let thread = thread::Builder::new().name("writer".into()).spawn(run)?;
-    Ok((sender, thread))
+    Ok((sender, thread, syncs))
 }
 
 /// Recovers the store and creates the writer, which does not run yet.
@@ -205,6 +214,7 @@ pub(super) fn prepare(
         journal_bytes: options.journal_bytes,
         deferred: Default::default(),
         synced: None,
+        syncs: Durations::default(),
     };
     Ok((sender, writer))
 }

@@ -33,6 +33,7 @@ use crate::{
     batch::Batch,
     fleet::StatsQuery,
     ledger::{Change, Refusal},
+    metrics::Durations,
     stats::Stats,
     trust::{Event, EventKind, Registry},
 };
@@ -72,6 +73,8 @@ pub(super) struct Writer {
     pub(super) deferred: VecDeque<PendingBatch>,
     /// Time of the last sync of the journal.
     pub(super) synced: Option<Instant>,
+    /// Time that each write of the journal took.
+    pub(super) syncs: Durations,
 }
 
 /// A batch and the channel for its response.
@@ -328,6 +331,7 @@ impl Writer {
     }
 
     fn commit(&mut self, staged: Vec<StagedBatch>) {
+        let begun = Instant::now();
         if let Err(error) = self.journal.append(staged.iter().map(|staged| &staged.frame)) {
             error!(code = "journal_write_failed", %error, batches = staged.len(), "cannot write the journal");
             for staged in staged {
@@ -335,6 +339,7 @@ impl Writer {
             }
             return;
         }
+        self.syncs.count_since(begun);
         self.synced = Some(Instant::now());
         for staged in staged {
             self.catalog.record(&staged.key, &staged.note, staged.frame.note.len() as u64);

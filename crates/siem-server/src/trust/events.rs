@@ -162,6 +162,12 @@ impl EventCounts {
         }
     }
 
+    /// Returns the number of events of a kind.
+    #[must_use]
+    pub fn get(mut self, kind: EventKind) -> u64 {
+        *self.of(kind)
+    }
+
     pub(super) fn add(&mut self, kind: EventKind, number: u64) {
         let count = self.of(kind);
         *count = count.saturating_add(number);

@@ -16,6 +16,7 @@ mod faults;
 mod fleet;
 mod ingest;
 mod line;
+mod metrics;
 mod openapi;
 mod process;
 #[cfg(unix)]

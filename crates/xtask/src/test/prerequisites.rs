@@ -136,6 +136,40 @@ const PYTHON_PACKAGES: [&str; 5] =
 /// minisign for those in `docs/trust.md`.
 const PROGRAMS: [&str; 2] = ["jq", "minisign"];
 
+/// Program that checks metrics and alerts.
+const PROMTOOL: &str = "promtool";
+
+/// Copies the program out of Debian's package of Prometheus: to install the package would start its server.
+fn install_promtool() -> Result<(), Failure> {
+    if !cfg!(target_os = "linux") || !sh::is_root() {
+        return Err("only root can install it, on Linux".into());
+    }
+    println!("installing {PROMTOOL}");
+    let work = sh::target_directory()?.join(PROMTOOL);
+    if work.try_exists()? {
+        fs::remove_dir_all(&work)?;
+    }
+    fs::create_dir_all(&work)?;
+    let mut download = Command::new("apt-get");
+    download.args(["download", "prometheus"]).current_dir(&work);
+    download.stdout(Stdio::null()).stderr(Stdio::null());
+    if !download.status()?.success() {
+        sh::succeed(Command::new("apt-get").arg("update").stdout(Stdio::null()))?;
+        sh::succeed(&mut download)?;
+    }
+    let packages = sh::files_below(&work)?;
+    let package = packages.first().ok_or("apt-get has downloaded nothing")?;
+    sh::succeed(Command::new("dpkg-deb").arg("--extract").arg(package).arg(&work))?;
+    sh::succeed(
+        Command::new("install")
+            .args(["-m", "755"])
+            .arg(work.join("usr/bin").join(PROMTOOL))
+            .arg("/usr/local/bin"),
+    )?;
+    fs::remove_dir_all(work)?;
+    probe_again()
+}
+
 /// Installs the servers that the tests of the sinks deliver to, Python packages in an environment of
 /// their own and rsyslog, and the programs that commands in the documentation need.
 pub(super) fn servers() -> Outcome {
@@ -151,10 +185,16 @@ pub(super) fn servers() -> Outcome {
             sh::apt_install(&[program]);
         }
     }
+    if !sh::has_program(PROMTOOL)
+        && let Err(error) = install_promtool()
+    {
+        println!("cannot install {PROMTOOL}: {error}");
+    }
     let folder = servers_folder();
     let is_lacking = |program: &&str| !sh::has_program(program);
     let mut lacking: Vec<_> = PROGRAMS
         .into_iter()
+        .chain([PROMTOOL])
         .filter(is_lacking)
         .map(|program| format!("{program} is not installed"))
         .collect();
