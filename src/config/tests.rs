@@ -201,7 +201,8 @@ mod defaults {
         let schema = serde_json::to_value(schemars::schema_for!(settings::Tables)).unwrap();
         let tables = schema["properties"].as_object().unwrap();
         let mut checked = 0;
-        for table in ["agent", "shipping", "outbox", "metrics", "managed", "compliance", "pipeline"] {
+        for table in ["agent", "shipping", "outbox", "metrics", "managed", "compliance", "pipeline"]
+        {
             assert!(tables.contains_key(table));
             let start = format!("\n[{table}]\n");
             let text = read_layers::DEFAULTS.split_once(&start).unwrap().1;

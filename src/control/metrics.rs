@@ -5,8 +5,8 @@
 use std::sync::Arc;
 
 use metrics_endpoint::{
-    Exposition, Labelled, Limits, MetricsAddress, MetricsListener, MetricsServer, Render, Rendering,
-    serve,
+    Exposition, Labelled, Limits, MetricsAddress, MetricsListener, MetricsServer, Render,
+    Rendering, serve,
 };
 use siem_protocol::agent_event::{ConfigSummary, ReceiverTrust};
 use tokio::{task::spawn_blocking, time::timeout};
@@ -205,7 +205,8 @@ fn add_queues(
         labels.push(label("level", trust.level.as_deref().unwrap_or_default()));
         Some((labels, 1.0))
     });
-    let help = "State of the device at the receiver, and the lowest level that the receiver accepts.";
+    let help =
+        "State of the device at the receiver, and the lowest level that the receiver accepts.";
     figures.gauges("ai_agent_sink_trust_info", help, states);
 }
 
@@ -230,9 +231,9 @@ fn add_deliveries(figures: &mut Exposition, sinks: &[(String, SinkProgress)], no
     let held = sinks.iter().map(|(name, sink)| (of(name), flag(sink.is_held)));
     figures.gauges("ai_agent_sink_held", help, held);
     let help = "Time since the last acknowledgement.";
-    let ages = sinks.iter().filter_map(|(name, sink)| {
-        Some((of(name), (now - sink.acknowledged_at?).as_secs_f64()))
-    });
+    let ages = sinks
+        .iter()
+        .filter_map(|(name, sink)| Some((of(name), (now - sink.acknowledged_at?).as_secs_f64())));
     figures.gauges("ai_agent_sink_acknowledgement_age_seconds", help, ages);
 }
 

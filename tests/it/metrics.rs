@@ -66,7 +66,8 @@ fn metrics_show_what_was_read_and_delivered() {
             && value(&text, "ai_agent_sink_delivered_entries_total{sink=\"siem\"}") > Some(2.0))
         .then_some(text)
     });
-    let is = |sample: &str, expected: f64| assert_eq!(value(&text, sample), Some(expected), "{text}");
+    let is =
+        |sample: &str, expected: f64| assert_eq!(value(&text, sample), Some(expected), "{text}");
     is("ai_agent_running", 1.0);
     is("ai_agent_read_lines_total", 3.0);
     is("ai_agent_filtered_lines_total{stage=\"ignore-types\",reason=\"ignored_type\"}", 1.0);

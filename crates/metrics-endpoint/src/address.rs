@@ -24,7 +24,9 @@ pub enum AddressError {
     #[error("must be a loopback address such as `127.0.0.1:9464`, or `unix:` and an absolute path")]
     Malformed,
     /// Other machines could connect.
-    #[error("must be a loopback address such as `127.0.0.1:9464`: metrics are not served to other machines")]
+    #[error(
+        "must be a loopback address such as `127.0.0.1:9464`: metrics are not served to other machines"
+    )]
     NotLoopback,
     /// The path is too long for a socket.
     #[error("must have a path of at most {LONGEST} bytes")]
@@ -41,7 +43,11 @@ impl FromStr for MetricsAddress {
         let Some(path) = text.strip_prefix(UNIX) else {
             let address: SocketAddr = text.parse().map_err(|_| AddressError::Malformed)?;
             let is_loopback = address.ip().to_canonical().is_loopback();
-            return if is_loopback { Ok(Self::Loopback(address)) } else { Err(AddressError::NotLoopback) };
+            return if is_loopback {
+                Ok(Self::Loopback(address))
+            } else {
+                Err(AddressError::NotLoopback)
+            };
         };
         if cfg!(not(unix)) {
             return Err(AddressError::NoUnixSockets);

@@ -50,9 +50,10 @@ impl MetricsListener {
     pub async fn bind(address: &MetricsAddress) -> Result<Self, BindError> {
         let failed = |source| BindError::System { address: address.clone(), source };
         match address {
-            MetricsAddress::Loopback(at) => {
-                TcpListener::bind(at).await.map(|listener| Self(Inner::Tcp(listener))).map_err(failed)
-            }
+            MetricsAddress::Loopback(at) => TcpListener::bind(at)
+                .await
+                .map(|listener| Self(Inner::Tcp(listener)))
+                .map_err(failed),
             #[cfg(unix)]
             MetricsAddress::Unix(path) => {
                 if unix::is_in_use(path).await.map_err(failed)? {
@@ -122,7 +123,9 @@ mod unix {
     /// Reports whether a process listens at `path`, or a file is there that is no socket.
     pub(super) async fn is_in_use(path: &Path) -> io::Result<bool> {
         match fs::symlink_metadata(path) {
-            Ok(found) if found.file_type().is_socket() => Ok(UnixStream::connect(path).await.is_ok()),
+            Ok(found) if found.file_type().is_socket() => {
+                Ok(UnixStream::connect(path).await.is_ok())
+            }
             Ok(_) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(error) => Err(error),

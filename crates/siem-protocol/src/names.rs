@@ -68,6 +68,8 @@ pub mod problem {
     pub const FULL: &str = "urn:ai-agent:problem:full";
     /// The receiver cannot serve the request now.
     pub const UNAVAILABLE: &str = "urn:ai-agent:problem:unavailable";
+    /// The sender has used up a quota.
+    pub const QUOTA: &str = "urn:ai-agent:problem:quota";
     /// There is no managed configuration.
     pub const NO_CONFIG: &str = "urn:ai-agent:problem:no-config";
     /// The managed configuration is invalid.
@@ -107,6 +109,8 @@ pub mod receiver_event {
     pub const CLONE: &str = "clone";
     /// A batch names a managed configuration that its sender was never offered.
     pub const CONFIG_UNKNOWN: &str = "config_unknown";
+    /// A batch was refused, because its token or device has used up a quota.
+    pub const QUOTA_EXCEEDED: &str = "quota_exceeded";
 }
 
 /// Content types of bodies.

@@ -26,6 +26,7 @@ pub mod metrics;
 mod open_files;
 pub mod proxies;
 mod readiness;
+mod quotas;
 mod regular_file;
 pub mod run;
 mod secret_file;
@@ -46,6 +47,7 @@ pub use log::init_log;
 pub use open_files::raise_open_files;
 pub use readiness::{NotReady, Readiness, probe_router};
 pub use secret_file::{SecretError, SecretKind};
+pub use quotas::QuotaLimits;
 pub use secrets::{EmptySecret, Keys, Secret};
 pub use serve::{ServeOptions, Transport, serve, serve_with};
 pub use store::{

@@ -101,7 +101,10 @@ async fn silent_clients_do_not_keep_others_out() {
     // All but the last are closed.
     let closed = spawn_blocking(move || {
         let is_closed = |mut stream: &TcpStream| !matches!(stream.read(&mut [0]), Err(error) if error.kind() == std::io::ErrorKind::WouldBlock);
-        silent[..silent.len() - limits.connections].iter().filter(|stream| is_closed(stream)).count()
+        silent[..silent.len() - limits.connections]
+            .iter()
+            .filter(|stream| is_closed(stream))
+            .count()
     });
     assert_eq!(closed.await.unwrap(), 100 - limits.connections);
 }

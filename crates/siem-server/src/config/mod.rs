@@ -47,6 +47,10 @@ pub struct Settings {
     pub limits: LimitsTable,
     /// What counts as a problem of a machine.
     pub fleet: FleetTable,
+    /// What a token and a device may send.
+    pub quotas: QuotasTable,
+    /// Listener for Prometheus.
+    pub metrics: MetricsTable,
     /// Stop of the receiver.
     pub shutdown: ShutdownTable,
     /// Log.
@@ -62,6 +66,7 @@ impl Settings {
         self.trust.check(findings);
         self.limits.check(findings);
         self.fleet.check(findings);
+        self.quotas.check(findings);
         self.log.check(findings);
     }
 }

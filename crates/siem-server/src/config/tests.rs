@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::{schema::known_keys, *};
-use crate::{Limits, ServeOptions};
+use crate::{Limits, QuotaLimits, ServeOptions};
 
 fn of_file(text: &str) -> Result<Loaded, Vec<String>> {
     let directory = tempfile::tempdir().unwrap();
@@ -66,6 +66,7 @@ fn defaults_are_those_of_the_library() {
     assert_eq!(format!("{limits:?}"), format!("{expected:?}"));
     assert_eq!(settings.fleet.thresholds(), crate::fleet::FleetThresholds::default());
     let options = ServeOptions::default();
+    assert_eq!(settings.quotas.limits(), QuotaLimits::default());
     assert_eq!(settings.http.connections, options.connections);
     assert_eq!(settings.http.header_timeout.0, options.header_timeout);
     assert_eq!(settings.http.write_timeout.0, options.write_timeout);
@@ -176,4 +177,18 @@ fn unreadable_file_is_one_problem() {
     let found = problems("[http]\nlisten = \n");
     assert_eq!(found.len(), 1, "{found:?}");
     assert!(found[0].starts_with("`FILE:2` is not valid TOML, column "), "{found:?}");
+}
+
+#[test]
+fn metrics_are_served_on_this_machine_only() {
+    let found = problems("[metrics]\nlisten = \"0.0.0.0:9465\"");
+    assert_eq!(
+        found,
+        [
+            "`metrics.listen` in `FILE:2` is the string \"0.0.0.0:9465\", expected a loopback address with a \
+          port, such as \"127.0.0.1:9465\", or `unix:` and an absolute path"
+        ]
+    );
+    assert!(problems("[metrics]\nlisten = \"127.0.0.1:9465\"").is_empty());
+    assert_eq!(problems("[quotas]\ntoken_size_per_day = \"1 MiB\"").len(), 1);
 }

@@ -28,6 +28,7 @@ use super::{
     managed_config::{BatchAnswers, names_unknown_config},
     observe::json,
     problem::Rejection,
+    quota_check::QuotaCheck,
     refusal_log::SealedBy,
     statements::{self, BatchSubject},
 };
@@ -188,6 +189,8 @@ async fn receive_batch(
     let unknown_config = unknown_config.then(|| batch.event(EventKind::ConfigUnknown));
     let answers = BatchAnswers::of(shared, &batch);
     let redelivered = batch.header.redelivery.then(|| batch.header.seqs.clone());
+    // After the signature: someone without the secret uses up no quota.
+    let sent = QuotaCheck::admit(shared, sender, &batch)?;
     let begun = Instant::now();
     let stored = match shared.storage.store(batch).await {
         Ok(stored) => {
@@ -195,12 +198,11 @@ async fn receive_batch(
             stored
         }
         Err(error) => {
-            return Err(Refusal {
-                rejection: error.into(),
-                subject: Some(Box::new(subject)),
-                enroll,
-                device,
-            });
+            let rejection = Rejection::from(error);
+            if rejection.status() >= 500 {
+                shared.quotas.refund(sent);
+            }
+            return Err(Refusal { rejection, subject: Some(Box::new(subject)), enroll, device });
         }
     };
     if let (Some(event), Some(registry)) = (unknown_config, &shared.registry) {

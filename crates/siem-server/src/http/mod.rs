@@ -7,6 +7,7 @@ mod managed_config;
 mod measure;
 mod observe;
 mod problem;
+mod quota_check;
 mod refusal_log;
 mod retry_spread;
 mod statements;
@@ -39,6 +40,7 @@ use measure::measure;
 pub use observe::OPENAPI;
 use percent_encoding::percent_decode_str;
 use problem::Rejection;
+use quota_check::QuotaCheck;
 use refusal_log::log_refusals;
 pub(crate) use refusal_log::{RefusalLog, Requested};
 use retry_spread::RetrySpread;
@@ -53,6 +55,7 @@ use crate::{
     memory::Budget,
     readiness::Readiness,
     metrics::{Figures, Metrics},
+    quotas::QuotaLimits,
     secrets::Keys,
     store::Storage,
     trust::{Grant, Registry, Scope},
@@ -140,6 +143,7 @@ pub struct Receiver {
     fleet: FleetThresholds,
     readiness: Option<Arc<Readiness>>,
     metrics: Arc<Metrics>,
+    quotas: QuotaLimits,
 }
 
 impl fmt::Debug for Receiver {
@@ -165,6 +169,7 @@ impl Receiver {
             fleet,
             readiness: None,
             metrics: Arc::default(),
+            quotas: QuotaLimits::default(),
         }
     }
 
@@ -220,6 +225,13 @@ impl Receiver {
         self
     }
 
+    /// Replaces the quotas.
+    #[must_use]
+    pub fn with_quotas(mut self, quotas: QuotaLimits) -> Self {
+        self.quotas = quotas;
+        self
+    }
+
     /// Counts in `metrics`.
     #[must_use]
     pub fn with_metrics(mut self, metrics: Arc<Metrics>) -> Self {
@@ -244,6 +256,7 @@ impl Receiver {
             fleet: self.fleet,
             readiness: self.readiness,
             metrics: self.metrics,
+            quotas: QuotaCheck::new(self.quotas),
             intake: Intake::new(limits.memory / 2, &limits),
             texts: Budget::new(limits.memory / 2, limits.patience),
             retries: RetrySpread::default(),
@@ -280,6 +293,7 @@ struct Shared {
     fleet: FleetThresholds,
     readiness: Option<Arc<Readiness>>,
     metrics: Arc<Metrics>,
+    quotas: QuotaCheck,
     /// Memory and turns for bodies as sent.
     intake: Intake,
     /// Times after which refused senders should try again.

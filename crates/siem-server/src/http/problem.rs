@@ -21,6 +21,7 @@ use crate::{
     batch::BatchError,
     configs::FileProblem,
     decode::DecodeError,
+    quotas::QuotaExceeded,
     store::StoreError,
     trust::{EnrollError, EnrollRefusal, RegistryError, policy::Denial},
 };
@@ -71,6 +72,8 @@ pub(super) enum Rejection {
     StatsQuery(#[from] StatsQueryError),
     #[error("no memory became available in time")]
     Overloaded,
+    #[error(transparent)]
+    Quota(#[from] QuotaExceeded),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("the enrollment is malformed")]
@@ -151,6 +154,7 @@ impl Rejection {
             Self::Store(StoreError::Full(_)) => {
                 (S::INSUFFICIENT_STORAGE, problem::FULL, "no space")
             }
+            Self::Quota(_) => (S::TOO_MANY_REQUESTS, problem::QUOTA, "over quota"),
             Self::Overloaded | Self::Store(_) => {
                 (S::SERVICE_UNAVAILABLE, problem::UNAVAILABLE, "not available now")
             }
@@ -177,6 +181,7 @@ impl Rejection {
     fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Overloaded => Some(Duration::from_secs(2)),
+            Self::Quota(exceeded) => Some(exceeded.retry_after),
             Self::Store(StoreError::Busy { retry_after }) => Some(*retry_after),
             Self::Store(StoreError::Unavailable(_) | StoreError::Closed)
             | Self::Enroll(EnrollError::Journal(_) | EnrollError::Sign(_)) => {

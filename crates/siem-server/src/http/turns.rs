@@ -55,6 +55,13 @@ pub(super) struct Turn {
     _permits: [OwnedSemaphorePermit; 3],
 }
 
+impl Sender {
+    /// Returns a hash of the token.
+    pub(super) fn token(&self) -> u64 {
+        self.origin.token
+    }
+}
+
 impl Turns {
     /// Creates `total` turns, for which a body waits at most `patience`. One address and token has three
     /// quarters of them.
@@ -68,6 +75,11 @@ impl Turns {
             waiting: AtomicUsize::new(0),
             patience,
         }
+    }
+
+    /// Returns a hash of a machine, device or user.
+    pub(super) fn hash(&self, of: impl Hash) -> u64 {
+        self.hasher.hash_one(of)
     }
 
     /// Returns the sender of a request from `address`.

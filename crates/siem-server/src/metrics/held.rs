@@ -47,9 +47,8 @@ impl Held {
     pub(super) fn of(stats: &Stats, now: SystemTime) -> Self {
         let since = crate::clock::text(now - QUIET_AFTER);
         let epochs = || stats.machines.iter().flat_map(|machine| machine.all_epochs());
-        let quiet = |machine: &&MachineStats| {
-            !machine.last_seen.is_empty() && machine.last_seen < since
-        };
+        let quiet =
+            |machine: &&MachineStats| !machine.last_seen.is_empty() && machine.last_seen < since;
         Self {
             machines: stats.machines.len() as u64,
             quiet: stats.machines.iter().filter(quiet).count() as u64,

@@ -15,8 +15,8 @@ use std::{
 pub use durations::Durations;
 use durations::histogram;
 use held::HeldCache;
-use metrics_endpoint::{Exposition, Limits, Render, Rendering};
 pub use metrics_endpoint::{BindError, MetricsAddress, MetricsListener, MetricsServer};
+use metrics_endpoint::{Exposition, Limits, Render, Rendering};
 use prometheus_client::{
     encoding::prometheus_text,
     metrics::{counter::Counter, family::Family, histogram::Histogram},
@@ -26,6 +26,7 @@ use siem_protocol::Receipt;
 
 use crate::{
     http::path_of_route,
+    quotas::QuotaKind,
     store::{FileStore, Storage},
 };
 
@@ -58,6 +59,7 @@ pub struct Metrics {
     entries: Counter,
     duplicates: Counter,
     received_bytes: Counter,
+    quotas: Counters<1>,
     refusals: Family<Vec<(&'static str, String)>, Counter>,
     requests: DurationsByPath,
     stores: Durations,
@@ -95,6 +97,7 @@ impl Metrics {
             entries: Counter::default(),
             duplicates: Counter::default(),
             received_bytes: Counter::default(),
+            quotas: Family::default(),
             refusals: Family::default(),
             requests: Family::new_with_constructor(histogram),
             stores: Durations::default(),
@@ -117,12 +120,17 @@ impl Metrics {
         registry.register("received_bytes", help, self.received_bytes.clone());
         let help = "Requests that were refused, by status and type of problem";
         registry.register("refusals", help, self.refusals.clone());
+        let help = "Batches that were refused because of a quota";
+        registry.register("quota_refusals", help, self.quotas.clone());
         let help = "Time from the headers of a request to the response";
         registry.register("request_duration_seconds", help, self.requests.clone());
         let help = "Time from a decoded batch to its entries on stable storage";
         registry.register("store_duration_seconds", help, self.stores.0.clone());
         let help = "Time to write and sync the journal";
         registry.register("journal_sync_duration_seconds", help, self.syncs.0.clone());
+        for quota in QuotaKind::ALL {
+            drop(self.quotas.get_or_create(&[("quota", quota.as_str())]));
+        }
         for outcome in ["stored", "duplicate", "refused"] {
             // Without a first value, the first increase would not be seen.
             drop(self.batches.get_or_create(&[("outcome", outcome)]));
@@ -140,6 +148,11 @@ impl Metrics {
         let reason = problem.rsplit(':').next().unwrap_or_default();
         let labels = vec![("status", status.to_string()), ("reason", reason.to_owned())];
         self.refusals.get_or_create(&labels).inc();
+    }
+
+    /// Counts a batch that is over a quota.
+    pub(crate) fn count_quota(&self, quota: QuotaKind) {
+        self.quotas.get_or_create(&[("quota", quota.as_str())]).inc();
     }
 
     /// Counts a body.
@@ -228,7 +241,6 @@ fn disk_space(path: &std::path::Path) -> Option<(f64, f64)> {
 fn disk_space(_: &std::path::Path) -> Option<(f64, f64)> {
     None
 }
-
 
 #[cfg(test)]
 mod tests;

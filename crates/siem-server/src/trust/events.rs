@@ -48,16 +48,19 @@ pub enum EventKind {
     Clone,
     /// A batch names a managed configuration that was never offered to its sender.
     ConfigUnknown,
+    /// A batch over a quota of its token or device.
+    QuotaExceeded,
 }
 
 impl EventKind {
     /// All kinds.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Impersonation,
         Self::SecondKey,
         Self::ChainMismatch,
         Self::Clone,
         Self::ConfigUnknown,
+        Self::QuotaExceeded,
     ];
 
     /// Returns the name, as in the log.
@@ -69,6 +72,7 @@ impl EventKind {
             Self::ChainMismatch => receiver_event::CHAIN_MISMATCH,
             Self::Clone => receiver_event::CLONE,
             Self::ConfigUnknown => receiver_event::CONFIG_UNKNOWN,
+            Self::QuotaExceeded => receiver_event::QUOTA_EXCEEDED,
         }
     }
 }
@@ -149,6 +153,8 @@ pub struct EventCounts {
     pub clone: u64,
     /// Batches that name a managed configuration that was never offered.
     pub config_unknown: u64,
+    /// Batches over a quota.
+    pub quota_exceeded: u64,
 }
 
 impl EventCounts {
@@ -159,6 +165,7 @@ impl EventCounts {
             EventKind::ChainMismatch => &mut self.chain_mismatch,
             EventKind::Clone => &mut self.clone,
             EventKind::ConfigUnknown => &mut self.config_unknown,
+            EventKind::QuotaExceeded => &mut self.quota_exceeded,
         }
     }
 

@@ -64,7 +64,8 @@ async fn metrics_count_batches_entries_and_refusals() {
     let unknown = reqwest::get(server.url("/stats")).await.unwrap();
     assert_eq!(unknown.status(), 401);
     let text = measured.text().await;
-    let is = |sample: &str, expected: f64| assert_eq!(value(&text, sample), Some(expected), "{text}");
+    let is =
+        |sample: &str, expected: f64| assert_eq!(value(&text, sample), Some(expected), "{text}");
     is("siem_server_batches_total{outcome=\"stored\"}", 1.0);
     is("siem_server_batches_total{outcome=\"duplicate\"}", 1.0);
     is("siem_server_batches_total{outcome=\"refused\"}", 1.0);
@@ -101,7 +102,10 @@ fn run_promtool(arguments: &[&str], input: &str) {
     let mut running = promtool.spawn().unwrap();
     running.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let ended = running.wait_with_output().unwrap();
-    let said = format!("{:?}", (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr)));
+    let said = format!(
+        "{:?}",
+        (String::from_utf8_lossy(&ended.stdout), String::from_utf8_lossy(&ended.stderr))
+    );
     assert!(ended.status.success() && ended.stderr.is_empty(), "{said}");
 }
 

@@ -99,5 +99,8 @@ fn log(line: &EventLine) {
                 line, "a batch names a managed configuration that was never offered"
             );
         }
+        EventKind::QuotaExceeded => {
+            warn!(code = "quota_exceeded", line, "a batch is over a quota of its token or device");
+        }
     }
 }

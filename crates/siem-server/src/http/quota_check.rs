@@ -1,0 +1,93 @@
+//! Checks batches against the quotas of their senders.
+
+use std::{
+    collections::HashSet,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use super::{Shared, turns::Sender};
+use crate::{
+    batch::Batch,
+    quotas::{QuotaExceeded, QuotaLimits, Quotas, SentBatch},
+    trust::EventKind,
+};
+
+/// Quotas, with the clock that they need.
+#[derive(Debug)]
+pub(super) struct QuotaCheck {
+    quotas: Mutex<Quotas>,
+    started: Instant,
+    is_learning: AtomicBool,
+}
+
+impl QuotaCheck {
+    pub(super) fn new(limits: QuotaLimits) -> Self {
+        let (quotas, started) = (Mutex::new(Quotas::new(limits)), Instant::now());
+        Self { quotas, started, is_learning: AtomicBool::new(false) }
+    }
+
+    /// Counts a batch, unless it is over a quota, which is an event.
+    pub(super) fn admit(
+        shared: &Arc<Shared>,
+        sender: Sender,
+        batch: &Batch,
+    ) -> Result<SentBatch, QuotaExceeded> {
+        let check = &shared.quotas;
+        let sent = sent_batch(shared, sender, batch);
+        let mut quotas = check.lock();
+        let admitted = quotas.admit(sent, check.started.elapsed());
+        let needs_machines = quotas.needs_machines();
+        drop(quotas);
+        if needs_machines && !check.is_learning.swap(true, Ordering::Relaxed) {
+            tokio::spawn(learn(shared.clone()));
+        }
+        if let Err(exceeded) = admitted {
+            shared.metrics.count_quota(exceeded.quota);
+            if let Some(registry) = &shared.registry {
+                let mut event = batch.event(EventKind::QuotaExceeded);
+                event.detail = Some(exceeded.to_string());
+                registry.record(event);
+            }
+        }
+        admitted.map(|()| sent)
+    }
+
+    /// Takes back a batch that could not be stored.
+    pub(super) fn refund(&self, sent: SentBatch) {
+        self.lock().refund(sent);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Quotas> {
+        self.quotas.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn sent_batch(shared: &Shared, sender: Sender, batch: &Batch) -> SentBatch {
+    let turns = &shared.intake.turns;
+    let (machine, user) = (&batch.header.machine_id, &batch.header.user);
+    let device = match batch.seal.valid() {
+        Some(seal) => turns.hash(seal.device),
+        None => turns.hash((sender.token(), machine, user)),
+    };
+    let (token, machine) = (sender.token(), turns.hash(machine));
+    SentBatch { token, device, machine, bytes: batch.size() as u64 }
+}
+
+/// Learns which machines are not new: those of which the store has entries.
+async fn learn(shared: Arc<Shared>) {
+    let check = &shared.quotas;
+    match shared.storage.stats().await {
+        Ok(stats) => {
+            let machines = stats.machines.iter().map(|machine| &machine.identity.machine_id);
+            let machines: HashSet<_> =
+                machines.map(|machine| shared.intake.turns.hash(machine)).collect();
+            check.lock().learn(machines);
+        }
+        // The next batch tries again.
+        Err(_) => check.is_learning.store(false, Ordering::Relaxed),
+    }
+}
