@@ -10,6 +10,8 @@ mod problem;
 mod quota_check;
 mod refusal_log;
 mod retry_spread;
+#[cfg(test)]
+mod simulation;
 mod statements;
 mod stats_query;
 mod turns;

@@ -22,6 +22,7 @@ mod process;
 #[cfg(unix)]
 mod serve;
 mod service;
+mod quotas;
 mod settings;
 mod stats;
 mod trust;

@@ -47,6 +47,7 @@ fn document() -> Value {
             "The content encoding is not zstd, gzip or identity, or the content type is another.",
         ),
         ("422", "One entry is no JSON object."),
+        ("429", "Over a quota; `Retry-After` says when to come again."),
         ("431", "The headers have more than 64 KiB."),
         ("503", "Not available now; `Retry-After` says when to come again."),
         ("507", "No space; nothing of the batch is stored."),

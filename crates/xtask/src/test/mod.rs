@@ -29,14 +29,15 @@ pub(crate) struct Arguments {
 }
 
 /// Longer settings of the tests for a full run: power cuts, simulations, kills, hostile cases, size of a
-/// line and of an outbox.
-const FULL: [(&str, &str); 6] = [
+/// line and of an outbox, agents that return after an outage.
+const FULL: [(&str, &str); 7] = [
     ("AI_AGENT_POWER_CUTS", "2000"),
     ("AI_AGENT_WORLDS", "1000"),
     ("AI_AGENT_KILLS", "100"),
     ("AI_AGENT_HOSTILE_CASES", "480"),
     ("AI_AGENT_LINE_MIB", "1024"),
     ("AI_AGENT_STORE_MIB", "1024"),
+    ("SIEM_SERVER_AGENTS", "20000"),
 ];
 
 /// Time that each step may take in CI, in seconds: about 1.5 times what it takes from a cold clone on two
