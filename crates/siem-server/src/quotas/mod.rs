@@ -92,8 +92,10 @@ pub(crate) struct QuotaExceeded {
 #[derive(Debug)]
 pub(crate) struct Quotas {
     limits: QuotaLimits,
-    /// Machines that are not new; `None` until those of the store are known.
-    known: Option<HashSet<u64>>,
+    /// Machines that are not new.
+    known: HashSet<u64>,
+    /// True once these include the machines of the store.
+    is_learned: bool,
     machines: HashMap<u64, NewMachines>,
     devices: Buckets,
     tokens: Buckets,
@@ -109,18 +111,20 @@ struct NewMachines {
 
 impl Quotas {
     pub(crate) fn new(limits: QuotaLimits) -> Self {
-        let (known, machines) = (None, HashMap::new());
-        Self { limits, known, machines, devices: Buckets::default(), tokens: Buckets::default() }
+        let (devices, tokens) = (Buckets::default(), Buckets::default());
+        let (known, machines) = (HashSet::new(), HashMap::new());
+        Self { limits, known, is_learned: false, machines, devices, tokens }
     }
 
     /// Reports whether the machines of the store are still to be [learned](Self::learn).
     pub(crate) fn needs_machines(&self) -> bool {
-        self.known.is_none() && self.limits.machines_per_hour > 0
+        !self.is_learned && self.limits.machines_per_hour > 0
     }
 
-    /// Adds machines that are not new. Until the first call, no machine counts as new.
+    /// Adds machines that are not new. No machine that sends before the first call counts as new.
     pub(crate) fn learn(&mut self, machines: impl IntoIterator<Item = u64>) {
-        self.known.get_or_insert_default().extend(machines);
+        self.known.extend(machines);
+        self.is_learned = true;
     }
 
     /// Counts a batch, unless it is over a quota. `now` is a time since any start that never goes back.
@@ -153,8 +157,12 @@ impl Quotas {
     /// Counts the machine of a batch if it is new. Returns the time to wait otherwise.
     fn admit_machine(&mut self, sent: SentBatch, now: Duration) -> Result<(), Duration> {
         let limit = self.limits.machines_per_hour;
-        let Some(known) = self.known.as_mut().filter(|_| limit > 0) else { return Ok(()) };
-        if known.contains(&sent.machine) {
+        if limit == 0 || self.known.contains(&sent.machine) {
+            return Ok(());
+        }
+        if !self.is_learned {
+            // It may be a machine of the store, and is not new later.
+            self.known.insert(sent.machine);
             return Ok(());
         }
         let step = bucket::cost(1, limit, HOUR);
@@ -163,7 +171,7 @@ impl Quotas {
         match of_token.bucket.check(HOUR, now) {
             Ok(()) => {
                 of_token.bucket.charge(step, now);
-                known.insert(sent.machine);
+                self.known.insert(sent.machine);
                 Ok(())
             }
             Err(wait) => {
