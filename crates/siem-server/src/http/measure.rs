@@ -1,9 +1,6 @@
 //! Metrics of requests.
 
-use std::{
-    sync::Arc,
-    time::{Instant, SystemTime},
-};
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     extract::{Request, State},
@@ -13,7 +10,7 @@ use axum::{
 use metrics_endpoint::Exposition;
 
 use super::{Shared, refusal_log::Refused};
-use crate::{metrics::Figures, store::Storage, trust::EventKind};
+use crate::{fleet::StatsQuery, metrics::Figures, store::Storage, trust::EventKind};
 
 /// Counts requests by path and duration, and those that are refused.
 pub(super) async fn measure(
@@ -59,7 +56,7 @@ impl Figures for Shared {
         &*self.storage
     }
 
-    fn now(&self) -> SystemTime {
-        self.clock.now()
+    fn stats_query(&self) -> StatsQuery {
+        StatsQuery { thresholds: self.fleet, limit: 0, ..StatsQuery::all(self.clock.now()) }
     }
 }

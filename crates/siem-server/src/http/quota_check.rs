@@ -12,6 +12,7 @@ use std::{
 use super::{Shared, turns::Sender};
 use crate::{
     batch::Batch,
+    fleet::StatsQuery,
     quotas::{QuotaExceeded, QuotaLimits, Quotas, SentBatch},
     trust::EventKind,
 };
@@ -80,7 +81,8 @@ fn sent_batch(shared: &Shared, sender: Sender, batch: &Batch) -> SentBatch {
 /// Learns which machines are not new: those of which the store has entries.
 async fn learn(shared: Arc<Shared>) {
     let check = &shared.quotas;
-    match shared.storage.stats().await {
+    let all = StatsQuery::all(shared.clock.now());
+    match shared.storage.stats(all).await {
         Ok(stats) => {
             let machines = stats.machines.iter().map(|machine| &machine.identity.machine_id);
             let machines: HashSet<_> =

@@ -9,7 +9,7 @@ mod held;
 use std::{
     path::PathBuf,
     sync::{Arc, OnceLock, Weak},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 pub use durations::Durations;
@@ -25,6 +25,7 @@ use prometheus_client::{
 use siem_protocol::Receipt;
 
 use crate::{
+    fleet::StatsQuery,
     http::path_of_route,
     quotas::QuotaKind,
     store::{FileStore, Storage},
@@ -78,8 +79,8 @@ pub(crate) trait Figures: Send + Sync {
     /// Returns the store.
     fn storage(&self) -> &dyn Storage;
 
-    /// Returns the current time.
-    fn now(&self) -> SystemTime;
+    /// Returns a query for the totals of the fleet.
+    fn stats_query(&self) -> StatsQuery;
 }
 
 impl Metrics {

@@ -21,9 +21,7 @@ use super::{
     repeats::Repeats,
     writer::{self, Job, Writer},
 };
-use crate::{
-    batch::Batch, fleet::StatsQuery, metrics::Durations, stats::Stats, trust::Registry,
-};
+use crate::{batch::Batch, fleet::StatsQuery, metrics::Durations, stats::Stats, trust::Registry};
 
 /// Options of a [`FileStore`].
 #[derive(Clone, Copy, Debug)]

@@ -78,7 +78,8 @@ async fn metrics_count_batches_entries_and_refusals() {
     is("siem_server_turns_waiting", 0.0);
     is("siem_server_memory_reserved_bytes{of=\"bodies\"}", 0.0);
     is("siem_server_machines", 1.0);
-    is("siem_server_epochs_with_gaps", 0.0);
+    is("siem_server_stored_entries", 3.0);
+    is("siem_server_sender_problems{problem=\"gap\"}", 0.0);
     assert!(value(&text, "siem_server_journal_sync_duration_seconds_count") > Some(0.0), "{text}");
     assert!(value(&text, "siem_server_received_bytes_total") > Some(1000.0), "{text}");
 }
