@@ -242,8 +242,8 @@ struct Outcome {
     /// Time that the processors need for it at least.
     least: Duration,
     seen: Seen,
-    /// Refused requests of each interval.
-    refusals: Vec<u64>,
+    /// Refused requests of each interval, and the agents at its start.
+    refusals: Vec<(u64, usize)>,
 }
 
 fn percentile(sorted: &[Duration], percent: usize) -> Duration {
@@ -262,7 +262,8 @@ async fn simulate(agents: u64, spread: Duration, quotas: QuotaLimits) -> Outcome
         "| minute | delivered, GiB | waiting for a turn | refused | p50, s | p99, s | memory, MiB | agents left |\n\
          | --- | --- | --- | --- | --- | --- | --- | --- |\n",
     );
-    let (mut next, mut refusals, mut before) = (world.started, Vec::new(), 0);
+    let (mut next, mut refusals) = (world.started, Vec::new());
+    let (mut before, mut agents_before) = (0, tasks.len());
     while !tasks.is_empty() {
         next += Duration::from_secs(1);
         sleep_until(next).await;
@@ -290,8 +291,8 @@ async fn simulate(agents: u64, spread: Duration, quotas: QuotaLimits) -> Outcome
                 tasks.len(),
             )
             .unwrap();
-            refusals.push(row.0);
-            before = refused;
+            refusals.push((row.0, agents_before));
+            (before, agents_before) = (refused, tasks.len());
             seen.all_latencies.append(&mut latencies);
         }
     }
@@ -321,10 +322,10 @@ fn assert_smooth(outcome: &Outcome, agents: u64) {
     assert!(p99 < Duration::from_secs(30), "{p99:?}");
     // The processors are busy nearly all the time.
     assert!(*took < least.mul_f64(1.25) + BACKOFF, "{took:?}, at least {least:?}");
-    // The refused do not return together: no later minute has much more of them than the first ones.
-    let first = refusals.iter().take(3).max().copied().unwrap_or_default();
-    let later = refusals.iter().skip(3).max().copied().unwrap_or_default();
-    assert!(later <= first + first / 4 + 10, "{refusals:?}");
+    // An agent does not come more often than twice a minute while it is refused.
+    let is_spread = |(refused, agents): &(u64, usize)| *refused <= 2 * *agents as u64;
+    assert!(refusals.iter().all(is_spread), "{refusals:?}");
+    assert!(seen.most_waiting < ServeOptions::default().connections, "{}", seen.most_waiting);
 }
 
 /// After an outage agents try again within their longest pause.
