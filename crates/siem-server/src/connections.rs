@@ -63,6 +63,13 @@ impl Connections {
         }
     }
 
+    /// Returns the number of connections with a request, of idle ones, and the limit of both.
+    pub(crate) fn counts(&self) -> (usize, usize, usize) {
+        let table = self.table();
+        let idle = table.idle.len();
+        (table.open.saturating_sub(idle), idle, self.limit)
+    }
+
     /// Adds a connection, which is idle until its first request.
     pub(crate) fn open(self: &Arc<Self>) -> Connection {
         let evicted = Arc::new(Notify::new());

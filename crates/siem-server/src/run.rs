@@ -21,6 +21,7 @@ use crate::{
     config::{ConfigProblem, Loaded, Settings},
     configs::FolderOptions,
     http::{Receiver, not_found},
+    metrics::{BindError, Metrics, MetricsListener, MetricsServer, serve_metrics},
     notify,
     open_files::raise_open_files,
     proxies::TrustedProxies,
@@ -60,6 +61,9 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// Metrics cannot be served.
+    #[error(transparent)]
+    Metrics(#[from] BindError),
     /// The process cannot be set up.
     #[error("cannot start")]
     Start(#[source] io::Error),
@@ -141,13 +145,17 @@ impl Process {
         let options = FileStoreOptions::default();
         let directory = &settings.store.directory;
         let store = FileStore::open_with_registry(directory, options, registry.clone())?;
+        let metrics = Arc::new(Metrics::of_store(&store, directory));
         let receiver = Receiver::new(keys, Arc::new(store))
+            .with_metrics(metrics.clone())
+            .with_quotas(settings.quotas.limits())
             .with_limits(settings.limits.limits())
             .with_registry(registry)
             .with_readiness(readiness.clone())
             .with_fleet(settings.fleet.thresholds())
             .with_config_folder(managed_configurations(&settings));
         let (listener, bound) = bind(settings.http.listen).await?;
+        let _metrics = start_metrics(&settings, metrics.clone()).await?;
         if let Some(address) = settings.probe.listen {
             serve_probes(address, readiness.clone()).await?;
         }
@@ -160,7 +168,7 @@ impl Process {
         notify::ready();
         let shutdown = run_until_drained(signals, reload, readiness, &settings);
         let options = serve_options(&settings);
-        let transport = transport(&settings, tls);
+        let transport = transport(&settings, tls, metrics);
         serve_with(listener, receiver.router().fallback(not_found), options, transport, shutdown)
             .await;
         info!("stopped");
@@ -207,6 +215,18 @@ async fn serve_probes(address: SocketAddr, readiness: Arc<Readiness>) -> Result<
     Ok(())
 }
 
+/// Serves metrics until the result is dropped, if the configuration has an address for them.
+async fn start_metrics(
+    settings: &Settings,
+    metrics: Arc<Metrics>,
+) -> Result<Option<MetricsServer>, RunError> {
+    let Some(address) = &settings.metrics.listen else { return Ok(None) };
+    let listener = MetricsListener::bind(address).await?;
+    let address = listener.address().map_err(RunError::Start)?;
+    info!(code = "metrics_served", %address, "serves metrics at `/metrics`");
+    Ok(Some(serve_metrics(listener, metrics)))
+}
+
 fn serve_options(settings: &Settings) -> ServeOptions {
     let http = &settings.http;
     ServeOptions {
@@ -218,12 +238,12 @@ fn serve_options(settings: &Settings) -> ServeOptions {
     }
 }
 
-fn transport(settings: &Settings, tls: Option<Arc<ServerTls>>) -> Transport {
+fn transport(settings: &Settings, tls: Option<Arc<ServerTls>>, metrics: Arc<Metrics>) -> Transport {
     let http = &settings.http;
     let proxies = http.behind_tls_proxy.then(|| {
         Arc::new(TrustedProxies::new(http.trusted_proxies.clone(), http.forwarded_header))
     });
-    Transport { tls, proxies }
+    Transport { tls, proxies, metrics: Some(metrics) }
 }
 
 /// Returns the places of the configurations that agents receive.

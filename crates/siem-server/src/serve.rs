@@ -20,6 +20,7 @@ use tracing::{debug, warn};
 use crate::{
     connections::{Connection, Connections},
     http::{RefusalLog, Requested, headers_too_large},
+    metrics::Metrics,
     proxies::TrustedProxies,
     tls::ServerTls,
     write_timeout::WriteTimeout,
@@ -71,6 +72,8 @@ pub struct Transport {
     /// Proxies before the receiver. Without TLS, connections are accepted only from them and from this
     /// machine.
     pub proxies: Option<Arc<TrustedProxies>>,
+    /// Metrics that show the connections.
+    pub metrics: Option<Arc<Metrics>>,
 }
 
 impl Transport {
@@ -119,6 +122,9 @@ pub async fn serve_with(
     shutdown: impl Future<Output = ()>,
 ) {
     let connections = Connections::new(options.connections);
+    if let Some(metrics) = &transport.metrics {
+        metrics.set_connections(&connections);
+    }
     let refusals = Arc::<RefusalLog>::default();
     let (end, ending) = watch::channel(false);
     let mut tasks = JoinSet::new();

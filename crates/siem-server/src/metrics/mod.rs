@@ -25,6 +25,7 @@ use prometheus_client::{
 use siem_protocol::Receipt;
 
 use crate::{
+    connections::Connections,
     fleet::StatsQuery,
     http::path_of_route,
     quotas::QuotaKind,
@@ -68,6 +69,7 @@ pub struct Metrics {
     /// Directory whose disk is shown.
     data: Option<PathBuf>,
     figures: OnceLock<Weak<dyn Figures>>,
+    connections: OnceLock<Weak<Connections>>,
     held: HeldCache,
 }
 
@@ -105,6 +107,7 @@ impl Metrics {
             syncs,
             data,
             figures: OnceLock::new(),
+            connections: OnceLock::new(),
             held: HeldCache::default(),
         };
         metrics.register(&mut registry);
@@ -185,6 +188,22 @@ impl Metrics {
         drop(self.figures.set(figures));
     }
 
+    /// Sets the connections that are shown, once.
+    pub(crate) fn set_connections(&self, connections: &Arc<Connections>) {
+        drop(self.connections.set(Arc::downgrade(connections)));
+    }
+
+    fn add_connections(&self, figures: &mut Exposition) {
+        let Some(connections) = self.connections.get().and_then(Weak::upgrade) else { return };
+        let (busy, idle, limit) = connections.counts();
+        let samples = [("busy", busy), ("idle", idle)]
+            .map(|(state, number)| (vec![("state", state.to_owned())], number as f64));
+        let help = "Open connections: with a request, and without one.";
+        figures.gauges("siem_server_connections", help, samples);
+        let help = "Connections that can be open.";
+        figures.gauge("siem_server_connections_limit", help, limit as f64);
+    }
+
     async fn text(&self) -> String {
         let mut text = String::new();
         prometheus_text::encode(&mut text, &self.registry).expect("a string can be written");
@@ -197,6 +216,7 @@ impl Metrics {
             let help = "Size of the disk of the data directory.";
             figures.gauge("siem_server_disk_size_bytes", help, size);
         }
+        self.add_connections(&mut figures);
         if let Some(source) = self.figures.get().and_then(Weak::upgrade) {
             source.add_to(&mut figures);
             self.held.add_to(&mut figures, &*source).await;

@@ -19,10 +19,10 @@ mod line;
 mod metrics;
 mod openapi;
 mod process;
+mod quotas;
 #[cfg(unix)]
 mod serve;
 mod service;
-mod quotas;
 mod settings;
 mod stats;
 mod trust;
