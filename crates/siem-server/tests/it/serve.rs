@@ -482,3 +482,33 @@ async fn health_asks_the_listener_for_probes() {
     let _serving = installed.serve();
     assert_eq!(health(&installed, &path), (Some(0), "ready\n".to_owned()));
 }
+
+#[test]
+fn metrics_are_served_on_a_private_socket() {
+    let installed = Installed::new("");
+    let socket = installed.path("metrics");
+    installed.configure(&format!("[metrics]\nlisten = \"unix:{}\"\n", socket.display()));
+    let serving = installed.serve();
+    let mode = fs::metadata(&socket).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let connection = TcpStream::connect(serving.address()).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(30);
+    let text = loop {
+        let mut stream = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        if text.contains("siem_server_connections{state=\"idle\"} 1") || Instant::now() > deadline {
+            break text;
+        }
+    };
+    drop(connection);
+    let lines = [
+        "siem_server_connections{state=\"idle\"} 1",
+        "siem_server_trust_events_total{kind=\"quota_exceeded\"} 0",
+        "siem_server_machines 0",
+    ];
+    for line in lines {
+        assert!(text.contains(line), "{line} in {text}");
+    }
+}
