@@ -233,7 +233,7 @@ fn open_files(limit: u64) -> CheckResult {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::sync::Arc;
 
     use super::{super::check_result::CheckOutcome, *};
     use crate::platform::SystemClock;
@@ -289,6 +289,8 @@ mod tests {
     #[cfg(unix)]
     #[test]
     fn session_log_that_hangs_is_a_failure() {
+        use std::time::Duration;
+
         use crate::platform::faults::{self, Call};
 
         let dir = tempfile::tempdir().unwrap();
