@@ -2,9 +2,10 @@
 //! roll-out that halts, and going back.
 #![cfg(unix)]
 
-use std::{fs, path::PathBuf};
+use std::{fs, path::PathBuf, process::Command};
 
 use crate::support::{
+    SECRET, TOKEN,
     agent::AgentCommand,
     home::Home,
     receiver::{Receiver, binary},
@@ -81,7 +82,7 @@ fn machines_get_their_files_and_a_refused_rollout_halts() {
     }
 
     // A user of one group gets the file of that group.
-    let output = std::process::Command::new("id").arg("-gn").output().unwrap();
+    let output = Command::new("id").arg("-gn").output().unwrap();
     let group = String::from_utf8(output.stdout).unwrap().trim().to_owned();
     let of_group = json!({
         "version": 1, "revision": "group", "serial": 2, "audience": { "groups": [group] },
@@ -147,6 +148,16 @@ fn machines_get_their_files_and_a_refused_rollout_halts() {
     assert_eq!(resolved["file"], "next.json");
 }
 
+/// Exit code and problems of `siem-server config check`.
+fn check(receiver: &Receiver) -> (Option<i32>, Value) {
+    let mut command = Command::new(binary("siem-server"));
+    command.args(["config", "check", "--json", "--data"]).arg(receiver.data());
+    command.env("CLAUDE_SIEM_TOKEN", TOKEN).env("CLAUDE_SIEM_HMAC_SECRET", SECRET);
+    let output = command.output().unwrap();
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    (output.status.code(), report["problems"].clone())
+}
+
 /// In signed mode the server cannot write the file that goes back: the organisation signs it.
 #[requires(minisign)]
 #[test]
@@ -175,7 +186,7 @@ fn signed_revert_is_prepared_for_the_organisation() {
     assert_eq!(revision(), 5);
     install("serial-6");
     assert_eq!(revision(), 6);
-    receiver.administer(&["config", "check"]);
+    assert_eq!(check(&receiver), (Some(0), json!([])));
     let prepared = home.path().join("policy.json");
     receiver.administer(&[
         "config",
@@ -185,17 +196,13 @@ fn signed_revert_is_prepared_for_the_organisation() {
         prepared.to_str().unwrap(),
     ]);
     assert_eq!(revision(), 6, "nothing is served before it is signed");
-    let mut minisign = std::process::Command::new("minisign");
+    let mut minisign = Command::new("minisign");
     minisign.args(["-S", "-s"]).arg(policy.join("org.key")).arg("-m").arg(&prepared);
     assert!(minisign.output().unwrap().status.success());
     // An unsigned edit of an operator is found before agents see it.
     fs::write(folder.join("policy.json"), fs::read(&prepared).unwrap()).unwrap();
-    let data = receiver.data().to_str().unwrap().to_owned();
-    let mut check = std::process::Command::new(binary("siem-server"));
-    let checked = check.args(["config", "check", "--json", "--data", &data]).output().unwrap();
-    assert_eq!(checked.status.code(), Some(1));
-    let checked: Value = serde_json::from_slice(&checked.stdout).unwrap();
-    assert_eq!(checked["problems"][0]["code"], "signature", "{checked:#}");
+    let (code, problems) = check(&receiver);
+    assert_eq!((code, &problems[0]["code"]), (Some(1), &json!("signature")), "{problems:#}");
     assert_eq!(revision(), 6);
     let minisig = home.path().join("policy.json.minisig");
     fs::copy(minisig, folder.join("policy.json.minisig")).unwrap();

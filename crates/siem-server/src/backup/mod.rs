@@ -127,12 +127,12 @@ pub fn backup(
         writer.copy(&path, &mut journals)?;
     }
     journals.refresh()?;
+    journals.copy_to(&mut writer)?;
     let keys = data.join(KEYS);
     {
         // Its files fit to each other.
         let trust = data.join("trust");
         let _lock = trust.is_dir().then(|| RegistryLock::hold(&trust)).transpose()?;
-        journals.copy_to(&mut writer)?;
         for path in regular_files(&trust, &|path| path == keys && !options.with_keys)? {
             writer.copy(&path, &mut journals)?;
         }

@@ -250,10 +250,12 @@ impl ConfigFolder {
         for (at, name) in listing.configs.iter().enumerate() {
             let path = folder.join(name);
             total += fs::metadata(&path).map_or(0, |file| file.len());
-            let refused = match () {
-                () if !is_config_name(name) => Some(FileProblem::Name),
-                () if at >= MAX_FILES || total > MAX_TOTAL => Some(FileProblem::TooMany),
-                () => None,
+            let refused = if !is_config_name(name) {
+                Some(FileProblem::Name)
+            } else if at >= MAX_FILES || total > MAX_TOTAL {
+                Some(FileProblem::TooMany)
+            } else {
+                None
             };
             let known = cache.entries.remove(name).unwrap_or_default();
             let cached = match refused {
