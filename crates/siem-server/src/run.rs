@@ -10,6 +10,7 @@ use std::{
     io::{self, Write as _},
     net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use siem_protocol::statement::TrustLevel;
@@ -35,6 +36,8 @@ use crate::{
 
 /// Connections of the listener for probes.
 const PROBE_CONNECTIONS: usize = 64;
+/// Time that calls of a file system may take at the end.
+const LAST_CALLS: Duration = Duration::from_secs(1);
 
 /// Reason why a receiver does not start.
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +138,11 @@ impl Process {
     /// [`RunError`] if it cannot start.
     pub fn run(self) -> Result<(), RunError> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-        runtime.map_err(RunError::Start)?.block_on(self.serve())
+        let runtime = runtime.map_err(RunError::Start)?;
+        let result = runtime.block_on(self.serve());
+        // A call of a file system may never return: a check of the disk, or a reload.
+        runtime.shutdown_timeout(LAST_CALLS);
+        result
     }
 
     async fn serve(self) -> Result<(), RunError> {

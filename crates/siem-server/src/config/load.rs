@@ -256,7 +256,10 @@ impl Findings<'_> {
     /// that says what is wrong, and how to fix it. Ignored if one of the values had another problem.
     pub(crate) fn add(&mut self, keys: &[&str], problem: &str) {
         let paths: Vec<_> = keys.iter().map(|key| path_of(key)).collect();
-        let is_removed = |path: &Vec<String>| self.search.removed.contains(path);
+        // A whole table may have been removed.
+        let is_removed = |path: &Vec<String>| {
+            self.search.removed.iter().any(|removed| path.starts_with(removed))
+        };
         if paths.iter().any(is_removed) {
             return;
         }

@@ -155,6 +155,12 @@ fn plain_http_for_other_machines_is_refused() {
 }
 
 #[test]
+fn problem_of_a_table_hides_those_of_its_missing_values() {
+    let found = problems("tls = 5\n[http]\nlisten = \"0.0.0.0:1\"");
+    assert_eq!(found, ["`tls` in `FILE:1` is the number 5, expected a table"]);
+}
+
+#[test]
 fn unknown_variables_and_arguments_are_refused() {
     let text = |text: &str| text.to_owned();
     let inputs = Inputs {

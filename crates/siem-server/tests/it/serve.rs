@@ -4,7 +4,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::TcpStream,
-    os::unix::{fs::PermissionsExt as _, net::UnixDatagram},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
@@ -415,7 +415,7 @@ async fn sighup_reads_the_secrets_again_and_names_keys_that_need_a_restart() {
 #[tokio::test]
 async fn service_manager_is_notified_of_each_state() {
     let installed = Installed::new("[shutdown]\ndelay = \"0s\"\n");
-    let socket = UnixDatagram::bind(installed.path("notify")).unwrap();
+    let socket = std::os::unix::net::UnixDatagram::bind(installed.path("notify")).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
     let received = || {
         let mut bytes = [0; 100];

@@ -32,7 +32,11 @@ pub(super) fn build(dist: &mut Dist) -> Result<(), Failure> {
         println!("── .deb of the receiver");
         let deb = dist.file(&format!("siem-server_{version}_{}.deb", package::DEBIAN));
         package::deb(&package::RECEIVER, &tree, &dist.parts, &version, &deb)?;
-        check::deb(dist, package::RECEIVER.name, &deb, &tree, check::receiver)?;
+        if sh::has_program("systemd-sysusers") {
+            check::deb(dist, package::RECEIVER.name, &deb, &tree, check::receiver)?;
+        } else {
+            dist.skip("the .deb of the receiver installed", "systemd-sysusers is not installed");
+        }
     } else {
         dist.skip(".deb of the receiver", "dpkg-deb is not installed");
     }
