@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use metrics_endpoint::Exposition;
-use tokio::sync::Mutex;
+use tokio::{sync::Mutex, time::timeout};
 
-use super::Figures;
+use super::{Figures, PATIENCE};
 use crate::{
     fleet::{FleetProblem, FleetTotals},
     stats::Stats,
@@ -19,12 +19,13 @@ const REUSE: Duration = Duration::from_secs(60);
 pub(super) struct HeldCache(Mutex<Option<(Instant, FleetTotals)>>);
 
 impl HeldCache {
-    /// Adds the figures; nothing if the store does not answer.
+    /// Adds the figures; nothing if the store does not answer in time.
     pub(super) async fn add_to(&self, figures: &mut Exposition, source: &dyn Figures) {
         let mut last = self.0.lock().await;
         if last.as_ref().is_none_or(|(at, _)| at.elapsed() >= REUSE) {
             let query = source.stats_query();
-            let Ok(Stats { totals, .. }) = source.storage().stats(query).await else { return };
+            let stats = timeout(PATIENCE, source.storage().stats(query));
+            let Ok(Ok(Stats { totals, .. })) = stats.await else { return };
             *last = Some((Instant::now(), totals));
         }
         if let Some((_, totals)) = &*last {

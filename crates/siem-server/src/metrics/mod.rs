@@ -23,6 +23,7 @@ use prometheus_client::{
     registry::Registry,
 };
 use siem_protocol::Receipt;
+use tokio::{sync::Semaphore, time::timeout};
 
 use crate::{
     connections::Connections,
@@ -31,6 +32,9 @@ use crate::{
     quotas::QuotaKind,
     store::{FileStore, Storage},
 };
+
+/// Time that the store and the disk may take. The other figures are shown without them.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 type Counters<const N: usize> = Family<Labels<N>, Counter>;
@@ -68,6 +72,8 @@ pub struct Metrics {
     syncs: Durations,
     /// Directory whose disk is shown.
     data: Option<PathBuf>,
+    /// Held while the disk is queried, so that one that does not answer keeps one thread only.
+    disk: Arc<Semaphore>,
     figures: OnceLock<Weak<dyn Figures>>,
     connections: OnceLock<Weak<Connections>>,
     held: HeldCache,
@@ -106,6 +112,7 @@ impl Metrics {
             stores: Durations::default(),
             syncs,
             data,
+            disk: Arc::new(Semaphore::new(1)),
             figures: OnceLock::new(),
             connections: OnceLock::new(),
             held: HeldCache::default(),
@@ -228,8 +235,12 @@ impl Metrics {
     /// Returns the free space and the size of the disk.
     async fn disk(&self) -> Option<(f64, f64)> {
         let data = self.data.clone()?;
-        // A network file system may not answer at once.
-        tokio::task::spawn_blocking(move || disk_space(&data)).await.ok().flatten()
+        let permit = self.disk.clone().try_acquire_owned().ok()?;
+        let reading = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            disk_space(&data)
+        });
+        timeout(PATIENCE, reading).await.ok()?.ok()?
     }
 }
 

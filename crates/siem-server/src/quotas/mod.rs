@@ -105,7 +105,7 @@ pub(crate) struct Quotas {
 #[derive(Clone, Copy, Debug, Default)]
 struct NewMachines {
     bucket: Bucket,
-    /// Time for which the last refused machine was told to return.
+    /// Time at which the last refused machine may return.
     last_place: Duration,
 }
 

@@ -137,7 +137,7 @@ proptest! {
         }
     }
 
-    /// A sender that waits as long as it is told is admitted, if no other uses its token meanwhile.
+    /// A sender that waits for its `Retry-After` is admitted, if no other uses its token meanwhile.
     #[test]
     fn sender_that_waits_is_admitted(sent in vec((0_u64..40, 0_u64..600), 1..100)) {
         let mut quotas = quotas(LIMITS);

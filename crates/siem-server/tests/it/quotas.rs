@@ -39,7 +39,7 @@ async fn status(server: &Server, batch: &BatchText) -> u16 {
 }
 
 #[tokio::test]
-async fn new_machines_over_the_quota_are_told_to_return() {
+async fn new_machines_over_the_quota_get_a_time_to_return() {
     let quotas = limits(|limits| limits.machines_per_hour = 1);
     let server = start(tempfile::tempdir().unwrap(), quotas).await;
     // Machines of the store are learned first; until then none counts as new.
