@@ -294,7 +294,7 @@ fn open_registry(settings: &Settings) -> Result<Registry, RunError> {
     Ok(registry)
 }
 
-/// What a reload replaces.
+/// State that a reload replaces.
 struct Reload {
     reread: Reread,
     /// Keys and values that are in use until the next start.

@@ -171,7 +171,7 @@ impl ServerTls {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns what accepts connections with the current certificates.
+    /// Returns an acceptor with the current certificates.
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone().into()
     }

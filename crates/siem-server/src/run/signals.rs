@@ -2,7 +2,7 @@
 
 use std::io;
 
-/// What a signal asks for.
+/// Request of a signal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Signal {
     /// SIGHUP: read the configuration again.

@@ -452,7 +452,7 @@ fn health(installed: &Installed, path: &Path) -> (Option<i32>, String) {
 }
 
 #[tokio::test]
-async fn health_asks_the_listener_for_probes() {
+async fn health_requests_the_listener_for_probes() {
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let probe = free.local_addr().unwrap();
     drop(free);
