@@ -195,7 +195,7 @@ fn batch(client: &reqwest::Client, url: &str, token: &str) -> reqwest::RequestBu
 }
 
 #[tokio::test]
-async fn sighup_replaces_the_certificate_and_keeps_it_if_the_next_is_bad() {
+async fn sighup_replaces_a_certificate_unless_the_new_one_is_bad() {
     let installed = Installed::new("");
     installed.configure(&tls(&installed));
     let (first, second) = (Authority::new("first"), Authority::new("second"));
@@ -387,7 +387,7 @@ fn unusable_secrets_and_certificates_are_reported_together() {
 }
 
 #[tokio::test]
-async fn sighup_reads_the_secrets_again_and_names_keys_that_need_a_restart() {
+async fn sighup_reloads_secrets_and_names_keys_that_need_a_restart() {
     let installed = Installed::new("");
     let serving = installed.serve();
     let client = reqwest::Client::new();
