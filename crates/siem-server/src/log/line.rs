@@ -59,7 +59,7 @@ impl Line {
     pub(super) fn format(&self, format: Format, at: SystemTime) -> String {
         let at = clock::text(at);
         match format {
-            Format::Json => return self.json(&at),
+            Format::Json => self.json(&at),
             Format::Plain => self.text(format!("{at} {:>5} {}: ", self.level, self.target)),
             Format::Colored => {
                 let color = match self.level {
