@@ -314,7 +314,7 @@ fn total_backlog(agents: u64) -> usize {
 
 fn assert_smooth(outcome: &Outcome, agents: u64) {
     let Outcome { table, took, least, seen, refusals } = outcome;
-    println!("{agents} agents, delivered in {took:.0?}, at least {least:.0?}\n{table}");
+    eprintln!("{agents} agents, delivered in {took:.0?}, at least {least:.0?}\n{table}");
     assert_eq!(seen.bytes, total_backlog(agents), "everything is delivered, once");
     assert_eq!(seen.slow, 0, "no body is too slow");
     assert!(seen.most_memory <= Limits::default().memory);
