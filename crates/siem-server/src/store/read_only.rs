@@ -4,7 +4,8 @@
 //! read: it is in the files after the next start.
 
 use std::{
-    fs::File,
+    collections::BTreeSet,
+    fs::{self, File},
     io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
 };
@@ -13,7 +14,6 @@ use super::{
     catalog::{Catalog, Key},
     epoch::Stem,
     note::{Note, Sender},
-    recover::stems,
 };
 use crate::{
     fleet::StatsQuery,
@@ -100,7 +100,10 @@ fn read_epoch<E: From<ReadError>>(
         let path = path.to_owned();
         move |source| ReadError { path, source }
     };
-    let mut file = File::open(&lines).map_err(failed(&lines))?;
+    let mut file = match File::open(&lines) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(failed(&lines))?,
+    };
     // Notes of earlier releases name sender and device only where they changed.
     let (mut sender, mut device): (Option<Sender>, _) = (None, None);
     let mut shown = Ok(());
@@ -127,12 +130,36 @@ fn read_epoch<E: From<ReadError>>(
     shown
 }
 
-fn epochs(machines: &Path) -> Result<Vec<Stem>, ReadError> {
-    match stems(machines) {
-        Ok(stems) => Ok(stems.into_iter().collect()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(source) => Err(ReadError { path: machines.to_owned(), source }),
+/// Returns the epochs below `machines`, in a stable order. A recovery, which also lists them, may
+/// change files.
+fn epochs(machines: &Path) -> Result<BTreeSet<Stem>, ReadError> {
+    let mut found = BTreeSet::new();
+    for directory in entries(machines)? {
+        if !directory.is_dir() {
+            continue;
+        }
+        for path in entries(&directory)? {
+            let name = |path: &Path| Some(path.file_stem()?.to_str()?.to_owned());
+            let is_notes = path.extension().is_some_and(|ending| ending == "notes");
+            let machine = directory.file_name().and_then(|name| name.to_str());
+            if let (true, Some(machine), Some(epoch)) = (is_notes, machine, name(&path)) {
+                found.insert(Stem { machine: machine.to_owned(), epoch });
+            }
+        }
     }
+    Ok(found)
+}
+
+/// Lists a directory; a missing one has no entries.
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, ReadError> {
+    match list(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        listed => listed.map_err(|source| ReadError { path: directory.to_owned(), source }),
+    }
+}
+
+fn list(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    fs::read_dir(directory)?.map(|entry| Ok(entry?.path())).collect()
 }
 
 fn key_of(sender: &Sender) -> Key {
@@ -152,5 +179,42 @@ fn read_notes(path: &Path, mut show: impl FnMut(Note, u64) -> io::Result<()>) ->
         if let Ok(note) = serde_json::from_slice(&line) {
             show(note, length)?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::UNIX_EPOCH;
+
+    use super::*;
+    use crate::{
+        store::{
+            FileStore,
+            files::tests::{files, stats, take},
+        },
+        testing::BatchText,
+    };
+
+    #[test]
+    fn reading_returns_what_the_store_does_and_changes_no_file() {
+        let root = tempfile::tempdir().unwrap();
+        let store = FileStore::open(root.path()).unwrap();
+        take(&store, &BatchText::new(1, 3)).unwrap();
+        let expected = stats(&store);
+        drop(store);
+        let before = files(root.path());
+        let found = read_stats(root.path(), &StatsQuery::all(UNIX_EPOCH), None).unwrap();
+        assert_eq!(found, expected);
+        let mut lines = Vec::new();
+        read_lines(root.path(), |batch| {
+            lines.extend_from_slice(batch.lines);
+            Ok::<_, ReadError>(())
+        })
+        .unwrap();
+        let stored: Vec<_> = lines.split_inclusive(|byte| *byte == b'\n').collect();
+        assert_eq!(stored.len(), 3);
+        assert_eq!(files(root.path()), before);
+        let missing = read_stats(&root.path().join("none"), &StatsQuery::all(UNIX_EPOCH), None);
+        assert_eq!(missing.unwrap(), Stats::default());
     }
 }

@@ -157,8 +157,7 @@ fn whole_lines(mut file: &File, length: u64) -> io::Result<u64> {
     Ok(0)
 }
 
-/// Returns the epochs below `machines`.
-pub(super) fn stems(machines: &Path) -> io::Result<BTreeSet<Stem>> {
+fn stems(machines: &Path) -> io::Result<BTreeSet<Stem>> {
     let mut stems = BTreeSet::new();
     for machine in fs::read_dir(machines)? {
         let machine = machine?;
