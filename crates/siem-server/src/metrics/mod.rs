@@ -1,7 +1,7 @@
 //! Metrics of the receiver for Prometheus. The names are listed in `docs/metrics.md`.
 //!
 //! What happens is counted where it happens, in the fields of [`Metrics`]. What can be read at any time
-//! is read for each request, by [`Figures`].
+//! is read for each request.
 
 mod durations;
 mod held;
