@@ -2,7 +2,7 @@
 //! their hash chain, and stores each record once, byte for byte.
 //!
 //! [`Receiver`] builds an axum router to mount in another server. It stores batches in a
-//! [`Storage`]; [`FileStore`] is the implementation in this crate. [`serve()`] serves a router with
+//! [`Storage`]; [`FileStore`] is the implementation for receivers, [`MemoryStore`] one for tests. [`serve()`] serves a router with
 //! limits on the cost of a connection. The `demo-server` binary combines the three.
 //!
 //! [`batch`] checks a batch on its own, and [`ledger`] decides what a batch changes about the
@@ -51,6 +51,6 @@ pub use secret_file::{SecretError, SecretKind};
 pub use secrets::{EmptySecret, Keys, Secret};
 pub use serve::{ServeOptions, Transport, serve, serve_with};
 pub use store::{
-    DataFormat, FileStore, FileStoreOptions, FormatError, HeldPoint, OpenError, Storage,
-    StoreError, StoredBatch,
+    DataFormat, EpochKey, FileStore, FileStoreOptions, FormatError, HeldPoint, MemoryStore,
+    OpenError, Storage, StoreError, StoredBatch, StoredLine,
 };

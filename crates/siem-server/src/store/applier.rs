@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    io,
+    fmt, io,
     path::PathBuf,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread,
@@ -18,8 +18,9 @@ use super::{
     copy,
     epoch::{EpochFiles, Stem},
     frame::Frame,
+    note_index::NoteIndex,
 };
-use crate::{ledger::ChainValues, stats::Stats};
+use crate::ledger::ChainValues;
 
 /// Maximum number of bytes in the queue. The journal holds them too, so that the limit only
 /// protects memory.
@@ -62,8 +63,17 @@ enum QueueItem {
     Frame(Box<Frame>),
     /// The journal of the previous frames is complete.
     Sealed(PathBuf),
-    /// Statistics to send after the previous frames are written.
-    SendStats(Box<Stats>, oneshot::Sender<Stats>),
+    /// A response to send after the previous frames are written.
+    Respond(Response),
+}
+
+/// Sends a response.
+struct Response(Box<dyn FnOnce() + Send>);
+
+impl fmt::Debug for Response {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Response")
+    }
 }
 
 impl Applier {
@@ -93,12 +103,15 @@ impl Applier {
         self.push(self.shared.queue(), QueueItem::Sealed(path));
     }
 
-    /// Sends statistics once all queued frames are in the files, or one cannot be written.
-    pub(super) fn send_stats(&self, stats: Stats, responder: oneshot::Sender<Stats>) {
+    /// Sends a response once all queued frames are in the files, or one cannot be written.
+    pub(super) fn respond<T: Send + 'static>(&self, response: T, responder: oneshot::Sender<T>) {
         let queue = self.shared.queue();
         match queue.failed.is_some() || queue.ended {
-            true => drop(responder.send(stats)),
-            false => self.push(queue, QueueItem::SendStats(Box::new(stats), responder)),
+            true => drop(responder.send(response)),
+            false => {
+                let send = move || drop(responder.send(response));
+                self.push(queue, QueueItem::Respond(Response(Box::new(send))));
+            }
         }
     }
 
@@ -161,11 +174,11 @@ impl Queue {
         }
     }
 
-    /// Sends all statistics that are waiting.
-    fn send_waiting_stats(&mut self) {
+    /// Sends all responses that are waiting.
+    fn send_waiting(&mut self) {
         for work in std::mem::take(&mut self.work) {
             match work {
-                QueueItem::SendStats(stats, responder) => drop(responder.send(*stats)),
+                QueueItem::Respond(response) => (response.0)(),
                 work => self.work.push_back(work),
             }
         }
@@ -210,7 +223,7 @@ impl Shared {
             Err(error) => {
                 error!(code = "epoch_files_write_failed", %error, "cannot write the files of an epoch; all entries are in the journal");
                 queue.failed = Some(error);
-                queue.send_waiting_stats();
+                queue.send_waiting();
                 queue.work.push_front(QueueItem::Frame(frame));
                 None
             }
@@ -228,7 +241,7 @@ impl Drop for Ended<'_> {
     fn drop(&mut self) {
         let mut queue = self.0.queue();
         queue.ended = true;
-        queue.send_waiting_stats();
+        queue.send_waiting();
         drop(queue);
         self.0.changed.notify_all();
     }
@@ -244,24 +257,26 @@ fn run_applier(shared: &Shared, checkpointer: Checkpointer) -> PathBuf {
             QueueItem::Sealed(path) => {
                 checkpointer.add(Sealed { path, dirty: std::mem::take(&mut dirty) });
             }
-            QueueItem::SendStats(stats, responder) => drop(responder.send(*stats)),
+            QueueItem::Respond(response) => (response.0)(),
         }
     }
     drop(ended);
     checkpointer.finish()
 }
 
-/// Reads the chain's values of an epoch once they are in their file.
+/// Reads the chain's values of an epoch once they are in its index.
 #[derive(Debug)]
 pub(super) struct Values<'a> {
     pub(super) applier: &'a Applier,
     pub(super) stem: &'a Stem,
+    pub(super) index: &'a NoteIndex,
 }
 
 impl ChainValues for Values<'_> {
     type Error = io::Error;
 
     fn read(&mut self, at: u64, count: u64) -> io::Result<Vec<Digest>> {
-        self.applier.files([self.stem])?.values(self.stem).read(at, count)
+        let mut read = |range| self.applier.files([self.stem])?.index(self.stem, range);
+        self.index.values(at, count, &mut read)
     }
 }

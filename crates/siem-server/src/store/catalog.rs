@@ -3,12 +3,15 @@
 mod devices;
 mod stats;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Bound,
+};
 
 use siem_protocol::{BatchHeader, Digest, Receipt, statement::TrustLevel};
 
 use super::{
-    HeldPoint,
+    EpochKey, HeldPoint,
     admission::{Admission, AdmittedDevice},
     epoch::Stem,
     frame::FilePositions,
@@ -43,7 +46,7 @@ struct Epoch {
     /// Time of its last new numbers.
     grew_at: String,
     lines_end: u64,
-    notes_end: u64,
+    index_end: u64,
     conflicts: u64,
     repetitions: u64,
     /// Set after an unexplained difference between claims and entries was logged.
@@ -232,8 +235,7 @@ impl Catalog {
             machine,
             epoch,
             lines_at,
-            notes_at: known.map_or(0, |epoch| epoch.notes_end),
-            values_at: known.map_or(0, |epoch| epoch.ledger.values()),
+            index_at: known.map_or(0, |epoch| epoch.index_end),
         };
         (place, lines_at)
     }
@@ -317,8 +319,9 @@ impl Catalog {
     }
 
     /// Records a note, either of a batch that was just made durable or at a start. A note of an
-    /// unknown epoch is ignored unless it names the sender.
-    pub(super) fn record(&mut self, key: &Key, note: &Note, note_length: u64) {
+    /// unknown epoch is ignored unless it names the sender. `record_length` is the size of its record
+    /// in the index, with damaged bytes before it.
+    pub(super) fn record(&mut self, key: &Key, note: &Note, record_length: u64) {
         if let Some(sender) = &note.sender {
             self.note_hostname(sender);
             let epoch = self.epochs.entry(key.clone()).or_insert_with(|| Epoch {
@@ -330,7 +333,7 @@ impl Catalog {
                 last_seen: String::new(),
                 grew_at: String::new(),
                 lines_end: 0,
-                notes_end: 0,
+                index_end: 0,
                 conflicts: 0,
                 repetitions: 0,
                 warned: false,
@@ -353,7 +356,7 @@ impl Catalog {
         }
         epoch.last_seen.clone_from(&note.at);
         epoch.point = None;
-        epoch.notes.add(epoch.notes_end, note_length, note);
+        epoch.notes.add(epoch.index_end, record_length, note);
         if let Some(device) = &note.device {
             epoch.own(device);
         }
@@ -363,7 +366,7 @@ impl Catalog {
             epoch.heartbeat = Some(heartbeat.clone());
         }
         epoch.lines_end = note.lines_at + note.bytes;
-        epoch.notes_end += note_length;
+        epoch.index_end += record_length;
         epoch.conflicts += note.conflicts;
         epoch.repetitions += note.repeated.iter().map(RepeatedLines::count).sum::<u64>();
         if !note.change.new.is_empty() {
@@ -429,9 +432,23 @@ impl Catalog {
         self.epochs.get(key).map(|epoch| &epoch.ledger)
     }
 
-    /// End positions of an epoch's lines and notes.
+    /// Returns up to `limit` keys in order, from the first one after `after` on.
+    pub(super) fn scan(&self, after: Option<EpochKey>, limit: usize) -> Vec<EpochKey> {
+        let from = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.into_key()));
+        let keys = self.epochs.range((from, Bound::Unbounded)).map(|(key, _)| key);
+        let keys = keys.take(limit).cloned();
+        keys.map(|(machine, epoch)| EpochKey { machine, epoch }).collect()
+    }
+
+    /// Rows over the index of an epoch.
+    pub(super) fn notes(&self, key: &Key) -> &NoteIndex {
+        static NONE: NoteIndex = NoteIndex::new();
+        self.epochs.get(key).map_or(&NONE, |epoch| &epoch.notes)
+    }
+
+    /// End positions of an epoch's lines and index.
     pub(super) fn ends(&self, key: &Key) -> (u64, u64) {
-        self.epochs.get(key).map_or((0, 0), |epoch| (epoch.lines_end, epoch.notes_end))
+        self.epochs.get(key).map_or((0, 0), |epoch| (epoch.lines_end, epoch.index_end))
     }
 }
 

@@ -98,8 +98,12 @@ fn checkpoint(root: &Path, sealed: &Sealed, again: bool) -> io::Result<()> {
 pub(super) fn sync(root: &Path, stems: &BTreeSet<Stem>) -> io::Result<()> {
     let mut directories = BTreeSet::new();
     for stem in stems {
-        for path in stem.all(root) {
-            File::options().write(true).open(path)?.sync_all()?;
+        File::options().write(true).open(stem.index(root))?.sync_all()?;
+        match File::options().write(true).open(stem.lines(root)) {
+            Ok(lines) => lines.sync_all()?,
+            // The epoch has no line.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
         directories.insert(stem.directory(root));
     }

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    path::PathBuf,
+    path::Path,
     sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
@@ -18,6 +18,7 @@ use tempfile::TempDir;
 use super::{
     FileStore, FileStoreOptions, HeldPoint, Storage as _, StoreError, StoredBatch,
     files::tests::{copy, directory, files, stats},
+    migrate,
 };
 use crate::{
     batch::Batch,
@@ -120,13 +121,6 @@ impl Receiver {
     fn state(&self, device: &TestDevice) -> DeviceState {
         self.registry.device(&key_of(device)).unwrap().state
     }
-}
-
-/// The only file with this extension.
-fn file(receiver: &Receiver, ending: &str) -> PathBuf {
-    let files = files(receiver.root.path()).into_keys();
-    let mut files = files.filter(|path| path.extension().is_some_and(|it| it == ending));
-    files.next().unwrap()
 }
 
 fn open(root: &TempDir, registry: &Arc<Registry>) -> FileStore {
@@ -667,8 +661,9 @@ fn receipt_of_a_keyless_entry_names_the_seal_that_adopted_it() {
     assert_eq!(again, HeldPoint { seal: Some(digest), ..first });
 }
 
+/// A value that is read again is that of the batch which brought it, also after a restart.
 #[test]
-fn chain_values_are_rebuilt_from_lines_and_notes() {
+fn repeated_numbers_of_any_batch_are_compared_with_its_values() {
     let device = TestDevice::new(1);
     let mut receiver = Receiver::new(TrustLevel::FirstUse);
     receiver.confirm(&device);
@@ -678,14 +673,13 @@ fn chain_values_are_rebuilt_from_lines_and_notes() {
     receiver.take(&redelivery).unwrap();
     receiver.take(&BatchText::new(8, 12).seal(&device)).unwrap();
     let mut receiver = receiver.restart();
-    let path = file(&receiver, "chain");
-    let healthy = fs::read(&path).unwrap();
-    assert_eq!(healthy.len(), 12 * 32);
-    for length in [0, 1, 100, healthy.len() - 1] {
-        drop(receiver.store.take());
-        fs::write(&path, &healthy[..length]).unwrap();
-        receiver = receiver.restart();
-        assert_eq!(fs::read(&path).unwrap(), healthy, "{length}");
+    for first in 1..=12 {
+        for last in first..=12 {
+            let taken = receiver.take(&BatchText::new(first, last).dead(&[5]).seal(&device));
+            assert_eq!(taken.unwrap().receipt.accepted, 0, "{first} {last}");
+        }
+        let other = BatchText::new(first, first).line(first, &line(first).replace("agent", "b"));
+        conflict(receiver.take(&other.seal(&device)));
     }
 }
 
@@ -748,7 +742,7 @@ fn data_directory_of_release_0_1_is_migrated() {
     let root = release_0_1();
     let mut receiver = Receiver::over(root, TrustLevel::Shared);
     let format = fs::read_to_string(receiver.root.path().join("format")).unwrap();
-    assert_eq!(format, r#"{"format":2,"migrated_from":1}"#);
+    assert_eq!(format, r#"{"format":3,"migrated_from":1}"#);
     let found = stats(receiver.store());
     let [machine, gap] = found.machines.as_slice() else { panic!("{found:?}") };
     assert_eq!((machine.entries, machine.epochs[0].next_seq), (10, 11));
@@ -786,9 +780,57 @@ fn data_directory_of_release_0_1_is_migrated() {
     assert!(after.machines[1].epochs[0].gaps.is_empty());
 }
 
+/// The chain and the starts of an earlier version are derived data, and a conversion may end at any
+/// time.
+#[test]
+fn conversion_gives_the_same_index_from_damaged_files() {
+    let converted = |damage: &dyn Fn(&Path)| {
+        let root = release_0_1();
+        damage(root.path());
+        let before = files(root.path());
+        drop(FileStore::open(root.path()).unwrap());
+        let mut after = files(root.path());
+        after.retain(|path, _| path.starts_with(root.path().join("machines")));
+        let after: BTreeMap<_, _> = after
+            .into_iter()
+            .map(|(path, bytes)| (path.strip_prefix(root.path()).unwrap().to_owned(), bytes))
+            .collect();
+        (before.len(), after)
+    };
+    let edit = |root: &Path, ending: &str, edit: &dyn Fn(&Path)| {
+        let files = files(root).into_keys();
+        let found: Vec<_> =
+            files.filter(|path| path.extension().is_some_and(|it| it == ending)).collect();
+        assert_eq!(found.len(), 2);
+        found.iter().for_each(|path| edit(path));
+    };
+    let (files, expected) = converted(&|_| ());
+    let endings: BTreeSet<_> =
+        expected.keys().map(|path| path.extension().unwrap().to_str().unwrap()).collect();
+    assert_eq!((files, expected.len()), (9, 4));
+    assert_eq!(endings, ["index", "ndjson"].into());
+    let remove = |path: &Path| fs::remove_file(path).unwrap();
+    let cut = |path: &Path| {
+        let bytes = fs::read(path).unwrap();
+        fs::write(path, &bytes[..bytes.len() / 2]).unwrap();
+    };
+    assert_eq!(converted(&|root| edit(root, "chain", &remove)).1, expected);
+    assert_eq!(converted(&|root| edit(root, "chain", &cut)).1, expected);
+    assert_eq!(converted(&|root| edit(root, "starts", &remove)).1, expected);
+    assert_eq!(converted(&|root| edit(root, "starts", &cut)).1, expected);
+    // A kill before the version was written, and after the journals were deleted.
+    let again = converted(&|root| {
+        migrate::convert(root).unwrap();
+        edit(root, "index", &cut);
+    });
+    assert_eq!(again.1, expected);
+    let made = expected.iter().filter(|(path, _)| path.extension() == Some("index".as_ref()));
+    assert!(made.into_iter().all(|(_, bytes)| bytes.len() > 300));
+}
+
 /// State after a kill in the middle of a write: notes with seals are as whole as others.
 #[test]
-fn sealed_batches_survive_any_cut_of_the_notes() {
+fn sealed_batches_survive_any_cut_of_the_index() {
     let device = TestDevice::new(1);
     let mut receiver = Receiver::new(TrustLevel::FirstUse);
     receiver.take(&BatchText::new(1, 2)).unwrap();
@@ -799,7 +841,7 @@ fn sealed_batches_survive_any_cut_of_the_notes() {
         .map(|(first, last)| receiver.point(&BatchText::new(first, last).seal(&device)));
     let expected = receiver.machine();
     let written = files(receiver.root.path());
-    let path = written.keys().find(|path| path.extension().is_some_and(|it| it == "notes"));
+    let path = written.keys().find(|path| path.extension().is_some_and(|it| it == "index"));
     let path = path.unwrap();
     let mut tried = 0;
     for length in (checkpointed[path].len()..=written[path].len()).step_by(7) {

@@ -12,16 +12,24 @@ use std::{
 use tokio::sync::{mpsc, oneshot};
 
 use super::{
-    Answer, DataFormat, FormatError, Storage, StoreError, StoredBatch,
+    Answer, DataFormat, EpochKey, FormatError, Storage, StoreError, StoredBatch, StoredLine,
     applier::Applier,
     checkpoint::Checkpointer,
     epoch::EpochFiles,
     journal::Journal,
+    migrate,
     recover::{self, Recovered},
     repeats::Repeats,
     writer::{self, Job, Writer},
 };
-use crate::{batch::Batch, fleet::StatsQuery, metrics::Durations, stats::Stats, trust::Registry};
+use crate::{
+    batch::Batch,
+    fleet::StatsQuery,
+    ledger::{Ledger, Range},
+    metrics::Durations,
+    stats::Stats,
+    trust::Registry,
+};
 
 /// Options of a [`FileStore`].
 #[derive(Clone, Copy, Debug)]
@@ -78,13 +86,12 @@ pub enum OpenError {
 /// DIR/format                            version of the directory, see [`DataFormat`]
 /// DIR/journal/NUMBER.journal            batches that are not yet synced in the files below
 /// DIR/machines/MACHINE/EPOCH.ndjson     the entries' lines as they were received
-/// DIR/machines/MACHINE/EPOCH.notes      changes by each batch, a JSON object a line
-/// DIR/machines/MACHINE/EPOCH.chain      h(n) of the numbers covered, 32 bytes each
-/// DIR/machines/MACHINE/EPOCH.starts     start offsets of the lines in their source files
+/// DIR/machines/MACHINE/EPOCH.index      a record of each batch: its changes as JSON, h(n) of the
+///                                       numbers, and the positions of its lines in their source files
 /// ```
 /// MACHINE and EPOCH are the ids where these are safe as file names, otherwise a shortened form
 /// with a hash. Late and redelivered lines come after the others: sort by `seq` where the order
-/// matters. `repeated` in a note lists the numbers whose lines another epoch of the machine also
+/// matters. `repeated` in a record lists the numbers whose lines another epoch of the machine also
 /// has.
 ///
 /// A batch is acknowledged once its journal is synced; all waiting batches share one sync. When the
@@ -92,6 +99,7 @@ pub enum OpenError {
 /// other files follow soon after the response.
 #[derive(Debug)]
 pub struct FileStore {
+    machines: PathBuf,
     jobs: Option<mpsc::Sender<Job>>,
     writer: Mutex<Option<thread::JoinHandle<PathBuf>>>,
     syncs: Durations,
@@ -144,9 +152,14 @@ impl FileStore {
             }
             Err(TryLockError::Error(error)) => return Err(failed(error)),
         }
-        DataFormat::ensure(directory)?;
+        let format = DataFormat::ensure(directory)?;
+        if !format.is_current() {
+            migrate::convert(directory).map_err(failed)?;
+            format.set_current(directory)?;
+        }
         let (jobs, writer, syncs) = start(directory, options, registry).map_err(failed)?;
-        Ok(Self { jobs: Some(jobs), writer: Mutex::new(Some(writer)), syncs, _lock: lock })
+        let (machines, writer) = (directory.join("machines"), Mutex::new(Some(writer)));
+        Ok(Self { machines, jobs: Some(jobs), writer, syncs, _lock: lock })
     }
 
     /// Returns the time that each write of the journal takes.
@@ -217,21 +230,44 @@ pub(super) fn prepare(
     Ok((sender, writer))
 }
 
+impl FileStore {
+    /// Sends a request to the writer and waits for the response.
+    async fn request<T>(
+        &self,
+        job: impl FnOnce(oneshot::Sender<T>) -> Job,
+    ) -> Result<T, StoreError> {
+        let (responder, response) = oneshot::channel();
+        self.send(job(responder))?;
+        response.await.map_err(|_| StoreError::Closed)
+    }
+}
+
 impl Storage for FileStore {
     fn store(&self, batch: Batch) -> Answer<'_, StoredBatch> {
+        Box::pin(async move { self.request(|to| Job::Store(Box::new(batch), to)).await? })
+    }
+
+    fn read(&self, epoch: EpochKey, range: Range, max_bytes: u64) -> Answer<'_, Vec<StoredLine>> {
         Box::pin(async move {
-            let (responder, response) = oneshot::channel();
-            self.send(Job::Store(Box::new(batch), responder))?;
-            response.await.map_err(|_| StoreError::Closed)?
+            let located = self.request(|to| Job::Locate(epoch.into_key(), range, to)).await?;
+            let Some(located) = located else { return Ok(Vec::new()) };
+            let machines = self.machines.clone();
+            let read = tokio::task::spawn_blocking(move || located.read(&machines, max_bytes));
+            let read = read.await.map_err(|error| StoreError::Unavailable(io::Error::other(error)));
+            read?.map_err(StoreError::from_io)
         })
     }
 
+    fn ledger(&self, epoch: EpochKey) -> Answer<'_, Option<Ledger>> {
+        Box::pin(self.request(|to| Job::Ledger(epoch.into_key(), to)))
+    }
+
+    fn scan(&self, after: Option<EpochKey>, limit: usize) -> Answer<'_, Vec<EpochKey>> {
+        Box::pin(self.request(move |to| Job::Scan(after, limit, to)))
+    }
+
     fn stats(&self, query: StatsQuery) -> Answer<'_, Stats> {
-        Box::pin(async move {
-            let (responder, response) = oneshot::channel();
-            self.send(Job::Stats(Box::new(query), responder))?;
-            response.await.map_err(|_| StoreError::Closed)
-        })
+        Box::pin(self.request(|to| Job::Stats(Box::new(query), to)))
     }
 }
 

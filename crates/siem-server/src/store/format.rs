@@ -12,13 +12,16 @@ use siem_protocol::statement::TrustLevel;
 use super::{create_private, sync_directory};
 
 /// Version that this release writes.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
+/// Version with three files beside the lines of each epoch. A directory of version 1 is one, too.
+const SEPARATE_FILES: u32 = 2;
 const NAME: &str = "format";
 
 /// Version of a data directory. Version 1 is that of release 0.1, which wrote no such file.
 ///
 /// Version 2 adds to version 1: notes of batches name the device and hold its seal, and `trust` has
 /// what the receiver knows about devices. A file of version 1 is a valid file of version 2.
+/// Version 3 has one index in place of the notes, the chain and the starts of an epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataFormat {
     /// The version.
@@ -65,8 +68,8 @@ pub enum FormatError {
 }
 
 impl DataFormat {
-    /// Reads the version of `directory`. A missing directory is created; one of release 0.1 is
-    /// migrated, which takes one small file: all of its files stay as they are.
+    /// Reads the version of `directory`. A missing directory is created; one of release 0.1 gets a
+    /// version. [`FileStore::open`](super::FileStore::open) converts the files of earlier versions.
     ///
     /// # Errors
     /// [`FormatError`]; nothing is changed then.
@@ -77,7 +80,8 @@ impl DataFormat {
         let path = directory.join(NAME);
         let failed = |source| FormatError::Io { path: path.clone(), source };
         let is_old = directory.join("machines").try_exists().map_err(failed)?;
-        let format = Self { format: VERSION, migrated_from: is_old.then_some(1), level: None };
+        let version = if is_old { SEPARATE_FILES } else { VERSION };
+        let format = Self { format: version, migrated_from: is_old.then_some(1), level: None };
         format.write(directory, &path).map_err(failed)?;
         if is_old {
             tracing::warn!(code = "data_migrated", directory = %directory.display(),
@@ -97,6 +101,19 @@ impl DataFormat {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(FormatError::Io { path, source }),
         }
+    }
+
+    /// Reports whether the files of the epochs are those of this version.
+    pub(super) fn is_current(self) -> bool {
+        self.format == VERSION
+    }
+
+    /// Stores that the files of the epochs are those of this version.
+    pub(super) fn set_current(self, directory: &Path) -> Result<Self, FormatError> {
+        let path = directory.join(NAME);
+        let current = Self { format: VERSION, ..self };
+        current.write(directory, &path).map_err(|source| FormatError::Io { path, source })?;
+        Ok(current)
     }
 
     /// Reports whether release 0.1 made the directory, so that machines without a device key are
@@ -128,7 +145,9 @@ impl DataFormat {
                 "the level of trust is lower than before"
             );
         }
-        let chosen = Self { level: Some(level), ..self };
+        // A server may have converted the directory since.
+        let current = Self::read(directory)?.unwrap_or(self);
+        let chosen = Self { level: Some(level), ..current };
         let path = directory.join(NAME);
         chosen.write(directory, &path).map_err(|source| FormatError::Io { path, source })?;
         Ok(chosen)
@@ -174,7 +193,7 @@ mod tests {
         assert_eq!(DataFormat::read(&data).unwrap(), None);
         let format = DataFormat::ensure(&data).unwrap();
         assert!(!format.is_migrated());
-        assert_eq!(content(&data), r#"{"format":2}"#);
+        assert_eq!(content(&data), r#"{"format":3}"#);
         assert_eq!(DataFormat::ensure(&data).unwrap(), format);
         assert_eq!(DataFormat::read(&data).unwrap(), Some(format));
     }
@@ -185,7 +204,11 @@ mod tests {
         fs::create_dir(root.path().join("machines")).unwrap();
         assert!(DataFormat::ensure(root.path()).unwrap().is_migrated());
         assert_eq!(content(root.path()), r#"{"format":2,"migrated_from":1}"#);
-        assert!(DataFormat::ensure(root.path()).unwrap().is_migrated());
+        let format = DataFormat::ensure(root.path()).unwrap();
+        assert!(format.is_migrated() && !format.is_current());
+        assert!(format.set_current(root.path()).unwrap().is_current());
+        assert!(format.remember_level(root.path(), TrustLevel::Shared).unwrap().is_current());
+        assert_eq!(content(root.path()), r#"{"format":3,"migrated_from":1,"level":"shared"}"#);
     }
 
     #[test]
@@ -206,10 +229,10 @@ mod tests {
     #[test]
     fn later_or_damaged_version_is_refused_and_kept() {
         let root = tempfile::tempdir().unwrap();
-        for (text, newer) in [(r#"{"format":3,"x":[]}"#, true), ("{", false), ("", false)] {
+        for (text, newer) in [(r#"{"format":4,"x":[]}"#, true), ("{", false), ("", false)] {
             fs::write(root.path().join(NAME), text).unwrap();
             let refused = DataFormat::ensure(root.path()).unwrap_err();
-            assert_eq!(matches!(refused, FormatError::Newer { found: 3, .. }), newer);
+            assert_eq!(matches!(refused, FormatError::Newer { found: 4, .. }), newer);
             assert_eq!(content(root.path()), text);
         }
     }

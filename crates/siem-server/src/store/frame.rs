@@ -1,10 +1,10 @@
 //! One batch in the journal, with the positions of its parts in the files of its epoch.
 //!
 //! ```text
-//! magic 8 | place u32 | note u32 | values u64 | lines u64 | check 32 | place | note | values | lines
+//! magic 8 | place u32 | record u64 | lines u64 | check 32 | place | record | lines
 //! ```
-//! Lengths are little-endian. `check` is SHA-256 over everything before it, then place, note,
-//! values, and the digest of each line: the lines were hashed on arrival, and are not hashed again.
+//! Lengths are little-endian. `check` is SHA-256 over everything before it, then place, record, and
+//! the digest of each line: the lines were hashed on arrival, and are not hashed again.
 
 use std::io::{self, Read, Write};
 
@@ -12,10 +12,11 @@ use serde::{Deserialize, Serialize};
 use siem_protocol::Digest;
 
 use super::starts::GroupWriter;
-use crate::batch::{Batch, origin_of};
+use crate::batch::Batch;
 
-const MAGIC: &[u8; 8] = b"siemjrn1";
-const FIXED: usize = 8 + 4 + 4 + 8 + 8;
+/// First bytes of a frame.
+pub(super) const MAGIC: &[u8; 8] = b"siemjrn3";
+const FIXED: usize = 8 + 4 + 8 + 8;
 /// No frame is larger: a longer one is damaged.
 const LARGEST: u64 = 1 << 30;
 
@@ -28,10 +29,8 @@ pub(super) struct FilePositions {
     pub(super) epoch: String,
     /// Position of the lines.
     pub(super) lines_at: u64,
-    /// Position of the note.
-    pub(super) notes_at: u64,
-    /// Position of the chain's values.
-    pub(super) values_at: u64,
+    /// Position of the record in the index.
+    pub(super) index_at: u64,
 }
 
 /// Lines to store, each with a newline.
@@ -99,10 +98,8 @@ fn write_run(to: &mut impl Write, run: &[u8]) -> io::Result<()> {
 pub(super) struct Frame {
     /// Positions in the files.
     pub(super) place: FilePositions,
-    /// Line for the notes, with its newline.
-    pub(super) note: Vec<u8>,
-    /// Values of the chain, 32 bytes each.
-    pub(super) values: Vec<u8>,
+    /// Record for the index; see [`index_record`](super::index_record).
+    pub(super) record: Vec<u8>,
     /// Lines of the entries.
     pub(super) lines: Lines,
 }
@@ -113,55 +110,25 @@ impl Frame {
         let place = serde_json::to_vec(&self.place)?;
         let mut head = Vec::with_capacity(FIXED + 32 + place.len());
         head.extend_from_slice(MAGIC);
-        let short = |length: usize| u32::try_from(length).map_err(io::Error::other);
-        head.extend_from_slice(&short(place.len())?.to_le_bytes());
-        head.extend_from_slice(&short(self.note.len())?.to_le_bytes());
-        head.extend_from_slice(&(self.values.len() as u64).to_le_bytes());
+        let length = u32::try_from(place.len()).map_err(io::Error::other)?;
+        head.extend_from_slice(&length.to_le_bytes());
+        head.extend_from_slice(&(self.record.len() as u64).to_le_bytes());
         head.extend_from_slice(&self.lines.length().to_le_bytes());
         let check = self.check(&head, &place);
         head.extend_from_slice(check.as_bytes());
         head.extend_from_slice(&place);
         to.write_all(&head)?;
-        to.write_all(&self.note)?;
-        to.write_all(&self.values)?;
+        to.write_all(&self.record)?;
         self.lines.write(to)
     }
 
     /// Approximate size in bytes.
     pub(super) fn length(&self) -> u64 {
-        self.lines.length() + (self.note.len() + self.values.len()) as u64
-    }
-
-    /// Positions of its lines in their original files, as a group for the epoch's starts; `None` if
-    /// it stores no line.
-    pub(super) fn starts(&self) -> io::Result<Option<Vec<u8>>> {
-        let bytes = self.lines.length();
-        if bytes == 0 {
-            return Ok(None);
-        }
-        let mut group = GroupWriter::default();
-        let read: Vec<_>;
-        match &self.lines {
-            Lines::Of(batch, store) => {
-                let origins = store.iter().filter_map(|index| batch.lines()[*index].origin);
-                for origin in origins {
-                    let place = usize::try_from(origin.generation).map_err(io::Error::other)?;
-                    group.add(&batch.generations()[place], origin.offset, origin.part);
-                }
-            }
-            Lines::Read(text) => {
-                read = text.split(|byte| *byte == b'\n').filter_map(origin_of).collect();
-                for (generation, offset, part) in &read {
-                    group.add(generation, *offset, *part);
-                }
-            }
-        }
-        group.finish(self.place.lines_at, bytes).map(Some)
+        self.lines.length() + self.record.len() as u64
     }
 
     fn check(&self, fixed: &[u8], place: &[u8]) -> Digest {
-        let parts = [fixed, place, &self.note, &self.values, &self.lines.digests()];
-        Digest::of(&parts.concat())
+        Digest::of(&[fixed, place, &self.record, &self.lines.digests()].concat())
     }
 
     /// Reads the next frame; `None` at the end, or if no complete frame follows.
@@ -175,11 +142,11 @@ impl Frame {
             u64::from(u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]))
         };
         let long = |at: usize| short(at).saturating_add(short(at + 4).saturating_mul(1 << 32));
-        let lengths = [short(8), short(12), long(16), long(24)];
+        let lengths = [short(8), long(12), long(20)];
         if lengths.iter().any(|length| *length > LARGEST) {
             return Ok(None);
         }
-        let mut parts = Vec::with_capacity(4);
+        let mut parts = Vec::with_capacity(3);
         for length in lengths {
             // The buffer grows with the bytes read, so that a damaged length costs no memory.
             let mut part = Vec::new();
@@ -188,12 +155,30 @@ impl Frame {
             }
             parts.push(part);
         }
-        let [place, note, values, lines] =
-            parts.try_into().map_err(|_| io::Error::other("a frame has four parts"))?;
+        let [place, record, lines] =
+            parts.try_into().map_err(|_| io::Error::other("a frame has three parts"))?;
         let Ok(parsed) = serde_json::from_slice(&place) else { return Ok(None) };
-        let frame = Self { place: parsed, note, values, lines: Lines::Read(lines) };
+        let frame = Self { place: parsed, record, lines: Lines::Read(lines) };
         Ok((frame.check(fixed, &place).as_bytes() == expected).then_some(frame))
     }
+}
+
+/// Returns the group with the positions of a batch's stored lines in their original files; empty if
+/// it stores no line. `lines_at` is the position of the lines in the file of the epoch.
+pub(super) fn starts(batch: &Batch, store: &[usize], lines_at: u64) -> io::Result<Vec<u8>> {
+    if store.is_empty() {
+        return Ok(Vec::new());
+    }
+    let mut group = GroupWriter::default();
+    let mut bytes = 0;
+    for line in store.iter().map(|index| &batch.lines()[*index]) {
+        bytes += line.range.len() as u64 + 1;
+        if let Some(origin) = line.origin {
+            let place = usize::try_from(origin.generation).map_err(io::Error::other)?;
+            group.add(&batch.generations()[place], origin.offset, origin.part);
+        }
+    }
+    group.finish(lines_at, bytes)
 }
 
 fn fill(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<bool> {
@@ -214,15 +199,9 @@ mod tests {
     fn frame(store: Vec<usize>) -> Frame {
         let text = BatchText::new(1, 6).text();
         let batch = Batch::parse(text.trim_end().as_bytes().to_vec(), UNIX_EPOCH).unwrap();
-        let place = FilePositions {
-            machine: "m".into(),
-            epoch: "e".into(),
-            lines_at: 1,
-            notes_at: 2,
-            values_at: 3,
-        };
-        let lines = Lines::Of(Box::new(batch), store);
-        Frame { place, note: b"{}\n".to_vec(), values: vec![7; 64], lines }
+        let place =
+            FilePositions { machine: "m".into(), epoch: "e".into(), lines_at: 1, index_at: 2 };
+        Frame { place, record: vec![7; 64], lines: Lines::Of(Box::new(batch), store) }
     }
 
     fn written(frame: &Frame) -> Vec<u8> {
@@ -237,10 +216,7 @@ mod tests {
             let frame = frame(store.clone());
             let bytes = written(&frame);
             let read = Frame::read(&mut bytes.as_slice()).unwrap().unwrap();
-            assert_eq!(
-                (&read.place, &read.note, &read.values),
-                (&frame.place, &frame.note, &frame.values)
-            );
+            assert_eq!((&read.place, &read.record), (&frame.place, &frame.record));
             let expected: String =
                 store.iter().map(|index| line(*index as u64 + 1) + "\n").collect();
             let Lines::Read(lines) = read.lines else { panic!("read from bytes") };

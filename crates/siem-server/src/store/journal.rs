@@ -4,7 +4,6 @@
 //! once its content is synced in the files of the epochs. While groups are small, zeros follow the
 //! last frame: syncing bytes within a file of constant length is fast, while a new length has to
 //! wait for other pending writes of the file system.
-//! wait for all else that the file system is about to write.
 
 use std::{
     fs::{self, File},
@@ -241,15 +240,10 @@ mod tests {
     use crate::store::frame::{FilePositions, Lines};
 
     fn frame(number: u64) -> Frame {
-        let place = FilePositions {
-            machine: "m".into(),
-            epoch: "e".into(),
-            lines_at: number,
-            notes_at: 0,
-            values_at: 0,
-        };
+        let place =
+            FilePositions { machine: "m".into(), epoch: "e".into(), lines_at: number, index_at: 0 };
         let lines = Lines::Read(b"{}\n".repeat(20));
-        Frame { place, note: b"{}\n".to_vec(), values: vec![0; 32], lines }
+        Frame { place, record: vec![0; 35], lines }
     }
 
     fn replayed(path: &Path) -> Vec<u64> {

@@ -1,18 +1,22 @@
-//! Index of an epoch's notes by the numbers that they brought and the seals that they hold.
+//! Rows over an epoch's index: which part of it has the notes and the values of which numbers.
 //!
 //! A receipt names the time at which a number arrived, and the first seal that covers it. Both are
-//! in the notes; the index says which few of them to read, and takes a row for each [`NOTES`] notes.
+//! in the notes; a batch that arrives again is compared with the values. The rows say which part of
+//! the index to read; there is one for each [`NOTES`] notes or [`BYTES`] bytes.
 
 use std::io;
 
 use siem_protocol::{Digest, statement};
 
-use super::note::Note;
+use super::{index_record::RecordParts, note::Note};
+use crate::ledger::Range;
 
 /// Number of notes that share a row.
 const NOTES: u32 = 256;
+/// Size in bytes from which a row is complete.
+const BYTES: u64 = 256 << 10;
 
-/// Index of an epoch's notes.
+/// Rows over an epoch's index.
 #[derive(Debug, Default)]
 pub(super) struct NoteIndex {
     rows: Vec<Row>,
@@ -20,14 +24,17 @@ pub(super) struct NoteIndex {
     sealed: u64,
 }
 
-/// Some consecutive notes.
-#[derive(Debug)]
+/// Some consecutive records.
+#[derive(Clone, Debug)]
 struct Row {
-    /// Position of the first one in the file of notes.
+    /// Position of the first one in the index.
     at: u64,
     /// Size in bytes.
     bytes: u64,
     notes: u32,
+    /// Position of their first value among the values of the epoch, and the number of values.
+    values_at: u64,
+    values: u64,
     /// Lowest and highest number that they brought; the lowest is above the highest if none.
     first: u64,
     last: u64,
@@ -35,30 +42,47 @@ struct Row {
     sealed: u64,
 }
 
-/// Part of the file of notes.
+/// Part of an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct NotesRange {
+pub(super) struct IndexRange {
     pub(super) at: u64,
     pub(super) bytes: u64,
 }
 
-/// Reads a part of the file of notes.
-pub(super) type ReadNotes<'a> = dyn FnMut(NotesRange) -> io::Result<Vec<u8>> + 'a;
+/// Part of an index, with the lowest and the highest number that its batches may have brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct RowRange {
+    pub(super) range: IndexRange,
+    pub(super) first: u64,
+    pub(super) last: u64,
+}
+
+/// Reads a part of the index.
+pub(super) type ReadIndex<'a> = dyn FnMut(IndexRange) -> io::Result<Vec<u8>> + 'a;
 
 impl NoteIndex {
-    /// Adds the note of `bytes` bytes at position `at`.
+    /// Creates the rows of an empty index.
+    pub(super) const fn new() -> Self {
+        Self { rows: Vec::new(), sealed: 0 }
+    }
+
+    /// Adds the record of `bytes` bytes at position `at`.
     pub(super) fn add(&mut self, at: u64, bytes: u64, note: &Note) {
-        if self.rows.last().is_none_or(|row| row.notes >= NOTES) {
-            let empty = Row { at, bytes: 0, notes: 0, first: u64::MAX, last: 0, sealed: 0 };
-            self.rows.push(empty);
+        if self.rows.last().is_none_or(|row| row.notes >= NOTES || row.bytes >= BYTES) {
+            let values_at = self.rows.last().map_or(0, |row| row.values_at + row.values);
+            let (first, last) = (u64::MAX, 0);
+            let (notes, values, sealed) = (0, 0, 0);
+            self.rows.push(Row { at, bytes: 0, notes, values_at, values, first, last, sealed });
         }
         let Some(row) = self.rows.last_mut() else { return };
         row.bytes += bytes;
         row.notes += 1;
-        for new in &note.change.new {
-            row.first = row.first.min(new.first);
-            row.last = row.last.max(new.last);
+        let filled = note.change.filled.iter().map(|seq| Range { first: *seq, last: *seq });
+        for brought in note.change.new.iter().copied().chain(filled) {
+            row.first = row.first.min(brought.first);
+            row.last = row.last.max(brought.last);
         }
+        row.values += note.change.new.iter().map(|new| new.count()).sum::<u64>();
         if let Some(seal) = note.seal() {
             row.sealed = row.sealed.max(seal.last_seq);
             self.sealed = self.sealed.max(seal.last_seq);
@@ -79,7 +103,7 @@ impl NoteIndex {
     pub(super) fn received_at(
         &self,
         seq: u64,
-        read: &mut ReadNotes<'_>,
+        read: &mut ReadIndex<'_>,
     ) -> io::Result<Option<String>> {
         for row in self.rows.iter().filter(|row| (row.first..=row.last).contains(&seq)) {
             let brings = |note: &Note| {
@@ -93,24 +117,67 @@ impl NoteIndex {
     }
 
     /// Returns the digest of the first seal that covers `seq`.
-    pub(super) fn seal_of(&self, seq: u64, read: &mut ReadNotes<'_>) -> io::Result<Option<Digest>> {
+    pub(super) fn seal_of(&self, seq: u64, read: &mut ReadIndex<'_>) -> io::Result<Option<Digest>> {
         let Some(row) = self.rows.iter().find(|row| row.sealed >= seq) else { return Ok(None) };
         let covers = |note: &Note| note.seal().is_some_and(|seal| seal.last_seq >= seq);
         let note = find(row, read, covers)?;
         Ok(note.and_then(|note| note.seal().map(|seal| statement::digest(&seal.note))))
     }
+
+    /// Returns the parts of the index whose notes may have brought numbers of `range`.
+    pub(super) fn ranges(&self, range: Range) -> Vec<RowRange> {
+        let rows = self.rows.iter();
+        let rows = rows.filter(|row| row.first <= range.last && row.last >= range.first);
+        rows.map(|row| RowRange { range: row.range(), first: row.first, last: row.last }).collect()
+    }
+
+    /// Reads `count` values of the chain from position `at`.
+    pub(super) fn values(
+        &self,
+        at: u64,
+        count: u64,
+        read: &mut ReadIndex<'_>,
+    ) -> io::Result<Vec<Digest>> {
+        let end = at + count;
+        let mut values = Vec::new();
+        let start = self.rows.partition_point(|row| row.values_at + row.values <= at);
+        for row in self.rows[start..].iter().take_while(|row| row.values_at < end) {
+            let bytes = read(row.range())?;
+            let mut place = row.values_at;
+            for record in records(&bytes) {
+                let (digests, _) = record.values.as_chunks::<32>();
+                for digest in digests {
+                    if (at..end).contains(&place) {
+                        values.push(Digest::from_bytes(*digest));
+                    }
+                    place += 1;
+                }
+            }
+        }
+        if values.len() as u64 == count {
+            return Ok(values);
+        }
+        Err(io::Error::new(io::ErrorKind::InvalidData, "the index of the epoch is damaged"))
+    }
+}
+
+impl Row {
+    fn range(&self) -> IndexRange {
+        IndexRange { at: self.at, bytes: self.bytes }
+    }
+}
+
+/// Records in a part of an index.
+pub(super) fn records(mut bytes: &[u8]) -> impl Iterator<Item = RecordParts<'_>> {
+    std::iter::from_fn(move || RecordParts::take(&mut bytes))
 }
 
 /// Returns the first note of a row that meets the condition.
 fn find(
     row: &Row,
-    read: &mut ReadNotes<'_>,
+    read: &mut ReadIndex<'_>,
     condition: impl Fn(&Note) -> bool,
 ) -> io::Result<Option<Note>> {
-    let text = read(NotesRange { at: row.at, bytes: row.bytes })?;
-    // Damaged notes were reported when the store was opened.
-    let notes =
-        text.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok());
-    let mut notes = notes.filter(condition);
-    Ok(notes.next())
+    let bytes = read(row.range())?;
+    Ok(records(&bytes).filter_map(|record| record.note()).find(condition))
 }

@@ -6,13 +6,15 @@
 use std::{
     collections::BTreeSet,
     fs::{self, File},
-    io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom},
+    io::{self, Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
 };
 
 use super::{
+    DataFormat,
     catalog::{Catalog, Key},
     epoch::Stem,
+    index_record::scan,
     note::{Note, Sender},
 };
 use crate::{
@@ -56,10 +58,11 @@ pub fn read_stats(
     query: &StatsQuery,
     registry: Option<&Registry>,
 ) -> Result<Stats, ReadError> {
+    check_version(data)?;
     let machines = data.join("machines");
     let mut catalog = Catalog::default();
     for stem in epochs(&machines)? {
-        let path = stem.notes(&machines);
+        let path = stem.index(&machines);
         let mut key = None;
         read_notes(&path, |note, length| {
             key = key.take().or_else(|| note.sender.as_ref().map(key_of));
@@ -83,6 +86,7 @@ pub fn read_lines<E: From<ReadError>>(
     data: &Path,
     mut show: impl FnMut(StoredLines<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
+    check_version(data)?;
     let machines = data.join("machines");
     for stem in epochs(&machines)? {
         read_epoch(&machines, &stem, &mut show)?;
@@ -95,7 +99,7 @@ fn read_epoch<E: From<ReadError>>(
     stem: &Stem,
     show: &mut impl FnMut(StoredLines<'_>) -> Result<(), E>,
 ) -> Result<(), E> {
-    let (notes, lines) = (stem.notes(machines), stem.lines(machines));
+    let (index, lines) = (stem.index(machines), stem.lines(machines));
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| ReadError { path, source }
@@ -108,7 +112,7 @@ fn read_epoch<E: From<ReadError>>(
     let (mut sender, mut device): (Option<Sender>, _) = (None, None);
     let mut shown = Ok(());
     let mut text = Vec::new();
-    read_notes(&notes, |note, _| {
+    read_notes(&index, |note, _| {
         sender = note.sender.or(sender.take());
         device = note.device.as_ref().map(|device| device.key).or(device);
         let Some(sender) = sender.as_ref().filter(|_| note.bytes > 0 && shown.is_ok()) else {
@@ -126,8 +130,21 @@ fn read_epoch<E: From<ReadError>>(
         });
         Ok(())
     })
-    .map_err(failed(&notes))?;
+    .map_err(failed(&index))?;
     shown
+}
+
+/// The files of earlier versions are converted when a receiver opens the directory.
+fn check_version(data: &Path) -> Result<(), ReadError> {
+    let failed = |error| ReadError { path: data.to_owned(), source: io::Error::other(error) };
+    match DataFormat::read(data).map_err(failed)? {
+        Some(format) if format.is_current() => Ok(()),
+        None if !data.join("machines").is_dir() => Ok(()),
+        _ => {
+            let error = "an earlier release wrote it; start the receiver once, which converts it";
+            Err(ReadError { path: data.to_owned(), source: io::Error::other(error) })
+        }
+    }
 }
 
 /// Returns the epochs below `machines`, in a stable order. A recovery, which also lists them, may
@@ -140,9 +157,9 @@ fn epochs(machines: &Path) -> Result<BTreeSet<Stem>, ReadError> {
         }
         for path in entries(&directory)? {
             let name = |path: &Path| Some(path.file_stem()?.to_str()?.to_owned());
-            let is_notes = path.extension().is_some_and(|ending| ending == "notes");
+            let is_index = path.extension().is_some_and(|ending| ending == "index");
             let machine = directory.file_name().and_then(|name| name.to_str());
-            if let (true, Some(machine), Some(epoch)) = (is_notes, machine, name(&path)) {
+            if let (true, Some(machine), Some(epoch)) = (is_index, machine, name(&path)) {
                 found.insert(Stem { machine: machine.to_owned(), epoch });
             }
         }
@@ -166,20 +183,15 @@ fn key_of(sender: &Sender) -> Key {
     (sender.identity.machine_id.clone(), sender.epoch.clone())
 }
 
-/// Passes each undamaged note on with its length.
+/// Passes each undamaged note on with the length of its record and of damaged bytes before it.
 fn read_notes(path: &Path, mut show: impl FnMut(Note, u64) -> io::Result<()>) -> io::Result<()> {
-    let mut reader = BufReader::new(File::open(path)?);
-    let mut line = Vec::new();
-    loop {
-        line.clear();
-        let length = reader.read_until(b'\n', &mut line)? as u64;
-        if !line.ends_with(b"\n") {
-            return Ok(());
-        }
-        if let Ok(note) = serde_json::from_slice(&line) {
-            show(note, length)?;
-        }
-    }
+    let mut end = 0;
+    let shown = scan(&File::open(path)?, 0, |at, head, text| {
+        let Ok(note) = serde_json::from_slice(text) else { return Ok(()) };
+        let length = at + head.length() - std::mem::replace(&mut end, at + head.length());
+        show(note, length)
+    });
+    shown.map(drop)
 }
 
 #[cfg(test)]

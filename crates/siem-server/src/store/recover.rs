@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use siem_protocol::{ChainPoint, Digest};
+use siem_protocol::ChainPoint;
 use tracing::{error, info, warn};
 
 use super::{
@@ -16,12 +16,14 @@ use super::{
     checkpoint,
     epoch::{EpochFiles, Stem, open},
     frame::Frame,
-    journal,
+    index_record::{self, scan},
+    journal, migrate,
     note::Note,
+    starts::GroupWriter,
 };
 use crate::{
-    batch::seq_of,
-    ledger::{ChainValues as _, Change, Range},
+    batch::{origin_of, seq_of},
+    ledger::{Change, Range},
 };
 
 /// Result of the recovery.
@@ -36,9 +38,10 @@ pub(super) fn recover(journals: &Path, machines: &Path) -> io::Result<Recovered>
     let found = journal::list(journals)?;
     let replayed = replay(&found, machines)?;
     let mut touched: BTreeSet<Stem> = replayed.keys().cloned().collect();
+    remove_replaced(machines)?;
     let mut catalog = Catalog::default();
     for stem in stems(machines)? {
-        let damaged = replayed.get(&stem).is_some_and(|damage| damage.lines);
+        let damaged = replayed.get(&stem).copied().unwrap_or_default();
         if load(machines, &stem, damaged, &mut catalog)? {
             touched.insert(stem);
         }
@@ -55,18 +58,12 @@ pub(super) fn recover(journals: &Path, machines: &Path) -> io::Result<Recovered>
     Ok(Recovered { catalog, next_journal })
 }
 
-/// Damage of an epoch before the journals' first frame of it.
-struct Damage {
-    lines: bool,
-    values: bool,
-}
-
 /// Writes the frames of the journals to their positions, and cuts off the bytes after them. Returns
-/// the earlier damage of each epoch.
-fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<Stem, Damage>> {
+/// of each epoch whether bytes before its first frame were missing.
+fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<Stem, bool>> {
     let mut files = EpochFiles::new(machines.to_owned());
     let mut damaged = BTreeMap::new();
-    let mut ends: HashMap<Stem, [u64; 3]> = HashMap::new();
+    let mut ends: HashMap<Stem, (u64, u64)> = HashMap::new();
     // Journals with a torn end: only the last one that was written to may have one.
     let mut cut = Vec::new();
     for (_, path) in journals {
@@ -78,12 +75,8 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<S
             }
             files.apply(&frame)?;
             let place = &frame.place;
-            let end = [
-                place.lines_at + frame.lines.length(),
-                place.notes_at + frame.note.len() as u64,
-                place.values_at * 32 + frame.values.len() as u64,
-            ];
-            ends.insert(stem, end);
+            let lines_end = place.lines_at + frame.lines.length();
+            ends.insert(stem, (lines_end, place.index_at + frame.record.len() as u64));
             batches += 1;
             Ok(())
         })?;
@@ -98,13 +91,12 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<S
         }
     }
     drop(files);
-    for (stem, ends) in &ends {
-        for (path, end) in stem.all(machines).iter().zip(ends) {
-            File::options().write(true).open(path)?.set_len(*end)?;
-        }
-        if damaged.get(stem).is_some_and(|damage| damage.values) {
-            // Values may be missing in the middle: all are rebuilt.
-            File::options().write(true).open(stem.values(machines))?.set_len(0)?;
+    for (stem, (lines_end, index_end)) in &ends {
+        File::options().write(true).open(stem.index(machines))?.set_len(*index_end)?;
+        match File::options().write(true).open(stem.lines(machines)) {
+            Ok(lines) => lines.set_len(*lines_end)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(damaged)
@@ -116,28 +108,32 @@ fn rename_damaged(journal: &Path) -> io::Result<()> {
     fs::copy(journal, aside).map(drop)
 }
 
-/// Before the first frame of an epoch: checks that the bytes before it exist. Blank lines replace
-/// lost ones, so that the noted positions remain valid.
-fn prepare(machines: &Path, stem: &Stem, frame: &Frame) -> io::Result<Damage> {
+/// Before the first frame of an epoch: fills missing bytes before it, so that the noted positions
+/// remain valid. Reports whether there were any.
+fn prepare(machines: &Path, stem: &Stem, frame: &Frame) -> io::Result<bool> {
     fs::create_dir_all(stem.directory(machines))?;
-    let values = open(&stem.values(machines))?.metadata()?.len();
-    let mut damage = Damage { lines: false, values: values < frame.place.values_at * 32 };
-    for (path, at) in
-        [(stem.lines(machines), frame.place.lines_at), (stem.notes(machines), frame.place.notes_at)]
-    {
-        let mut file = open(&path)?;
-        let length = file.metadata()?.len();
-        if length < at {
-            damage.lines = true;
-            error!(code = "lines_missing", file = %path.display(), bytes = at - length, "lines before those of the journal are missing");
-            let whole = whole_lines(&file, length)?;
-            file.seek(SeekFrom::Start(whole))?;
-            let mut writer = BufWriter::new(&file);
-            io::copy(&mut io::repeat(b'\n').take(at - whole), &mut writer)?;
-            writer.flush()?;
-        }
+    let lines = fill(&stem.lines(machines), frame.place.lines_at, b'\n')?;
+    let index = fill(&stem.index(machines), frame.place.index_at, 0)?;
+    Ok(lines || index)
+}
+
+/// Extends a file to `end` bytes, from the end of its last whole line on if `with` is a newline.
+fn fill(path: &Path, end: u64, with: u8) -> io::Result<bool> {
+    if end == 0 {
+        return Ok(false);
     }
-    Ok(damage)
+    let mut file = open(path)?;
+    let length = file.metadata()?.len();
+    if length >= end {
+        return Ok(false);
+    }
+    error!(code = "lines_missing", file = %path.display(), bytes = end - length, "bytes before those of the journal are missing");
+    let whole = if with == b'\n' { whole_lines(&file, length)? } else { length };
+    file.seek(SeekFrom::Start(whole))?;
+    let mut writer = BufWriter::new(&file);
+    io::copy(&mut io::repeat(with).take(end - whole), &mut writer)?;
+    writer.flush()?;
+    Ok(true)
 }
 
 /// Returns the position after the last newline within `length` bytes.
@@ -159,32 +155,51 @@ fn whole_lines(mut file: &File, length: u64) -> io::Result<u64> {
 
 fn stems(machines: &Path) -> io::Result<BTreeSet<Stem>> {
     let mut stems = BTreeSet::new();
-    for machine in fs::read_dir(machines)? {
-        let machine = machine?;
-        if !machine.file_type()?.is_dir() {
-            continue;
-        }
-        for file in fs::read_dir(machine.path())? {
-            let path = file?.path();
-            let epoch = path.file_stem().and_then(|stem| stem.to_str());
-            let (Some(epoch), Some(machine)) =
-                (epoch, machine.file_name().to_str().map(str::to_owned))
-            else {
-                continue;
-            };
-            if path.extension().is_some_and(|ending| ending == "notes") {
-                stems.insert(Stem { machine, epoch: epoch.to_owned() });
-            }
+    for (machine, path) in epoch_files(machines)? {
+        let epoch = path.file_stem().and_then(|stem| stem.to_str());
+        if let (Some(epoch), true) = (epoch, has_ending(&path, &["index"])) {
+            stems.insert(Stem { machine, epoch: epoch.to_owned() });
         }
     }
     Ok(stems)
 }
 
+/// Removes the files that a conversion left.
+fn remove_replaced(machines: &Path) -> io::Result<()> {
+    for (_, path) in epoch_files(machines)? {
+        if has_ending(&path, &migrate::REPLACED) {
+            fs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+fn has_ending(path: &Path, endings: &[&str]) -> bool {
+    path.extension().and_then(|it| it.to_str()).is_some_and(|it| endings.contains(&it))
+}
+
+/// Returns the files in the directories of all machines, each with the name of its directory.
+fn epoch_files(machines: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut files = Vec::new();
+    for machine in fs::read_dir(machines)? {
+        let machine = machine?;
+        let Some(name) = machine.file_name().to_str().map(str::to_owned) else { continue };
+        if !machine.file_type()?.is_dir() {
+            continue;
+        }
+        for file in fs::read_dir(machine.path())? {
+            files.push((name.clone(), file?.path()));
+        }
+    }
+    Ok(files)
+}
+
 /// Adds an epoch to the catalog; returns `true` if one of its files was changed. `damaged` is
 /// true if the replay found missing bytes.
 fn load(machines: &Path, stem: &Stem, damaged: bool, catalog: &mut Catalog) -> io::Result<bool> {
-    let path = stem.notes(machines);
-    let (notes, whole) = read_notes(&path)?;
+    let path = stem.index(machines);
+    let index = open(&path)?;
+    let (notes, end) = read_notes(&path, &index)?;
     let Some(key) = notes.iter().find_map(|(note, _)| {
         note.sender
             .as_ref()
@@ -193,48 +208,37 @@ fn load(machines: &Path, stem: &Stem, damaged: bool, catalog: &mut Catalog) -> i
         // None of its batches was acknowledged.
         return Ok(false);
     };
-    let mut changed = open(&path)?.metadata()?.len() != whole;
-    if changed {
-        warn!(code = "torn_line_removed", file = %path.display(), "removed a torn line");
-        open(&path)?.set_len(whole)?;
+    let torn = index.metadata()?.len() != end;
+    if torn {
+        warn!(code = "torn_line_removed", file = %path.display(), "removed a torn record");
+        index.set_len(end)?;
     }
     for (note, length) in &notes {
         catalog.record(&key, note, *length);
     }
-    changed |= repair_values(machines, stem, &key, &notes, catalog)?;
-    let repaired = repair_lines(machines, stem, &key, damaged, catalog)?;
-    if repaired || damaged {
-        // It may name lost lines; it is rebuilt when needed.
-        match fs::remove_file(stem.starts(machines)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(changed || repaired)
+    Ok(repair_lines(machines, stem, &key, damaged, catalog)? || torn)
 }
 
-/// Returns the notes, each with its length, and the end of the last complete one.
-fn read_notes(path: &Path) -> io::Result<(Vec<(Note, u64)>, u64)> {
-    let mut reader = BufReader::new(open(path)?);
-    let mut notes = Vec::new();
-    let (mut line, mut whole, mut blank) = (Vec::new(), 0, 0);
-    loop {
-        line.clear();
-        let length = reader.read_until(b'\n', &mut line)? as u64;
-        if length == 0 || !line.ends_with(b"\n") {
-            return Ok((notes, whole));
-        }
-        whole += length;
-        match serde_json::from_slice(&line) {
-            Ok(note) => notes.push((note, length + std::mem::take(&mut blank))),
+/// Returns the notes, each with the length of its record and of damaged bytes before it, and the end
+/// of the last record.
+fn read_notes(path: &Path, index: &File) -> io::Result<(Vec<(Note, u64)>, u64)> {
+    let (mut notes, mut recorded) = (Vec::new(), 0);
+    let found = scan(index, 0, |at, head, text| {
+        match serde_json::from_slice(text) {
+            Ok(note) => {
+                let end = at + head.length();
+                notes.push((note, end - std::mem::replace(&mut recorded, end)));
+            }
             Err(error) => {
-                blank += length;
-                if line != b"\n" {
-                    error!(code = "note_damaged", file = %path.display(), at = whole, %error, "found a damaged note");
-                }
+                error!(code = "note_damaged", file = %path.display(), at, %error, "cannot read a note");
             }
         }
+        Ok(())
+    })?;
+    for at in found.damaged {
+        error!(code = "note_damaged", file = %path.display(), at, "found a damaged record");
     }
+    Ok((notes, recorded))
 }
 
 /// Compares the file of lines with the notes.
@@ -246,9 +250,12 @@ fn repair_lines(
     catalog: &mut Catalog,
 ) -> io::Result<bool> {
     let path = stem.lines(machines);
+    let (end, index_end) = catalog.ends(key);
+    if end == 0 && !path.try_exists()? {
+        return Ok(false);
+    }
     let file = open(&path)?;
     let length = file.metadata()?.len();
-    let (end, notes_end) = catalog.ends(key);
     if length > end {
         move_surplus(&path, &file, end)?;
         return Ok(true);
@@ -280,12 +287,28 @@ fn repair_lines(
         heartbeat: None,
         change,
     };
-    let line = note.line();
-    let mut notes = open(&stem.notes(machines))?;
-    notes.seek(SeekFrom::Start(notes_end))?;
-    notes.write_all(&line)?;
-    catalog.record(key, &note, line.len() as u64);
+    let record = index_record::encode(&note.line(), &[], &starts_left(&file, whole)?)?;
+    let mut index = open(&stem.index(machines))?;
+    index.seek(SeekFrom::Start(index_end))?;
+    index.write_all(&record)?;
+    catalog.record(key, &note, record.len() as u64);
     Ok(true)
+}
+
+/// Returns the starts of all lines that are left in the file, as one group.
+fn starts_left(mut file: &File, end: u64) -> io::Result<Vec<u8>> {
+    file.seek(SeekFrom::Start(0))?;
+    let mut reader = BufReader::with_capacity(256 << 10, file.take(end));
+    let (mut origins, mut line) = (Vec::new(), Vec::new());
+    while reader.read_until(b'\n', &mut line)? > 0 {
+        origins.extend(origin_of(line.strip_suffix(b"\n").unwrap_or(&line)));
+        line.clear();
+    }
+    let mut group = GroupWriter::default();
+    for (generation, offset, part) in &origins {
+        group.add(generation, *offset, *part);
+    }
+    group.finish(0, end)
 }
 
 /// Moves the bytes of the file of lines from `end` on to the end of another file.
@@ -342,63 +365,10 @@ fn claims_behind(
         let continued =
             ledger.place(range.last + 1).is_some() || range.last + 1 == ledger.next_seq();
         if let Some(at) = ledger.place(range.last).filter(|_| continued) {
-            let value = files.values(stem).read(at, 1)?;
+            let mut read = |range| files.index(stem, range);
+            let value = catalog.notes(key).values(at, 1, &mut read)?;
             claims.extend(value.first().map(|hash| ChainPoint { seq: range.last, hash: *hash }));
         }
     }
     Ok(claims)
-}
-
-/// Rebuilds the file of the chain's values if its length is wrong.
-fn repair_values(
-    machines: &Path,
-    stem: &Stem,
-    key: &Key,
-    notes: &[(Note, u64)],
-    catalog: &Catalog,
-) -> io::Result<bool> {
-    let file = open(&stem.values(machines))?;
-    let expected = catalog.ledger(key).map_or(0, |ledger| ledger.values() * 32);
-    if file.metadata()?.len() == expected {
-        return Ok(false);
-    }
-    warn!(
-        code = "chain_rebuilt",
-        machine = key.0,
-        epoch = key.1,
-        "rebuilt the chain's values from lines and notes"
-    );
-    file.set_len(0)?;
-    let mut again = crate::ledger::Ledger::default();
-    let mut files = EpochFiles::new(machines.to_owned());
-    let lines = open(&stem.lines(machines))?;
-    for (note, _) in notes {
-        let digests = digests(&lines, note)?;
-        let mut output = Vec::new();
-        for new in &note.change.new {
-            let start = again.start_of(*new, &note.change, &mut files.values(stem))?;
-            let mut value = start.unwrap_or_default();
-            for seq in new.first..=new.last {
-                value = value.chain(digests.get(&seq).copied().unwrap_or_default());
-                output.extend_from_slice(value.as_bytes());
-            }
-        }
-        (&file).seek(SeekFrom::Start(again.values() * 32))?;
-        (&file).write_all(&output)?;
-        again.apply(&note.change);
-    }
-    Ok(true)
-}
-
-/// Returns the digests of a note's lines and holes, without those of missing lines.
-fn digests(mut lines: &File, note: &Note) -> io::Result<BTreeMap<u64, Digest>> {
-    lines.seek(SeekFrom::Start(note.lines_at))?;
-    let mut text = Vec::new();
-    lines.take(note.bytes).read_to_end(&mut text)?;
-    let holes = note.change.holes.iter().map(|hole| (hole.seq, hole.line_sha256));
-    let held = text.split_inclusive(|byte| *byte == b'\n').filter_map(|line| {
-        let line = line.strip_suffix(b"\n")?;
-        Some((seq_of(line)?, Digest::of(line)))
-    });
-    Ok(holes.chain(held).collect())
 }

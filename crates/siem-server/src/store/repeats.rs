@@ -7,20 +7,20 @@
 
 use std::{
     collections::HashMap,
-    fs::{self, File},
-    io::{self, BufRead as _, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write as _},
-    path::{Path, PathBuf},
+    fs::File,
+    io::{self, Read as _, Seek as _, SeekFrom},
+    path::PathBuf,
 };
 
 use serde::{Deserialize, Serialize};
-use tracing::warn;
 
 use super::{
-    epoch::{EpochFiles, Stem, open},
-    starts::{self, Group, GroupWriter},
+    epoch::Stem,
+    index_record::scan,
+    starts::{self, Group},
 };
 use crate::{
-    batch::{Batch, Line, origin_of},
+    batch::{Batch, Line},
     ledger::Range,
 };
 
@@ -28,8 +28,6 @@ use crate::{
 const MEMORY: usize = 64 << 20;
 /// Number of decoded blocks kept while a batch is checked.
 const DECODED: usize = 64;
-/// Number of lines per group when the starts are rebuilt.
-const GROUP_LINES: usize = 4096;
 
 /// Numbers whose lines another epoch also has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,12 +63,12 @@ pub(super) struct Repeats {
     memory: usize,
 }
 
-/// Positions of the generations in an epoch's starts.
+/// Positions of the generations' starts in an epoch's index.
 #[derive(Debug)]
 struct Directory {
     file: File,
     generations: HashMap<String, Vec<Block>>,
-    /// Position up to which the file was read.
+    /// Position up to which the index was read.
     read: u64,
     /// Position up to which the epoch's lines are known.
     lines_end: u64,
@@ -93,10 +91,9 @@ impl Repeats {
         Self { root, directories: HashMap::new(), clock: 0, memory: MEMORY }
     }
 
-    /// Returns which of the lines to store `others` also have.
+    /// Returns which of the lines to store `others` also have. Their indexes must be written.
     pub(super) fn find(
         &mut self,
-        files: &mut EpochFiles,
         batch: &Batch,
         store: &[usize],
         others: &[OtherEpoch],
@@ -109,7 +106,7 @@ impl Repeats {
                 break;
             }
             let mut seqs: Vec<Range> = Vec::new();
-            let mut search = self.directory(files, other)?.search();
+            let mut search = self.directory(other)?.search();
             let mut failed = None;
             open.retain(|line| match search.holds(batch, line) {
                 Ok(held) => {
@@ -135,31 +132,19 @@ impl Repeats {
     }
 
     /// Returns the directory of an epoch, read up to the end of its lines.
-    fn directory(
-        &mut self,
-        files: &mut EpochFiles,
-        other: &OtherEpoch,
-    ) -> io::Result<&mut Directory> {
+    fn directory(&mut self, other: &OtherEpoch) -> io::Result<&mut Directory> {
         self.clock += 1;
         self.evict(&other.stem);
-        let path = other.stem.starts(&self.root);
         let mut directory = match self.directories.remove(&other.stem) {
             Some(known) => known,
-            None => Directory::new(open(&path)?),
+            None => Directory::new(File::open(other.stem.index(&self.root))?),
         };
         if directory.lines_end != other.lines_end {
             directory.read_appended()?;
         }
         if directory.lines_end != other.lines_end {
-            warn!(code = "line_starts_rebuilt", file = %path.display(), "rebuilt the positions of an epoch's lines");
-            drop(directory);
-            files.forget(&other.stem);
-            rebuild(&other.stem.lines(&self.root), &path, other.lines_end)?;
-            directory = Directory::new(File::open(&path)?);
-            directory.read_appended()?;
-            if directory.lines_end != other.lines_end {
-                return Err(io::Error::other("the lines' file is shorter than its notes say"));
-            }
+            let error = "the index does not cover all lines of the epoch";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, error));
         }
         directory.used = self.clock;
         Ok(self.directories.entry(other.stem.clone()).or_insert(directory))
@@ -188,42 +173,53 @@ impl Directory {
         Self { file, generations: HashMap::new(), read: 0, lines_end: 0, size: 0, used: 0 }
     }
 
-    /// Reads the groups appended since, up to the first one that does not follow.
+    /// Reads the records appended since.
     fn read_appended(&mut self) -> io::Result<()> {
-        self.file.seek(SeekFrom::Start(self.read))?;
-        let mut reader = BufReader::with_capacity(64 << 10, &self.file);
-        while let Some(group) = Group::read(&mut reader)? {
-            if group.lines_at > self.lines_end {
-                break;
+        let mut groups = Vec::new();
+        let end = scan(&self.file, self.read, |at, head, _| {
+            if head.starts_length() > 0 {
+                groups.push((at + head.starts_at(), head.starts_length()));
             }
-            if group.lines_at < self.lines_end {
-                // These lines were written again: this group replaces the earlier ones.
-                for blocks in self.generations.values_mut() {
-                    blocks.retain(|block| block.lines_at < group.lines_at);
-                }
+            Ok(())
+        })?;
+        for (at, length) in groups {
+            let mut file = &self.file;
+            file.seek(SeekFrom::Start(at))?;
+            // A damaged group is as if its lines had no position.
+            if let Some(group) = Group::read(&mut file.take(length))? {
+                self.add(at, &group);
             }
-            for starts in group.starts() {
-                let offsets = || starts::decode(starts.bytes).map(|(offset, _)| offset);
-                let block = Block {
-                    lines_at: group.lines_at,
-                    at: self.read + starts.at,
-                    length: starts.bytes.len(),
-                    first: offsets().min().unwrap_or_default(),
-                    last: offsets().max().unwrap_or_default(),
-                };
-                self.size += size_of::<Block>();
-                match self.generations.get_mut(starts.generation) {
-                    Some(blocks) => blocks.push(block),
-                    None => {
-                        self.size += starts.generation.len() + 64;
-                        self.generations.insert(starts.generation.to_owned(), vec![block]);
-                    }
-                }
-            }
-            self.lines_end = group.lines_at + group.lines_bytes;
-            self.read += group.length;
         }
+        self.read = end.end;
         Ok(())
+    }
+
+    fn add(&mut self, at: u64, group: &Group) {
+        if group.lines_at < self.lines_end {
+            // A repair found which lines are left: its group replaces the earlier ones.
+            for blocks in self.generations.values_mut() {
+                blocks.retain(|block| block.lines_at < group.lines_at);
+            }
+        }
+        for starts in group.starts() {
+            let offsets = || starts::decode(starts.bytes).map(|(offset, _)| offset);
+            let block = Block {
+                lines_at: group.lines_at,
+                at: at + starts.at,
+                length: starts.bytes.len(),
+                first: offsets().min().unwrap_or_default(),
+                last: offsets().max().unwrap_or_default(),
+            };
+            self.size += size_of::<Block>();
+            match self.generations.get_mut(starts.generation) {
+                Some(blocks) => blocks.push(block),
+                None => {
+                    self.size += starts.generation.len() + 64;
+                    self.generations.insert(starts.generation.to_owned(), vec![block]);
+                }
+            }
+        }
+        self.lines_end = group.lines_at + group.lines_bytes;
     }
 
     fn search(&mut self) -> Search<'_> {
@@ -270,39 +266,6 @@ fn read(mut file: &File, block: &Block) -> io::Result<Vec<(u64, u32)>> {
     let mut starts: Vec<_> = starts::decode(&bytes).collect();
     starts.sort_unstable();
     Ok(starts)
-}
-
-/// Rebuilds the starts of the first `end` bytes of `lines`.
-fn rebuild(lines: &Path, path: &Path, end: u64) -> io::Result<()> {
-    let aside = path.with_extension("starts-new");
-    let mut reader = BufReader::with_capacity(256 << 10, File::open(lines)?.take(end));
-    let mut writer = BufWriter::new(File::create(&aside)?);
-    let (mut at, mut line) = (0, Vec::new());
-    while at < end {
-        let mut origins = Vec::new();
-        let mut bytes = 0;
-        for _ in 0..GROUP_LINES {
-            line.clear();
-            let length = reader.read_until(b'\n', &mut line)? as u64;
-            if length == 0 {
-                break;
-            }
-            bytes += length;
-            origins.extend(origin_of(line.strip_suffix(b"\n").unwrap_or(&line)));
-        }
-        if bytes == 0 {
-            break;
-        }
-        let mut group = GroupWriter::default();
-        for (generation, offset, part) in &origins {
-            group.add(generation, *offset, *part);
-        }
-        writer.write_all(&group.finish(at, bytes)?)?;
-        at += bytes;
-    }
-    writer.flush()?;
-    drop(writer);
-    fs::rename(aside, path)
 }
 
 #[cfg(test)]

@@ -1,15 +1,14 @@
 //! Original positions of an epoch's lines: generation, offset and part of each, exactly, in two to
-//! four bytes for most. The file is derived from the epoch's lines, and rebuilt from them if it
-//! does not cover them exactly.
+//! four bytes for most.
 //!
 //! ```text
 //! group:  magic 4 | length u32 | check 8 | body
 //! body:   lines_at | lines_bytes | block …
 //! block:  length of name | name of the generation | count | length | (offset - last one, part) …
 //! ```
-//! Numbers in a body are varints. Each batch that stores lines appends a group with the range of
-//! the file of lines that it covers. A group for a range that an earlier group covered replaces
-//! that one and all after it, as happens in the replay of a journal.
+//! Numbers in a body are varints. Each batch that stores lines has a group with the range of the file
+//! of lines that it covers. A group for a range that an earlier group covered replaces that one and
+//! all after it: a repair writes one for the lines that are left.
 
 use std::{
     collections::BTreeMap,
@@ -73,7 +72,7 @@ pub(super) struct Group {
     pub(super) lines_at: u64,
     /// Their size in bytes.
     pub(super) lines_bytes: u64,
-    /// Its own length in the file.
+    /// Its own length in bytes.
     pub(super) length: u64,
     body: Vec<u8>,
     blocks: usize,

@@ -19,20 +19,22 @@ use tracing::{error, info, warn};
 pub(super) use devices::confirm;
 
 use super::{
-    StoreError, StoredBatch,
+    EpochKey, StoreError, StoredBatch,
     admission::{self, Admission},
     applier::{Applier, Values},
     catalog::{self, Catalog, Key},
     copy,
-    frame::{Frame, Lines},
+    frame::{self, FilePositions, Frame, Lines},
+    index_record,
     journal::Journal,
     note::Note,
+    range_read::RangeRead,
     repeats::{RepeatedLines, Repeats},
 };
 use crate::{
     batch::Batch,
     fleet::StatsQuery,
-    ledger::{Change, Refusal},
+    ledger::{Change, Ledger, Range, Refusal},
     metrics::Durations,
     stats::Stats,
     trust::{Event, EventKind, Registry},
@@ -55,6 +57,12 @@ pub(super) enum Job {
     Store(Box<Batch>, Responder),
     /// Return statistics.
     Stats(Box<StatsQuery>, oneshot::Sender<Stats>),
+    /// Return where the lines of a range are; `None` if nothing of the epoch is held.
+    Locate(Key, Range, oneshot::Sender<Option<RangeRead>>),
+    /// Return the ledger of an epoch.
+    Ledger(Key, oneshot::Sender<Option<Ledger>>),
+    /// Return the keys of epochs.
+    Scan(Option<EpochKey>, usize, oneshot::Sender<Vec<EpochKey>>),
 }
 
 /// State of the thread.
@@ -130,11 +138,31 @@ impl Writer {
                     bytes += batch.size();
                     group.push(PendingBatch { batch, responder });
                 }
-                Some(Job::Stats(query, responder)) => {
-                    let stats = self.catalog.stats(&query, self.registry.as_deref());
-                    self.applier.send_stats(stats, responder);
-                }
+                Some(query) => self.answer(query),
                 None => return Some(group),
+            }
+        }
+    }
+
+    /// Answers a request that changes nothing.
+    fn answer(&self, query: Job) {
+        match query {
+            Job::Store(..) => {}
+            Job::Stats(query, responder) => {
+                let stats = self.catalog.stats(&query, self.registry.as_deref());
+                self.applier.respond(stats, responder);
+            }
+            Job::Locate(key, range, responder) => {
+                let (is_known, rows) =
+                    (self.catalog.ledger(&key).is_some(), self.catalog.notes(&key).ranges(range));
+                let found = RangeRead { stem: catalog::stem(&key), range, rows };
+                self.applier.respond(is_known.then_some(found), responder);
+            }
+            Job::Ledger(key, responder) => {
+                drop(responder.send(self.catalog.ledger(&key).cloned()));
+            }
+            Job::Scan(after, limit, responder) => {
+                drop(responder.send(self.catalog.scan(after, limit)));
             }
         }
     }
@@ -218,7 +246,8 @@ impl Writer {
             reply(responder, Ok(StoredBatch { receipt, point: None }));
             return None;
         }
-        let mut values = Values { applier: &self.applier, stem: &stem };
+        let index = self.catalog.notes(&key);
+        let mut values = Values { applier: &self.applier, stem: &stem, index };
         let mut planned = match self.catalog.plan(&batch, admission, &mut values) {
             Ok(planned) => planned,
             Err(Refusal::Conflict { expected_seq }) => {
@@ -258,23 +287,15 @@ impl Writer {
         }
         let alarm = admission.alarm.map(|alarm| admission::alarm_event(alarm, None, &batch));
         let events = alarm.into_iter().chain(self.clone_events(&batch, &planned.note)).collect();
-        let new = &planned.note.change.new;
-        let values = new.iter().flat_map(|new| batch.chain(new.first, new.last));
-        let values = values.flat_map(|value| *value.as_bytes()).collect();
-        let frame = Frame {
-            place: planned.place,
-            note: planned.note.line(),
-            values,
-            lines: Lines::Of(batch, planned.store),
+        let frame = match encode(batch, planned.place, &planned.note, planned.store) {
+            Ok(frame) => frame,
+            Err(error) => {
+                reply(responder, Err(StoreError::from_io(error)));
+                return None;
+            }
         };
-        Some(StagedBatch {
-            frame,
-            key,
-            note: planned.note,
-            outcome: Ok(StoredBatch { receipt: planned.receipt, point }),
-            events,
-            responder,
-        })
+        let outcome = Ok(StoredBatch { receipt: planned.receipt, point });
+        Some(StagedBatch { frame, key, note: planned.note, outcome, events, responder })
     }
 
     /// Stages the note about a batch that does not continue its epoch, so that it is counted.
@@ -300,9 +321,15 @@ impl Writer {
         }
         let (note, place) = self.catalog.conflict(&batch);
         let events = mismatch.into_iter().chain(self.clone_events(&batch, &note)).collect();
-        let lines = Lines::Of(batch, Vec::new());
-        let frame = Frame { place, note: note.line(), values: Vec::new(), lines };
-        Some(StagedBatch { frame, key, note, outcome: Err(error), events, responder })
+        match encode(batch, place, &note, Vec::new()) {
+            Ok(frame) => {
+                Some(StagedBatch { frame, key, note, outcome: Err(error), events, responder })
+            }
+            Err(error) => {
+                reply(responder, Err(StoreError::from_io(error)));
+                None
+            }
+        }
     }
 
     /// Searches the other epochs of the machine for the lines of a batch.
@@ -317,10 +344,8 @@ impl Writer {
             return None;
         }
         let stems = others.iter().map(|other| &other.stem);
-        let found = self
-            .applier
-            .files(stems)
-            .and_then(|mut files| self.repeats.find(&mut files, batch, store, &others));
+        let written = self.applier.files(stems).map(drop);
+        let found = written.and_then(|()| self.repeats.find(batch, store, &others));
         // Without the result of the search the lines are still safe, and a waiting agent gains
         // nothing from an error.
         found
@@ -342,9 +367,9 @@ impl Writer {
         self.syncs.count_since(begun);
         self.synced = Some(Instant::now());
         for staged in staged {
-            self.catalog.record(&staged.key, &staged.note, staged.frame.note.len() as u64);
-            if let Some((_, last)) = staged.frame.values.split_last_chunk() {
-                self.catalog.remember(&staged.key, Digest::from_bytes(*last));
+            self.catalog.record(&staged.key, &staged.note, staged.frame.record.len() as u64);
+            if let Some(last) = staged.last_value() {
+                self.catalog.remember(&staged.key, last);
             }
             log_findings(&staged);
             let outcome = self.finish(&staged);
@@ -391,6 +416,30 @@ impl Writer {
             }
         }
     }
+}
+
+impl StagedBatch {
+    /// Last value of the chain that the batch adds.
+    fn last_value(&self) -> Option<Digest> {
+        let Lines::Of(batch, _) = &self.frame.lines else { return None };
+        let new = self.note.change.new.last()?;
+        batch.chain(new.last, new.last).first().copied()
+    }
+}
+
+/// Encodes a planned batch, of which the lines in `store` are stored.
+fn encode(
+    batch: Box<Batch>,
+    place: FilePositions,
+    note: &Note,
+    store: Vec<usize>,
+) -> io::Result<Frame> {
+    let new = note.change.new.iter();
+    let values = new.flat_map(|new| batch.chain(new.first, new.last));
+    let values: Vec<u8> = values.flat_map(|value| *value.as_bytes()).collect();
+    let starts = frame::starts(&batch, &store, place.lines_at)?;
+    let record = index_record::encode(&note.line(), &values, &starts)?;
+    Ok(Frame { place, record, lines: Lines::Of(batch, store) })
 }
 
 /// Reports whether both batches, of one machine, have lines of the same generation.

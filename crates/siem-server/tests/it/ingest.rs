@@ -9,10 +9,10 @@ use siem_protocol::{
     Chain, ChainPoint, Digest, Encoding, names::header, sign, statement::TrustLevel,
 };
 use siem_server::{
-    Limits, ServeOptions, Storage, StoreError,
+    EpochKey, Limits, ServeOptions, Storage, StoreError, StoredLine,
     batch::Batch,
     fleet::StatsQuery,
-    ledger::{BreakKind, Range},
+    ledger::{BreakKind, Ledger, Range},
     stats::Stats,
     store::{Answer, StoredBatch},
 };
@@ -294,6 +294,18 @@ struct Failing(fn() -> StoreError);
 
 impl Storage for Failing {
     fn store(&self, _: Batch) -> Answer<'_, StoredBatch> {
+        Box::pin(async { Err(self.0()) })
+    }
+
+    fn read(&self, _: EpochKey, _: Range, _: u64) -> Answer<'_, Vec<StoredLine>> {
+        Box::pin(async { Err(self.0()) })
+    }
+
+    fn ledger(&self, _: EpochKey) -> Answer<'_, Option<Ledger>> {
+        Box::pin(async { Err(self.0()) })
+    }
+
+    fn scan(&self, _: Option<EpochKey>, _: usize) -> Answer<'_, Vec<EpochKey>> {
         Box::pin(async { Err(self.0()) })
     }
 

@@ -12,7 +12,7 @@ use crate::{
         HeldPoint,
         admission::AdmittedDevice,
         note::{DeviceNote, Note, SealNote},
-        note_index::{NoteIndex, ReadNotes},
+        note_index::ReadIndex,
     },
     trust::DeviceKey,
 };
@@ -70,12 +70,11 @@ impl Catalog {
         key: &Key,
         batch: &Batch,
         note: &Note,
-        read: &mut ReadNotes<'_>,
+        read: &mut ReadIndex<'_>,
     ) -> io::Result<Option<HeldPoint>> {
         let covered = batch.covers().map(|(_, last)| (last, batch.chain(last, last)[0]));
         let sealed = batch.seal.valid().map(|seal| (seal.last_seq, seal.chain));
         let Some((last_seq, chain)) = covered.or(sealed) else { return Ok(None) };
-        let none = NoteIndex::default();
         let epoch = self.epochs.get(key);
         if let Some(point) = epoch.and_then(|epoch| epoch.point.as_ref()) {
             let own = note.seal().is_some_and(|seal| seal.last_seq >= last_seq);
@@ -83,7 +82,7 @@ impl Catalog {
                 return Ok(Some(point.clone()));
             }
         }
-        let notes = epoch.map_or(&none, |epoch| &epoch.notes);
+        let notes = self.notes(key);
         let brings = |new: &Range| (new.first..=new.last).contains(&last_seq);
         let received_at = match note.change.new.iter().any(brings) {
             true => Some(note.at.clone()),

@@ -269,6 +269,18 @@ fn unwritable_epoch_file_rejects_batches_until_fixed() {
     assert_eq!(stats(&store).machines[0].entries, 5);
 }
 
+/// The version is only a file, and a journal is the only place of acknowledged batches.
+#[test]
+fn conversion_keeps_journals_of_this_version() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    take(&store, &BatchText::new(1, 5)).unwrap();
+    let killed = copy(root.path(), &files(root.path()));
+    fs::write(killed.path().join("format"), r#"{"format":2}"#).unwrap();
+    let store = FileStore::open(killed.path()).unwrap();
+    assert_eq!(stats(&store).machines[0].entries, 5);
+}
+
 /// A kill may tear the end of the last journal written to, while the next one may already exist.
 #[test]
 fn torn_journal_is_damage_unless_it_is_the_last() {
@@ -319,7 +331,7 @@ fn acknowledged_batches_survive_any_cut_of_the_files() {
     let written = files(root.path());
     drop(store);
     let mut tried = 0;
-    for ending in ["ndjson", "notes", "chain"] {
+    for ending in ["ndjson", "index"] {
         let path = written.keys().find(|path| {
             path.extension().is_some_and(|it| it == ending) && checkpointed.contains_key(*path)
         });
@@ -431,4 +443,33 @@ fn lines_missing_before_the_journal_are_a_gap() {
     let text = stored(copy.path());
     let kept: Vec<_> = text.lines().filter(|line| !line.is_empty()).collect();
     assert_eq!(kept.join("\n") + "\n", lines([1, 2, 5, 6, 3, 4]));
+}
+
+/// Prints what a fleet costs: run with `--run-ignored all --no-capture`.
+#[test]
+#[ignore = "prints figures, takes minutes"]
+#[cfg(unix)]
+fn files_and_bytes_of_ten_thousand_machines() {
+    use std::os::unix::fs::MetadataExt as _;
+    fn count(root: &Path) -> (u64, u64) {
+        let entries = fs::read_dir(root).unwrap().map(|entry| entry.unwrap());
+        entries.fold((0, 0), |(files, bytes), entry| {
+            let path = entry.path();
+            let (below, size) = if path.is_dir() { count(&path) } else { (0, 0) };
+            let own = fs::metadata(&path).unwrap().blocks() * 512;
+            (files + below + 1, bytes + size + own)
+        })
+    }
+    let root = tempfile::tempdir().unwrap();
+    let store = FileStore::open(root.path()).unwrap();
+    for machine in 0..10_000 {
+        let id = format!("machine-{machine:05}");
+        let text = BatchText::new(1, 10).with(|header| header.machine_id = id);
+        take(&store, &text).unwrap();
+    }
+    drop(store);
+    eprintln!(
+        "entries of directories and bytes of blocks: {:?}",
+        count(&root.path().join("machines"))
+    );
 }

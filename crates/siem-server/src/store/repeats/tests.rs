@@ -1,4 +1,8 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::Path,
+};
 
 use proptest::prelude::*;
 use tokio::sync::oneshot;
@@ -11,6 +15,8 @@ use crate::{
             prepare,
             tests::{batch, copy, directory, files, stats, take},
         },
+        index_record,
+        starts::GroupWriter,
         writer::Job,
     },
     testing::Outbox,
@@ -32,6 +38,12 @@ fn with_ending(root: &Path, epoch: &str, ending: &str) -> PathBuf {
             && path.file_name().unwrap().to_str().unwrap().starts_with(epoch)
     });
     found.unwrap()
+}
+
+/// Index of an epoch, as text.
+fn index(root: &Path, epoch: &str) -> String {
+    let bytes = fs::read(with_ending(root, epoch, "index")).unwrap();
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// An epoch with lines at 0, 41 and 142 of a file, a filtered line between them, and a line in two
@@ -61,7 +73,7 @@ fn repeated_lines_are_noted_and_stored() {
     assert_eq!(machines[1].epochs[0].repetitions, 0);
     assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 4)]));
     drop(store);
-    let notes = fs::read_to_string(with_ending(root.path(), "epoch-b", "notes")).unwrap();
+    let notes = index(root.path(), "epoch-b");
     let expected =
         r#""repeated":[{"of":"epoch-a","seqs":[{"first":9,"last":11},{"first":13,"last":13}]}]"#;
     assert!(notes.contains(expected), "{notes}");
@@ -71,57 +83,7 @@ fn repeated_lines_are_noted_and_stored() {
     assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 4)]));
 }
 
-/// Starts are derived data: for any damage of their file, the result is the same.
-#[test]
-fn missing_cut_or_damaged_starts_are_rebuilt() {
-    let root = directory();
-    let store = FileStore::open(root.path()).unwrap();
-    take(&store, &older().batch(1, 3)).unwrap();
-    take(&store, &older().batch(4, 6)).unwrap();
-    drop(store);
-    let path = with_ending(root.path(), "epoch-a", "starts");
-    let healthy = files(root.path());
-    let whole = healthy[&path].clone();
-    let mut damaged = whole.clone();
-    damaged[30] ^= 1;
-    let doubled = [&whole[..], &whole[..]].concat();
-    let torn = [&whole[..whole.len() - 3], &whole[..]].concat();
-    for bytes in [
-        Some(&whole[..]),
-        None,
-        Some(b""),
-        Some(&whole[..20]),
-        Some(&damaged),
-        Some(&doubled),
-        Some(&torn),
-    ] {
-        let mut left = healthy.clone();
-        left.remove(&path);
-        left.extend(bytes.map(|bytes| (path.clone(), bytes.to_vec())));
-        let root = copy(root.path(), &left);
-        let store = FileStore::open(root.path()).unwrap();
-        // A duplicate, so that the files of the epoch are open when one of them is replaced.
-        take(&store, &older().batch(6, 6)).unwrap();
-        let mut newer = Outbox::new("epoch-b");
-        newer.record("g", 142, 9).record("g", 20, 3).part("h", 7, 1);
-        take(&store, &newer.batch(1, 3)).unwrap();
-        assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 2)]), "{bytes:?}");
-        // Rebuilt or not, the epoch continues in the file.
-        let mut older = older();
-        older.record("g", 500, 1);
-        take(&store, &older.batch(7, 7)).unwrap();
-        newer.record("g", 500, 1);
-        take(&store, &newer.batch(4, 4)).unwrap();
-        assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 3)]), "{bytes:?}");
-        drop(store);
-        let lines = fs::metadata(with_ending(root.path(), "epoch-a", "ndjson")).unwrap().len();
-        let path = with_ending(root.path(), "epoch-a", "starts");
-        let known = known(&path);
-        assert_eq!((known.lines_end, known.generations["g"].len()), (lines, 2), "{bytes:?}");
-    }
-}
-
-/// Content of a file of starts.
+/// Starts in an index.
 fn known(path: &Path) -> Directory {
     let mut directory = Directory::new(File::open(path).unwrap());
     directory.read_appended().unwrap();
@@ -132,14 +94,15 @@ fn known(path: &Path) -> Directory {
 #[test]
 fn rewritten_group_replaces_all_after_it() {
     let root = directory();
-    let path = root.path().join("starts");
+    let path = root.path().join("index");
     let mut bytes = Vec::new();
     for (lines_at, lines_bytes, offset) in
         [(0, 100, 0), (100, 50, 41), (150, 50, 90), (100, 80, 60)]
     {
         let mut group = GroupWriter::default();
         group.add("g", offset, 0);
-        bytes.extend(group.finish(lines_at, lines_bytes).unwrap());
+        let group = group.finish(lines_at, lines_bytes).unwrap();
+        bytes.extend(index_record::encode(b"{}\n", &[], &group).unwrap());
     }
     fs::write(&path, bytes).unwrap();
     let known = known(&path);
@@ -149,7 +112,7 @@ fn rewritten_group_replaces_all_after_it() {
 
 /// Two users of a machine: each epoch grows, and so does the other's knowledge of it.
 #[test]
-fn growing_epoch_is_read_on_and_not_rebuilt() {
+fn growing_epoch_has_a_block_for_each_batch() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     let (mut first, mut second) = (Outbox::new("epoch-a"), Outbox::new("epoch-b"));
@@ -161,24 +124,30 @@ fn growing_epoch_is_read_on_and_not_rebuilt() {
     }
     assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 10)]));
     drop(store);
-    let known = known(&with_ending(root.path(), "epoch-a", "starts"));
+    let known = known(&with_ending(root.path(), "epoch-a", "index"));
     assert_eq!(known.generations["g"].len(), 10);
 }
 
+/// A damaged group costs the marks of its lines, and stops nothing.
 #[test]
-fn machine_with_one_epoch_reads_nothing() {
+fn damaged_starts_are_as_if_their_lines_had_no_position() {
     let root = directory();
     let store = FileStore::open(root.path()).unwrap();
     take(&store, &older().batch(1, 3)).unwrap();
+    take(&store, &older().batch(4, 6)).unwrap();
     drop(store);
-    let path = with_ending(root.path(), "epoch-a", "starts");
-    fs::write(&path, b"").unwrap();
+    let path = with_ending(root.path(), "epoch-a", "index");
+    let mut bytes = fs::read(&path).unwrap();
+    let group = memchr::memmem::find(&bytes, b"str1").unwrap();
+    bytes[group + 18] ^= 1;
+    fs::write(&path, bytes).unwrap();
     let store = FileStore::open(root.path()).unwrap();
-    take(&store, &older().batch(3, 6)).unwrap();
-    drop(store);
-    let appended = fs::read(&path).unwrap();
-    let group = Group::read(&mut appended.as_slice()).unwrap().unwrap();
-    assert!(group.lines_at > 0 && group.length == appended.len() as u64);
+    let mut newer = Outbox::new("epoch-b");
+    newer.record("g", 142, 9).part("h", 7, 1);
+    take(&store, &newer.batch(1, 1)).unwrap();
+    take(&store, &older().batch(4, 6)).unwrap();
+    take(&store, &newer.batch(2, 2)).unwrap();
+    assert_eq!(repetitions(&store)["epoch-b"], 1);
 }
 
 /// A kill leaves a journal whose lines are already in the files. They are written again, and count
@@ -258,7 +227,7 @@ fn same_line_in_two_epochs_at_once_is_noted_once() {
         response.blocking_recv().unwrap().unwrap();
     }
     // The first of them was deferred, and the one after it did not overtake it.
-    let notes = fs::read_to_string(with_ending(root.path(), "epoch-b", "notes")).unwrap();
+    let notes = index(root.path(), "epoch-b");
     assert!(!notes.contains(r#""gap""#), "{notes}");
     let store = FileStore::open(root.path()).unwrap();
     assert_eq!(repetitions(&store), of(&[("epoch-a", 0), ("epoch-b", 1)]));
@@ -275,8 +244,7 @@ fn least_recently_used_directories_are_evicted() {
     }
     drop(store);
     let machines = root.path().join("machines");
-    let mut repeats = Repeats { memory: 200, ..Repeats::new(machines.clone()) };
-    let mut files = EpochFiles::new(machines);
+    let mut repeats = Repeats { memory: 200, ..Repeats::new(machines) };
     let lines = |epoch| with_ending(root.path(), epoch, "ndjson");
     let others = ["epoch-a", "epoch-b", "epoch-c"].map(|epoch| OtherEpoch {
         epoch: epoch.to_owned(),
@@ -290,7 +258,7 @@ fn least_recently_used_directories_are_evicted() {
     outbox.record("epoch-a", 0, 40).record("epoch-c", 0, 40).record("epoch-x", 0, 40);
     let batch = batch(&outbox.batch(1, 3));
     for _ in 0..2 {
-        let found = repeats.find(&mut files, &batch, &[0, 1, 2], &others).unwrap();
+        let found = repeats.find(&batch, &[0, 1, 2], &others).unwrap();
         let found: Vec<_> = found.iter().map(|it| (it.of.as_str(), it.count())).collect();
         assert_eq!(found, [("epoch-a", 1), ("epoch-c", 1)]);
         assert!(repeats.directories.len() < 3);
@@ -301,7 +269,7 @@ const EPOCHS: [&str; 3] = ["epoch-a", "epoch-b", "epoch-c"];
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(40))]
-    /// Compares with plain sets, with restarts and deleted starts.
+    /// Compares with plain sets, with restarts.
     #[test]
     fn repeats_equal_plain_sets(
         steps in prop::collection::vec(
@@ -332,9 +300,6 @@ proptest! {
             take(&store, &text).unwrap();
             if then < 2 {
                 drop(store);
-                if then == 0 {
-                    fs::remove_file(with_ending(root.path(), EPOCHS[epoch], "starts")).unwrap();
-                }
                 store = FileStore::open(root.path()).unwrap();
             }
             prop_assert_eq!(&repetitions(&store), &expected);

@@ -68,12 +68,13 @@ impl Writer {
             // The seal names a number that the device got a receipt for.
             let place = self.catalog.ledger(key).and_then(|ledger| ledger.place(seal.last_seq));
             let Some(place) = place else { return Ok(None) };
-            let mut values = Values { applier: &self.applier, stem: &stem };
+            let index = self.catalog.notes(key);
+            let mut values = Values { applier: &self.applier, stem: &stem, index };
             if values.read(place, 1).map_err(failed)?.first() != Some(&seal.chain) {
                 return Err(StoreError::Denied(Denial::Seal));
             }
         }
-        let mut read = |range| self.applier.files([&stem])?.notes(&stem, range);
+        let mut read = |range| self.applier.files([&stem])?.index(&stem, range);
         self.catalog.point(key, batch, note, &mut read).map_err(failed)
     }
 
