@@ -19,6 +19,7 @@ mod entry_lines;
 pub mod fleet;
 mod http;
 pub mod ledger;
+pub mod life;
 mod log;
 mod memory;
 pub mod metrics;

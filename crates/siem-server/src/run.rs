@@ -149,7 +149,8 @@ impl Process {
         let Self { settings, keys, tls, reload } = self;
         let readiness = Readiness::new(&settings.store.directory, settings.store.min_free.0);
         let registry = Arc::new(open_registry(&settings)?);
-        let options = FileStoreOptions::default();
+        let retention = settings.retention.policy();
+        let options = FileStoreOptions { retention, ..FileStoreOptions::default() };
         let directory = &settings.store.directory;
         let store = FileStore::open_with_registry(directory, options, registry.clone())?;
         let metrics = Arc::new(Metrics::of_store(&store, directory));

@@ -39,6 +39,8 @@ pub struct Settings {
     pub secrets: SecretsTable,
     /// Data directory.
     pub store: StoreTable,
+    /// How long records are kept.
+    pub retention: RetentionTable,
     /// Trust in senders.
     pub trust: TrustTable,
     /// Configuration that agents receive.

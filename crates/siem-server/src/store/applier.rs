@@ -61,8 +61,9 @@ struct Queue {
 enum QueueItem {
     /// A frame to write; it stays in the queue until that is done.
     Frame(Box<Frame>),
-    /// The journal of the previous frames is complete.
-    Sealed(PathBuf),
+    /// The journal of the previous frames is complete; with a channel for the result of its
+    /// deletion.
+    Sealed(PathBuf, Option<oneshot::Sender<io::Result<()>>>),
     /// A response to send after the previous frames are written.
     Respond(Response),
 }
@@ -100,7 +101,12 @@ impl Applier {
 
     /// Queues that the journal at `path` is complete.
     pub(super) fn sealed(&self, path: PathBuf) {
-        self.push(self.shared.queue(), QueueItem::Sealed(path));
+        self.push(self.shared.queue(), QueueItem::Sealed(path, None));
+    }
+
+    /// Queues that the journal at `path` is complete. `done` gets the result of its deletion.
+    pub(super) fn sealed_with(&self, path: PathBuf, done: oneshot::Sender<io::Result<()>>) {
+        self.push(self.shared.queue(), QueueItem::Sealed(path, Some(done)));
     }
 
     /// Sends a response once all queued frames are in the files, or one cannot be written.
@@ -254,8 +260,8 @@ fn run_applier(shared: &Shared, checkpointer: Checkpointer) -> PathBuf {
     while let Some(work) = shared.next() {
         match work {
             QueueItem::Frame(frame) => dirty.extend(shared.apply(frame)),
-            QueueItem::Sealed(path) => {
-                checkpointer.add(Sealed { path, dirty: std::mem::take(&mut dirty) });
+            QueueItem::Sealed(path, done) => {
+                checkpointer.add(Sealed { path, dirty: std::mem::take(&mut dirty), done });
             }
             QueueItem::Respond(response) => (response.0)(),
         }

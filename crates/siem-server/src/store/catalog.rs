@@ -61,6 +61,8 @@ struct Epoch {
     notes: NoteIndex,
     /// Figures of the heartbeat with the highest number.
     heartbeat: Option<Box<Heartbeat>>,
+    /// Numbers whose lines were removed.
+    removed: Vec<Range>,
     /// The last receipt's facts, while nothing was noted since.
     point: Option<HeldPoint>,
 }
@@ -193,6 +195,7 @@ impl Catalog {
             device,
             heartbeat: new_heartbeat(batch, &plan.change),
             change: plan.change,
+            ..Note::default()
         };
         Ok(PlannedBatch { note, place, store: plan.store, receipt })
     }
@@ -203,18 +206,11 @@ impl Catalog {
         let (place, lines_at) = self.positions(&key(&batch.header));
         let at = clock::text(batch.received_at);
         let note = Note {
-            lines_at,
-            bytes: 0,
-            sender: None,
             clones: self.clones_seen(&batch.header, None, &at),
             at,
-            repeated: Vec::new(),
+            lines_at,
             conflicts: 1,
-            keyed: false,
-            order: 0,
-            device: None,
-            heartbeat: None,
-            change: Change::default(),
+            ..Note::default()
         };
         (note, place)
     }
@@ -227,7 +223,7 @@ impl Catalog {
         self.of_machine(&key.0).map(|(_, epoch)| epoch.order).max().unwrap_or_default() + 1
     }
 
-    fn positions(&self, key: &Key) -> (FilePositions, u64) {
+    pub(super) fn positions(&self, key: &Key) -> (FilePositions, u64) {
         let Stem { machine, epoch } = stem(key);
         let known = self.epochs.get(key);
         let lines_at = known.map_or(0, |epoch| epoch.lines_end);
@@ -236,6 +232,7 @@ impl Catalog {
             epoch,
             lines_at,
             index_at: known.map_or(0, |epoch| epoch.index_end),
+            ..FilePositions::default()
         };
         (place, lines_at)
     }
@@ -343,6 +340,7 @@ impl Catalog {
                 order: note.order,
                 notes: NoteIndex::default(),
                 heartbeat: None,
+                removed: Vec::new(),
                 point: None,
             });
             if epoch.sender != *sender {
@@ -354,7 +352,12 @@ impl Catalog {
         if !note.change.new.is_empty() {
             epoch.last = None;
         }
-        epoch.last_seen.clone_from(&note.at);
+        if note.is_of_batch() {
+            epoch.last_seen.clone_from(&note.at);
+        }
+        if note.removed {
+            epoch.removed = epoch.ledger.covered();
+        }
         epoch.point = None;
         epoch.notes.add(epoch.index_end, record_length, note);
         if let Some(device) = &note.device {
@@ -430,6 +433,11 @@ impl Catalog {
     /// Ledger of an epoch.
     pub(super) fn ledger(&self, key: &Key) -> Option<&Ledger> {
         self.epochs.get(key).map(|epoch| &epoch.ledger)
+    }
+
+    /// Numbers of an epoch whose lines were removed.
+    pub(super) fn removed(&self, key: &Key) -> &[Range] {
+        self.epochs.get(key).map_or(&[], |epoch| &epoch.removed)
     }
 
     /// Returns up to `limit` keys in order, from the first one after `after` on.

@@ -9,9 +9,11 @@ use std::{
     thread,
 };
 
+use tokio::sync::oneshot;
 use tracing::error;
 
 use super::{
+    copy,
     epoch::{EpochFiles, Stem},
     journal, sync_directory,
 };
@@ -21,6 +23,16 @@ use super::{
 pub(super) struct Sealed {
     pub(super) path: PathBuf,
     pub(super) dirty: BTreeSet<Stem>,
+    /// Channel for the result of the first attempt to delete it.
+    pub(super) done: Option<oneshot::Sender<io::Result<()>>>,
+}
+
+impl Sealed {
+    fn report(&mut self, result: impl FnOnce() -> io::Result<()>) {
+        if let Some(done) = self.done.take() {
+            drop(done.send(result()));
+        }
+    }
 }
 
 /// Deletes sealed journals, in order, once their content is synced elsewhere.
@@ -73,11 +85,16 @@ fn run_checkpointer(root: &Path, waiting: &mpsc::Receiver<Sealed>) {
         queue.push_back(sealed);
         // A journal is deleted only after all before it: a restart then always finds the complete
         // end of the history.
-        while let Some(sealed) = queue.front() {
-            if let Err(error) = checkpoint(root, sealed, again) {
+        while let Some(sealed) = queue.front_mut() {
+            let result = checkpoint(root, sealed, again);
+            if let Err(error) = result {
                 error!(code = "epoch_files_sync_failed", %error, journals = queue.len(), "cannot sync the files of epochs, journals stay");
+                for sealed in &mut queue {
+                    sealed.report(|| Err(copy(&error)));
+                }
                 break;
             }
+            sealed.report(|| Ok(()));
             queue.pop_front();
         }
         again = !queue.is_empty();

@@ -82,7 +82,11 @@ impl EpochFiles {
     /// Writes the content of a frame to its positions, without sync. Repeating it changes nothing.
     pub(super) fn apply(&mut self, frame: &Frame) -> io::Result<()> {
         let stem = Stem::of(&frame.place);
-        if frame.lines.length() > 0 {
+        if frame.place.removes {
+            self.remove_lines(&stem)?;
+        } else if !frame.place.replaces.is_empty() {
+            self.replace_lines(&stem, frame)?;
+        } else if frame.lines.length() > 0 {
             let mut lines = self.lines(&stem)?;
             lines.seek(SeekFrom::Start(frame.place.lines_at))?;
             let mut writer = BufWriter::with_capacity(64 << 10, lines);
@@ -101,6 +105,29 @@ impl EpochFiles {
         let mut bytes = vec![0; usize::try_from(range.bytes).map_err(io::Error::other)?];
         handles.index.read_exact(&mut bytes)?;
         Ok(bytes)
+    }
+
+    /// Overwrites lines with others of the same size.
+    fn replace_lines(&mut self, stem: &Stem, frame: &Frame) -> io::Result<()> {
+        let mut text = Vec::new();
+        frame.lines.write(&mut text)?;
+        let (mut file, mut rest) = (self.lines(stem)?, text.as_slice());
+        for (at, bytes) in &frame.place.replaces {
+            let bytes = usize::try_from(*bytes).map_err(io::Error::other)?;
+            let (line, others) = rest.split_at_checked(bytes).ok_or(io::ErrorKind::InvalidData)?;
+            file.seek(SeekFrom::Start(*at))?;
+            file.write_all(line)?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    fn remove_lines(&mut self, stem: &Stem) -> io::Result<()> {
+        self.handles(stem)?.lines = None;
+        match fs::remove_file(stem.lines(&self.root)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
     }
 
     fn lines(&mut self, stem: &Stem) -> io::Result<&File> {

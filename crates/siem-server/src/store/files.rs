@@ -4,9 +4,12 @@ use std::{
     fs::{File, TryLockError},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{mpsc, oneshot};
@@ -16,6 +19,7 @@ use super::{
     applier::Applier,
     checkpoint::Checkpointer,
     epoch::EpochFiles,
+    erase::StoreHandle,
     journal::Journal,
     migrate,
     recover::{self, Recovered},
@@ -26,10 +30,17 @@ use crate::{
     batch::Batch,
     fleet::StatsQuery,
     ledger::{Ledger, Range},
+    life::{Engine, RetentionPolicy},
     metrics::Durations,
     stats::Stats,
     trust::Registry,
 };
+
+/// Time between two removals of what is no longer kept.
+const RETENTION: Duration = Duration::from_secs(3600);
+
+/// Time between two looks for requests of commands.
+const REQUESTS: Duration = Duration::from_millis(250);
 
 /// Options of a [`FileStore`].
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +51,8 @@ pub struct FileStoreOptions {
     pub journal_bytes: u64,
     /// Number of batches that may wait for the writer.
     pub queue: usize,
+    /// Limits of what is kept, applied once an hour.
+    pub retention: RetentionPolicy,
     /// Simulates the free space of a disk.
     #[cfg(test)]
     pub(crate) space: Option<&'static std::sync::atomic::AtomicU64>,
@@ -50,6 +63,7 @@ impl Default for FileStoreOptions {
         Self {
             journal_bytes: 256 << 20,
             queue: 4096,
+            retention: RetentionPolicy::default(),
             #[cfg(test)]
             space: None,
         }
@@ -102,6 +116,7 @@ pub struct FileStore {
     machines: PathBuf,
     jobs: Option<mpsc::Sender<Job>>,
     writer: Mutex<Option<thread::JoinHandle<PathBuf>>>,
+    requests: Option<RequestThread>,
     syncs: Durations,
     _lock: File,
 }
@@ -157,9 +172,13 @@ impl FileStore {
             migrate::convert(directory).map_err(failed)?;
             format.set_current(directory)?;
         }
-        let (jobs, writer, syncs) = start(directory, options, registry).map_err(failed)?;
-        let (machines, writer) = (directory.join("machines"), Mutex::new(Some(writer)));
-        Ok(Self { machines, jobs: Some(jobs), writer, syncs, _lock: lock })
+        let started = start(directory, options, registry.clone()).map_err(failed)?;
+        let ((jobs, writer, syncs), machines) = (started, directory.join("machines"));
+        let store = StoreHandle { jobs: jobs.downgrade(), machines: machines.clone() };
+        let engine = Engine { data: directory.to_owned(), store, registry };
+        let requests = Some(RequestThread::start(engine, options.retention).map_err(failed)?);
+        let (jobs, writer) = (Some(jobs), Mutex::new(Some(writer)));
+        Ok(Self { machines, jobs, writer, requests, syncs, _lock: lock })
     }
 
     /// Returns the time that each write of the journal takes.
@@ -175,6 +194,49 @@ impl FileStore {
             }
             mpsc::error::TrySendError::Closed(_) => StoreError::Closed,
         })
+    }
+}
+
+/// Thread that executes the requests of commands; see [`life`](crate::life).
+#[derive(Debug)]
+struct RequestThread {
+    ends: Arc<AtomicBool>,
+    thread: Option<thread::JoinHandle<()>>,
+}
+
+impl RequestThread {
+    fn start(engine: Engine, retention: RetentionPolicy) -> io::Result<Self> {
+        let ends = Arc::new(AtomicBool::new(false));
+        let ended = ends.clone();
+        let run = move || {
+            let mut applied: Option<Instant> = None;
+            while !ended.load(Ordering::Acquire) {
+                engine.poll();
+                let is_due = applied.is_none_or(|applied| applied.elapsed() >= RETENTION);
+                if is_due && retention != RetentionPolicy::default() {
+                    engine.apply_retention(&retention);
+                    applied = Some(Instant::now());
+                }
+                thread::park_timeout(REQUESTS);
+            }
+        };
+        let thread = Some(thread::Builder::new().name("requests".into()).spawn(run)?);
+        Ok(Self { ends, thread })
+    }
+}
+
+impl Drop for RequestThread {
+    fn drop(&mut self) {
+        self.ends.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            if thread.join().is_err() {
+                tracing::error!(
+                    code = "life_thread_panicked",
+                    "thread that executes requests of commands panicked"
+                );
+            }
+        }
     }
 }
 
@@ -231,6 +293,12 @@ pub(super) fn prepare(
 }
 
 impl FileStore {
+    #[cfg(test)]
+    pub(super) fn handle(&self) -> StoreHandle {
+        let jobs = self.jobs.as_ref().map(mpsc::Sender::downgrade).unwrap();
+        StoreHandle { jobs, machines: self.machines.clone() }
+    }
+
     /// Sends a request to the writer and waits for the response.
     async fn request<T>(
         &self,
@@ -274,6 +342,8 @@ impl Storage for FileStore {
 impl Drop for FileStore {
     /// Waits until all accepted batches are written and synced.
     fn drop(&mut self) {
+        // A request that is being executed is completed.
+        drop(self.requests.take());
         self.jobs = None;
         let writer = self.writer.lock().ok().and_then(|mut writer| writer.take());
         if let Some(Err(_)) = writer.map(thread::JoinHandle::join) {

@@ -21,7 +21,7 @@ const FIXED: usize = 8 + 4 + 8 + 8;
 const LARGEST: u64 = 1 << 30;
 
 /// Files of the epoch, by their common name, and a position in each.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct FilePositions {
     /// Directory of the machine.
     pub(super) machine: String,
@@ -31,6 +31,13 @@ pub(super) struct FilePositions {
     pub(super) lines_at: u64,
     /// Position of the record in the index.
     pub(super) index_at: u64,
+    /// Position and size of each line that one of the frame's lines replaces; without any, all lines
+    /// are new.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) replaces: Vec<(u64, u64)>,
+    /// All lines before are removed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) removes: bool,
 }
 
 /// Lines to store, each with a newline.
@@ -127,6 +134,14 @@ impl Frame {
         self.lines.length() + self.record.len() as u64
     }
 
+    /// End of the lines after the frame was written.
+    pub(super) fn lines_end(&self) -> u64 {
+        match self.place.replaces.is_empty() {
+            true => self.place.lines_at + self.lines.length(),
+            false => self.place.lines_at,
+        }
+    }
+
     fn check(&self, fixed: &[u8], place: &[u8]) -> Digest {
         Digest::of(&[fixed, place, &self.record, &self.lines.digests()].concat())
     }
@@ -199,8 +214,7 @@ mod tests {
     fn frame(store: Vec<usize>) -> Frame {
         let text = BatchText::new(1, 6).text();
         let batch = Batch::parse(text.trim_end().as_bytes().to_vec(), UNIX_EPOCH).unwrap();
-        let place =
-            FilePositions { machine: "m".into(), epoch: "e".into(), lines_at: 1, index_at: 2 };
+        let place = FilePositions { lines_at: 1, index_at: 2, ..FilePositions::default() };
         Frame { place, record: vec![7; 64], lines: Lines::Of(Box::new(batch), store) }
     }
 

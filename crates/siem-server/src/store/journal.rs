@@ -240,8 +240,7 @@ mod tests {
     use crate::store::frame::{FilePositions, Lines};
 
     fn frame(number: u64) -> Frame {
-        let place =
-            FilePositions { machine: "m".into(), epoch: "e".into(), lines_at: number, index_at: 0 };
+        let place = FilePositions { lines_at: number, ..FilePositions::default() };
         let lines = Lines::Read(b"{}\n".repeat(20));
         Frame { place, record: vec![0; 35], lines }
     }

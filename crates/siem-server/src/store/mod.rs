@@ -5,6 +5,7 @@ mod applier;
 mod catalog;
 mod checkpoint;
 mod epoch;
+mod erase;
 mod files;
 mod format;
 mod frame;
@@ -26,10 +27,13 @@ mod writer;
 #[cfg(test)]
 mod device_tests;
 #[cfg(test)]
+mod life_tests;
+#[cfg(test)]
 mod suite;
 
 use std::{fs, io, path::Path};
 
+pub(crate) use erase::{EpochLines, LineToErase, StoreHandle};
 pub use files::{FileStore, FileStoreOptions, OpenError};
 pub use format::{DataFormat, FormatError};
 pub use memory::MemoryStore;

@@ -1,7 +1,7 @@
 //! Line that each batch adds to the notes of its epoch.
 
 use serde::{Deserialize, Serialize};
-use siem_protocol::{Digest, Identity, statement::TrustLevel};
+use siem_protocol::{DeadLettered, Digest, Identity, statement::TrustLevel};
 
 use super::repeats::RepeatedLines;
 use crate::{
@@ -16,7 +16,7 @@ use crate::{
 /// Together with its lines a note stands alone: one that stores lines names their numbers, the time
 /// of receipt, the sender and the device. Notes of earlier releases name the latter two only where
 /// they changed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Note {
     /// Time of receipt, RFC 3339.
     pub(super) at: String,
@@ -50,8 +50,23 @@ pub(super) struct Note {
     /// Figures of the last heartbeat among its lines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) heartbeat: Option<Box<Heartbeat>>,
+    /// Lines that were replaced by tombstones.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) erased: Option<ErasureNote>,
+    /// The lines of all notes before were removed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(super) removed: bool,
     /// Changes of the ledger.
     pub(super) change: Change,
+}
+
+/// Erasure of lines. With their hashes the chain can still be verified.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ErasureNote {
+    /// Id of the erasure.
+    pub(super) id: String,
+    /// Numbers and hashes of the lines.
+    pub(super) lines: Vec<DeadLettered>,
 }
 
 /// Sender and configuration of a batch.
@@ -101,6 +116,11 @@ pub(super) struct SealNote {
 }
 
 impl Note {
+    /// Reports whether a batch wrote the note, and not the operator.
+    pub(super) fn is_of_batch(&self) -> bool {
+        self.erased.is_none() && !self.removed
+    }
+
     /// Returns the seal that the note holds.
     pub(super) fn seal(&self) -> Option<&SealNote> {
         self.device.as_ref()?.seal.as_ref()

@@ -22,6 +22,8 @@ pub(super) struct NoteIndex {
     rows: Vec<Row>,
     /// Highest number that a seal covers.
     sealed: u64,
+    /// Number of rows whose lines were removed.
+    removed: usize,
 }
 
 /// Some consecutive records.
@@ -63,12 +65,13 @@ pub(super) type ReadIndex<'a> = dyn FnMut(IndexRange) -> io::Result<Vec<u8>> + '
 impl NoteIndex {
     /// Creates the rows of an empty index.
     pub(super) const fn new() -> Self {
-        Self { rows: Vec::new(), sealed: 0 }
+        Self { rows: Vec::new(), sealed: 0, removed: 0 }
     }
 
     /// Adds the record of `bytes` bytes at position `at`.
     pub(super) fn add(&mut self, at: u64, bytes: u64, note: &Note) {
-        if self.rows.last().is_none_or(|row| row.notes >= NOTES || row.bytes >= BYTES) {
+        let is_full = |row: &Row| row.notes >= NOTES || row.bytes >= BYTES;
+        if self.rows.len() == self.removed || self.rows.last().is_none_or(is_full) {
             let values_at = self.rows.last().map_or(0, |row| row.values_at + row.values);
             let (first, last) = (u64::MAX, 0);
             let (notes, values, sealed) = (0, 0, 0);
@@ -86,6 +89,9 @@ impl NoteIndex {
         if let Some(seal) = note.seal() {
             row.sealed = row.sealed.max(seal.last_seq);
             self.sealed = self.sealed.max(seal.last_seq);
+        }
+        if note.removed {
+            self.removed = self.rows.len();
         }
     }
 
@@ -126,7 +132,7 @@ impl NoteIndex {
 
     /// Returns the parts of the index whose notes may have brought numbers of `range`.
     pub(super) fn ranges(&self, range: Range) -> Vec<RowRange> {
-        let rows = self.rows.iter();
+        let rows = self.rows[self.removed..].iter();
         let rows = rows.filter(|row| row.first <= range.last && row.last >= range.first);
         rows.map(|row| RowRange { range: row.range(), first: row.first, last: row.last }).collect()
     }

@@ -112,10 +112,14 @@ fn read_epoch<E: From<ReadError>>(
     let (mut sender, mut device): (Option<Sender>, _) = (None, None);
     let mut shown = Ok(());
     let mut text = Vec::new();
+    let (mut notes, removed) = (0, removed(&index).map_err(failed(&index))?);
     read_notes(&index, |note, _| {
+        notes += 1;
         sender = note.sender.or(sender.take());
         device = note.device.as_ref().map(|device| device.key).or(device);
-        let Some(sender) = sender.as_ref().filter(|_| note.bytes > 0 && shown.is_ok()) else {
+        let Some(sender) =
+            sender.as_ref().filter(|_| notes > removed && note.bytes > 0 && shown.is_ok())
+        else {
             return Ok(());
         };
         text.clear();
@@ -132,6 +136,19 @@ fn read_epoch<E: From<ReadError>>(
     })
     .map_err(failed(&index))?;
     shown
+}
+
+/// Returns the number of notes whose lines were removed.
+fn removed(index: &Path) -> io::Result<u64> {
+    let (mut notes, mut removed) = (0, 0);
+    read_notes(index, |note, _| {
+        notes += 1;
+        if note.removed {
+            removed = notes;
+        }
+        Ok(())
+    })?;
+    Ok(removed)
 }
 
 /// The files of earlier versions are converted when a receiver opens the directory.

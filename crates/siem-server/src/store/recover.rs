@@ -75,8 +75,7 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<S
             }
             files.apply(&frame)?;
             let place = &frame.place;
-            let lines_end = place.lines_at + frame.lines.length();
-            ends.insert(stem, (lines_end, place.index_at + frame.record.len() as u64));
+            ends.insert(stem, (frame.lines_end(), place.index_at + frame.record.len() as u64));
             batches += 1;
             Ok(())
         })?;
@@ -153,7 +152,7 @@ fn whole_lines(mut file: &File, length: u64) -> io::Result<u64> {
     Ok(0)
 }
 
-fn stems(machines: &Path) -> io::Result<BTreeSet<Stem>> {
+pub(super) fn stems(machines: &Path) -> io::Result<BTreeSet<Stem>> {
     let mut stems = BTreeSet::new();
     for (machine, path) in epoch_files(machines)? {
         let epoch = path.file_stem().and_then(|stem| stem.to_str());
@@ -273,20 +272,7 @@ fn repair_lines(
     let claims = claims_behind(machines, stem, key, &lost, catalog)?;
     let change = Change { lost, claims, ..Change::default() };
     let at = humantime::format_rfc3339_millis(fs::metadata(&path)?.modified()?).to_string();
-    let note = Note {
-        at,
-        lines_at: whole,
-        bytes: 0,
-        sender: None,
-        clones: Vec::new(),
-        repeated: Vec::new(),
-        conflicts: 0,
-        keyed: false,
-        order: 0,
-        device: None,
-        heartbeat: None,
-        change,
-    };
+    let note = Note { at, lines_at: whole, change, ..Note::default() };
     let record = index_record::encode(&note.line(), &[], &starts_left(&file, whole)?)?;
     let mut index = open(&stem.index(machines))?;
     index.seek(SeekFrom::Start(index_end))?;
@@ -336,9 +322,11 @@ fn lost(mut file: &File, key: &Key, catalog: &Catalog) -> io::Result<Vec<Range>>
     }
     let Some(ledger) = catalog.ledger(key) else { return Ok(Vec::new()) };
     present.extend(ledger.holes().map(|hole| hole.seq));
+    let removed = catalog.removed(key);
+    let is_removed = |seq: u64| removed.iter().any(|it| (it.first..=it.last).contains(&seq));
     let mut lost: Vec<Range> = Vec::new();
     for seq in ledger.covered().into_iter().flat_map(|range| range.first..=range.last) {
-        if present.contains(&seq) {
+        if present.contains(&seq) || is_removed(seq) {
             continue;
         }
         match lost.last_mut() {

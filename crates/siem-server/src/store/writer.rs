@@ -2,6 +2,7 @@
 //! the journal, syncs once, responds to all, and passes them on to the applier.
 
 mod devices;
+mod erase;
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
@@ -24,6 +25,7 @@ use super::{
     applier::{Applier, Values},
     catalog::{self, Catalog, Key},
     copy,
+    erase::EraseLines,
     frame::{self, FilePositions, Frame, Lines},
     index_record,
     journal::Journal,
@@ -61,6 +63,14 @@ pub(super) enum Job {
     Locate(Key, Range, oneshot::Sender<Option<RangeRead>>),
     /// Return the ledger of an epoch.
     Ledger(Key, oneshot::Sender<Option<Ledger>>),
+    /// Wait until all acknowledged lines are in the files of the epochs.
+    Settle(oneshot::Sender<io::Result<()>>),
+    /// Replace lines by tombstones.
+    Erase(Box<EraseLines>, oneshot::Sender<io::Result<()>>),
+    /// Remove the lines of epochs, at a time, RFC 3339.
+    Remove(Vec<Key>, String, oneshot::Sender<io::Result<()>>),
+    /// Delete all journals of what was written before; with the channel for the result.
+    Rotate(oneshot::Sender<oneshot::Receiver<io::Result<()>>>),
     /// Return the keys of epochs.
     Scan(Option<EpochKey>, usize, oneshot::Sender<Vec<EpochKey>>),
 }
@@ -144,9 +154,13 @@ impl Writer {
         }
     }
 
-    /// Answers a request that changes nothing.
-    fn answer(&self, query: Job) {
+    /// Answers a request that is no batch. Nothing that was collected is planned yet.
+    fn answer(&mut self, query: Job) {
         match query {
+            Job::Settle(responder) => drop(responder.send(self.applier.flush())),
+            Job::Erase(erase, responder) => drop(responder.send(self.erase(&erase))),
+            Job::Remove(keys, at, responder) => drop(responder.send(self.remove(&keys, &at))),
+            Job::Rotate(responder) => drop(responder.send(self.rotate())),
             Job::Store(..) => {}
             Job::Stats(query, responder) => {
                 let stats = self.catalog.stats(&query, self.registry.as_deref());

@@ -15,6 +15,7 @@ mod enroll;
 mod faults;
 mod fleet;
 mod ingest;
+mod life;
 mod line;
 mod metrics;
 mod openapi;

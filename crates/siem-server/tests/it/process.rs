@@ -407,7 +407,7 @@ mod with_signals {
         let pid = process.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         assert_eq!(process.child.wait().unwrap().code(), Some(0));
-        let stored = files(data.path(), "ndjson");
+        let stored = files(&data.path().join("machines"), "ndjson");
         assert_eq!(stored.len() as u64, AGENTS);
         for file in stored {
             let agent = (0..AGENTS)

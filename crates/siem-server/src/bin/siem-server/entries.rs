@@ -4,6 +4,7 @@ use std::io::{self, BufWriter, Write as _};
 
 use clap::Args;
 use siem_server::{
+    life::AccessAction,
     store::{ReadError, StoredLines, read_lines},
     with_origin,
 };
@@ -24,11 +25,20 @@ pub(crate) struct Entries {
     /// Only entries of this user
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
+    /// Reason, for the access log
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
 }
 
 impl Entries {
     pub(crate) fn execute(self) -> Result<(), Failure> {
         self.data.check()?;
+        // What cannot be logged is not read.
+        let part = |name: &str, wanted: &Option<String>| {
+            wanted.as_ref().map(|wanted| format!(" of {name} {wanted}")).unwrap_or_default()
+        };
+        let what = format!("entries{}{}", part("machine", &self.machine), part("user", &self.user));
+        crate::life::log(&self.data.directory, AccessAction::Read, &what, &self.reason)?;
         let mut output = BufWriter::new(io::stdout().lock());
         read_lines(&self.data.directory, |lines| {
             if self.is_wanted(&lines) {

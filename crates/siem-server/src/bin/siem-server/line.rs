@@ -13,6 +13,8 @@ use siem_protocol::{
     nul_runs::{LineHasher, NulRunsError, Segment, segments},
 };
 
+use siem_server::life::AccessAction;
+
 use crate::{Data, DataError, failure::Failure};
 
 /// Write a line of a file as it was in the file
@@ -30,6 +32,9 @@ pub(crate) struct Line {
     /// New file to write to, in which runs of NUL become holes; standard output by default
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Reason, for the access log
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +70,9 @@ impl Line {
         if let Err(source) = fs::read_dir(directory) {
             return Err(Failure::usage(DataError { path: directory.clone(), source }));
         }
+        // What cannot be logged is not read.
+        let what = format!("line at {} of generation {}", self.offset, self.generation);
+        crate::life::log(directory, AccessAction::Read, &what, &self.reason)?;
         let found = self.find(&directory.join("machines")).map_err(Failure::failed)?;
         if found.has_altered {
             eprintln!(

@@ -11,6 +11,7 @@ mod fleet;
 mod fleet_http;
 mod health;
 mod keys;
+mod life;
 mod line;
 mod managed;
 mod output;
@@ -63,6 +64,17 @@ enum Command {
     Line(line::Line),
     Backup(backup::Backup),
     Restore(backup::Restore),
+    Erase(life::Erase),
+    /// List what was erased
+    #[command(subcommand)]
+    Erasures(life::Erasures),
+    /// Manage legal holds: data that neither the retention nor an erasure removes
+    #[command(subcommand)]
+    Hold(life::HoldCommand),
+    /// Remove epochs by age and size, and keep their ledgers
+    #[command(subcommand)]
+    Retention(life::Retention),
+    AccessLog(life::ShowAccessLog),
 }
 
 /// Data directory, of every command.
@@ -150,6 +162,11 @@ fn main() -> ExitCode {
         Command::Line(line) => line.execute(),
         Command::Backup(backup) => backup.execute(),
         Command::Restore(restore) => restore.execute(),
+        Command::Erase(erase) => erase.execute(),
+        Command::Erasures(command) => command.execute(),
+        Command::Hold(command) => command.execute(),
+        Command::Retention(command) => command.execute(),
+        Command::AccessLog(show) => show.execute(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,409 @@
+//! `siem-server erase`, `erasures`, `hold`, `retention` and `access-log`.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use clap::{Args, Subcommand};
+use data_encoding::HEXLOWER;
+use siem_server::{
+    Clock as _, FileStore, FileStoreOptions, OpenError, SystemClock,
+    config::{Inputs, load},
+    life::{
+        self, AccessAction, AccessLog, Hold, Holds, LifeRequest, LifeResponse, Reason,
+        RetentionPolicy, Selector,
+    },
+    trust::ReceiverKeysView,
+};
+
+use crate::{Data, config::Problems, failure::Failure, output, random};
+
+/// Time for which a command waits for the server.
+const LIMIT: Duration = Duration::from_secs(600);
+
+/// Erase entries: each becomes a tombstone with the hash of its line
+///
+/// The chain and the seals of its epoch can still be verified, and an agent that sends the line again
+/// sends a duplicate. Works while the server runs. Entries that arrive later are not erased.
+#[derive(Args)]
+pub(crate) struct Erase {
+    #[command(flatten)]
+    data: Data,
+    #[command(flatten)]
+    selection: ErasedSelection,
+    /// Reason, for the list of erasures and the access log
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct ErasedSelection {
+    /// All entries that contain the id of this session
+    #[arg(long, value_name = "ID")]
+    session: Option<String>,
+    /// All entries that agents of this user sent
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Erasures {
+    List(List),
+}
+
+/// List the completed erasures, and verify their signatures
+#[derive(Args)]
+pub(crate) struct List {
+    #[command(flatten)]
+    data: Data,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum HoldCommand {
+    Add(AddHold),
+    Remove(RemoveHold),
+    List(ListHolds),
+}
+
+/// Add a legal hold
+#[derive(Args)]
+pub(crate) struct AddHold {
+    #[command(flatten)]
+    data: Data,
+    #[command(flatten)]
+    selection: HeldSelection,
+    /// Reason
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct HeldSelection {
+    /// All entries that contain the id of this session
+    #[arg(long, value_name = "ID")]
+    session: Option<String>,
+    /// All entries that agents of this user sent
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// All entries of the machine with this id
+    #[arg(long, value_name = "ID")]
+    machine: Option<String>,
+}
+
+/// Remove a legal hold
+#[derive(Args)]
+pub(crate) struct RemoveHold {
+    #[command(flatten)]
+    data: Data,
+    /// Number of the hold
+    id: u64,
+    /// Reason
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
+}
+
+/// List the legal holds
+#[derive(Args)]
+pub(crate) struct ListHolds {
+    #[command(flatten)]
+    data: Data,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Retention {
+    Plan(PlanRetention),
+    Apply(ApplyRetention),
+}
+
+/// Print what would be removed
+#[derive(Args)]
+pub(crate) struct PlanRetention {
+    #[command(flatten)]
+    data: Data,
+    #[command(flatten)]
+    limits: RetentionLimits,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Remove the epochs that `plan` prints
+#[derive(Args)]
+pub(crate) struct ApplyRetention {
+    #[command(flatten)]
+    plan: PlanRetention,
+    /// Reason, for the access log
+    #[arg(long, value_name = "TEXT", default_value = "retention")]
+    reason: String,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = true)]
+struct RetentionLimits {
+    /// Configuration file, whose `[retention]` has the limits
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["max_age", "max_bytes"])]
+    config: Option<PathBuf>,
+    /// Time for which an epoch is kept after its last batch, such as `90d`
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    max_age: Option<Duration>,
+    /// Size of all entries in bytes, beyond which the epochs that ended first are removed
+    #[arg(long, value_name = "BYTES")]
+    max_bytes: Option<u64>,
+}
+
+/// Print who read or erased what, and why, and verify the chain of the log
+#[derive(Args)]
+pub(crate) struct ShowAccessLog {
+    #[command(flatten)]
+    data: Data,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Refused(String);
+
+#[derive(Debug, thiserror::Error)]
+#[error("there is no hold {0}")]
+struct NoHold(u64);
+
+#[derive(Debug, thiserror::Error)]
+#[error("{0} of the erasures are not signed by a key of the receiver")]
+struct NotSigned(usize);
+
+/// Name of the user who runs the command.
+fn who() -> String {
+    let names = ["SUDO_USER", "USER", "LOGNAME"].into_iter();
+    let mut names = names.filter_map(|name| std::env::var(name).ok());
+    names.find(|name| !name.is_empty()).unwrap_or_else(|| "unknown".to_owned())
+}
+
+fn selector(
+    session: Option<String>,
+    user: Option<String>,
+    machine: Option<String>,
+) -> Result<Selector, Failure> {
+    match (session, user, machine) {
+        (Some(id), _, _) => Selector::session(&id).map_err(Failure::usage),
+        (_, Some(name), _) => Ok(Selector::User(name)),
+        (_, _, machine) => Ok(Selector::Machine(machine.unwrap_or_default())),
+    }
+}
+
+fn noun<N: PartialEq + From<u8>>(count: N, one: &'static str, many: &'static str) -> &'static str {
+    if count == N::from(1) { one } else { many }
+}
+
+fn now() -> SystemTime {
+    SystemClock.now()
+}
+
+/// Lets the server execute a request, or if none runs, this process.
+fn request(data: &Data, request: LifeRequest, why: &str) -> Result<LifeResponse, Failure> {
+    let registry = Arc::new(data.open()?);
+    let id = HEXLOWER.encode(&random()?[..8]);
+    let reason = Reason { who: who(), why: why.to_owned() };
+    let open = || {
+        let options = FileStoreOptions::default();
+        match FileStore::open_with_registry(&data.directory, options, registry) {
+            Ok(store) => Ok(Some(store)),
+            // The server executes it.
+            Err(OpenError::InUse { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    let answer = life::execute(&data.directory, &id, request, reason, LIMIT, open);
+    match answer.map_err(Failure::failed)? {
+        LifeResponse::Refused(why) => Err(Failure::failed(Refused(why))),
+        answer => Ok(answer),
+    }
+}
+
+impl Erase {
+    pub(crate) fn execute(self) -> Result<(), Failure> {
+        let selector = selector(self.selection.session, self.selection.user, None)?;
+        let answer = request(&self.data, LifeRequest::Erase(selector), &self.reason)?;
+        if self.json {
+            return output::json(&answer);
+        }
+        let LifeResponse::Erased { id, entries, epochs } = answer else { return Ok(()) };
+        let (entry, epoch) = (noun(entries, "entry", "entries"), noun(epochs, "epoch", "epochs"));
+        output::line(&format!("erased {entries} {entry} of {epochs} {epoch}, erasure {id}"))
+    }
+}
+
+impl Erasures {
+    pub(crate) fn execute(self) -> Result<(), Failure> {
+        let Self::List(list) = self;
+        let keys = list.data.open()?.receiver_keys_view();
+        let keys: Vec<_> = keys.map(public_keys).unwrap_or_default();
+        let erasures = life::erasures(&list.data.directory, &keys).map_err(Failure::failed)?;
+        if list.json {
+            output::json(&erasures)?;
+        } else {
+            let rows: Vec<_> = erasures
+                .iter()
+                .map(|view| {
+                    let it = &view.erasure;
+                    let signed = if view.is_signed { "ok" } else { "FAIL" };
+                    [
+                        it.id.clone(),
+                        it.at.clone(),
+                        it.who.clone(),
+                        it.selector.to_string(),
+                        it.entries.to_string(),
+                        signed.to_owned(),
+                        it.reason.clone(),
+                    ]
+                })
+                .collect();
+            let head = ["ERASURE", "AT", "WHO", "WHAT", "ENTRIES", "SIGNATURE", "REASON"];
+            output::table(head, &rows)?;
+        }
+        match erasures.iter().filter(|view| !view.is_signed).count() {
+            0 => Ok(()),
+            count => Err(Failure::failed(NotSigned(count))),
+        }
+    }
+}
+
+fn public_keys(keys: ReceiverKeysView) -> Vec<siem_protocol::note::VerifierKey> {
+    std::iter::once(keys.current).chain(keys.next).chain(keys.retired).collect()
+}
+
+impl HoldCommand {
+    pub(crate) fn execute(self) -> Result<(), Failure> {
+        match self {
+            Self::Add(add) => add.execute(),
+            Self::Remove(remove) => remove.execute(),
+            Self::List(list) => list.execute(),
+        }
+    }
+}
+
+pub(crate) fn log(data: &Path, action: AccessAction, what: &str, why: &str) -> Result<(), Failure> {
+    AccessLog::new(data).append(now(), &who(), action, what, why).map_err(Failure::failed)
+}
+
+impl AddHold {
+    fn execute(self) -> Result<(), Failure> {
+        self.data.open()?;
+        let HeldSelection { session, user, machine } = self.selection;
+        let selector = selector(session, user, machine)?;
+        let directory = &self.data.directory;
+        log(directory, AccessAction::HoldAdd, &selector.to_string(), &self.reason)?;
+        let at = humantime::format_rfc3339_millis(now()).to_string();
+        let hold = Hold { id: 0, selector, reason: self.reason, who: who(), at };
+        let id = Holds::add(directory, hold).map_err(Failure::failed)?;
+        output::line(&format!("hold {id}"))
+    }
+}
+
+impl RemoveHold {
+    fn execute(self) -> Result<(), Failure> {
+        let directory = &self.data.directory;
+        let removed = Holds::remove(directory, self.id).map_err(Failure::failed)?;
+        let removed = removed.ok_or_else(|| Failure::failed(NoHold(self.id)))?;
+        log(directory, AccessAction::HoldRemove, &removed.selector.to_string(), &self.reason)?;
+        output::line(&format!("removed hold {}", self.id))
+    }
+}
+
+impl ListHolds {
+    fn execute(self) -> Result<(), Failure> {
+        let holds = Holds::read(&self.data.directory).map_err(Failure::failed)?;
+        if self.json {
+            return output::json(&holds.list());
+        }
+        let row = |hold: &Hold| {
+            let Hold { id, selector, reason, who, at } = hold.clone();
+            [id.to_string(), at, who, selector.to_string(), reason]
+        };
+        let rows: Vec<_> = holds.list().iter().map(row).collect();
+        output::table(["HOLD", "AT", "WHO", "WHAT", "REASON"], &rows)
+    }
+}
+
+impl RetentionLimits {
+    fn policy(self) -> Result<RetentionPolicy, Failure> {
+        let Self { config, max_age, max_bytes } = self;
+        let Some(file) = config else { return Ok(RetentionPolicy { max_age, max_bytes }) };
+        let inputs = Inputs {
+            file: Some(file),
+            is_file_optional: false,
+            variables: Vec::new(),
+            arguments: Vec::new(),
+        };
+        let loaded = load(&inputs).map_err(|problems| Failure::failed(Problems(problems)))?;
+        Ok(loaded.settings.retention.policy())
+    }
+}
+
+impl Retention {
+    pub(crate) fn execute(self) -> Result<(), Failure> {
+        match self {
+            Self::Plan(plan) => plan.execute(LifeRequest::PlanRetention, ""),
+            Self::Apply(apply) => apply.plan.execute(LifeRequest::ApplyRetention, &apply.reason),
+        }
+    }
+}
+
+impl PlanRetention {
+    fn execute(
+        self,
+        kind: impl FnOnce(RetentionPolicy) -> LifeRequest,
+        why: &str,
+    ) -> Result<(), Failure> {
+        let answer = request(&self.data, kind(self.limits.policy()?), why)?;
+        let LifeResponse::Removals(removals) = answer else { return Ok(()) };
+        if self.json {
+            return output::json(&removals);
+        }
+        let row = |it: &life::Removal| {
+            let cause = match it.cause {
+                life::RemovalCause::Age => "age",
+                life::RemovalCause::Size => "size",
+            };
+            let (machine, epoch) = (it.machine.clone(), it.epoch.clone());
+            [machine, epoch, it.last_seen.clone(), it.bytes.to_string(), cause.to_owned()]
+        };
+        let rows: Vec<_> = removals.iter().map(row).collect();
+        output::table(["MACHINE", "EPOCH", "LAST BATCH", "BYTES", "LIMIT"], &rows)
+    }
+}
+
+impl ShowAccessLog {
+    pub(crate) fn execute(self) -> Result<(), Failure> {
+        let entries = AccessLog::new(&self.data.directory).verify().map_err(Failure::failed)?;
+        if self.json {
+            return output::json(&entries);
+        }
+        let action = |action: AccessAction| match action {
+            AccessAction::Read => "read",
+            AccessAction::Erase => "erase",
+            AccessAction::Retention => "retention",
+            AccessAction::HoldAdd => "hold add",
+            AccessAction::HoldRemove => "hold remove",
+        };
+        let rows: Vec<_> = entries
+            .into_iter()
+            .map(|it| [it.at, it.who, action(it.action).to_owned(), it.what, it.why])
+            .collect();
+        output::table(["AT", "WHO", "ACTION", "WHAT", "WHY"], &rows)
+    }
+}

@@ -1,0 +1,29 @@
+//! `[retention]`: how long records are kept.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::super::{ByteSize, TimeSpan};
+use crate::life::RetentionPolicy;
+
+/// How long records are kept.
+#[derive(Clone, Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct RetentionTable {
+    /// Time for which an epoch is kept after its last batch; zero keeps it.
+    pub max_age: TimeSpan,
+    /// Size of all records, beyond which the epochs that ended first are removed; zero is no limit.
+    pub max_bytes: ByteSize,
+}
+
+impl RetentionTable {
+    /// Returns the limits that are set.
+    #[must_use]
+    pub fn policy(&self) -> RetentionPolicy {
+        RetentionPolicy {
+            max_age: Some(self.max_age.0).filter(|age| !age.is_zero()),
+            max_bytes: Some(self.max_bytes.0).filter(|bytes| *bytes > 0),
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! Erasures that were completed, each signed by the receiver's key.
+
+use std::{
+    fs::{self, OpenOptions},
+    io::{self, Write as _},
+    path::Path,
+};
+
+use serde::{Deserialize, Serialize};
+use siem_protocol::{
+    Digest,
+    note::{self, Note, NoteSigner, SignError, VerifierKey},
+};
+
+use super::{Selector, directory, lock, private};
+use crate::ledger::Range;
+
+/// A completed erasure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Erasure {
+    /// Its id; the tombstones of its entries name it.
+    pub id: String,
+    /// Time, RFC 3339.
+    pub at: String,
+    /// What was erased.
+    pub selector: Selector,
+    /// The reason given.
+    pub reason: String,
+    /// User of the system who asked for it.
+    pub who: String,
+    /// Number of erased entries.
+    pub entries: u64,
+    /// The entries by epoch.
+    pub epochs: Vec<ErasedEpoch>,
+}
+
+/// Erased entries of one epoch.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErasedEpoch {
+    /// Id of the machine.
+    pub machine: String,
+    /// Id of the epoch.
+    pub epoch: String,
+    /// Their numbers.
+    pub seqs: Vec<Range>,
+}
+
+/// An erasure as listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ErasureView {
+    /// The erasure.
+    #[serde(flatten)]
+    pub erasure: Erasure,
+    /// True if one of the receiver's keys signed exactly this.
+    pub is_signed: bool,
+}
+
+/// A line of the file.
+#[derive(Serialize, Deserialize)]
+struct SignedErasure {
+    /// The erasure as JSON, whose bytes are signed.
+    erasure: String,
+    /// The signed note.
+    note: String,
+}
+
+/// The signed text about an erasure.
+fn statement(erasure: &Erasure, text: &str) -> String {
+    let digest = Digest::of(text.as_bytes());
+    format!("ai-agent erasure v1\nid={}\nat={}\nsha256={digest}\n", erasure.id, erasure.at)
+}
+
+/// Appends an erasure, signed, to the list of the data directory `data`.
+pub(super) fn append(data: &Path, erasure: &Erasure, key: &dyn NoteSigner) -> io::Result<()> {
+    let text = serde_json::to_string(erasure)?;
+    let note = note::sign(&statement(erasure, &text), &[key])
+        .map_err(|error: SignError| io::Error::other(error))?;
+    let mut line = serde_json::to_vec(&SignedErasure { erasure: text, note })?;
+    line.push(b'\n');
+    let _held = lock(data)?;
+    let path = directory(data).join("erasures.ndjson");
+    let mut options = OpenOptions::new();
+    let mut file = private(options.append(true).create(true)).open(path)?;
+    file.write_all(&line)?;
+    file.sync_all()
+}
+
+/// Returns the erasures of the data directory `data`, the oldest one first. `keys` are the
+/// receiver's public keys.
+///
+/// # Errors
+/// If the file cannot be read or a line has another form.
+pub fn erasures(data: &Path, keys: &[VerifierKey]) -> io::Result<Vec<ErasureView>> {
+    let text = match fs::read_to_string(directory(data).join("erasures.ndjson")) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        text => text?,
+    };
+    let mut views = Vec::new();
+    for line in text.lines() {
+        let SignedErasure { erasure: text, note } = serde_json::from_str(line)?;
+        let erasure: Erasure = serde_json::from_str(&text)?;
+        let note = Note::parse(&note).map_err(io::Error::other)?;
+        let expected = statement(&erasure, &text);
+        let is_signed = note.verify(keys).is_ok_and(|verified| verified.text() == expected);
+        views.push(ErasureView { erasure, is_signed });
+    }
+    Ok(views)
+}
+
+/// Returns ascending numbers as ranges.
+pub(super) fn ranges(seqs: impl IntoIterator<Item = u64>) -> Vec<Range> {
+    let mut ranges: Vec<Range> = Vec::new();
+    for seq in seqs {
+        match ranges.last_mut() {
+            Some(range) if range.last + 1 == seq => range.last = seq,
+            _ => ranges.push(Range { first: seq, last: seq }),
+        }
+    }
+    ranges
+}

@@ -1,0 +1,70 @@
+//! Life of stored data: retention, erasure, legal holds, and the log of who did what.
+//!
+//! ```text
+//! DIR/life/requests/ID.json     requests that no process has completed
+//! DIR/life/responses/ID.json    their results, until the command has read them
+//! DIR/life/erasures.ndjson      erasures, each signed by the receiver's key
+//! DIR/life/holds.json           legal holds
+//! DIR/life/access.ndjson        who read or erased what, and why; each line names the hash of the
+//!                               one before
+//! DIR/life/lock                 held for the time of a change
+//! ```
+//! A command puts a request into the directory, and the process that has the store open executes
+//! it: the server, or if none runs, the command itself. A request that was interrupted is executed
+//! again when the store is opened.
+
+mod access_log;
+mod engine;
+mod erasures;
+mod holds;
+mod mailbox;
+mod retention;
+mod selector;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+pub use access_log::{AccessAction, AccessEntry, AccessLog, AccessLogError};
+pub(crate) use engine::Engine;
+pub use erasures::{ErasedEpoch, Erasure, ErasureView, erasures};
+pub use holds::{Hold, Holds};
+pub use mailbox::{LifeRequest, LifeResponse, MailboxError, Reason, execute};
+pub use retention::{Removal, RemovalCause, RetainedEpoch, RetentionPolicy, plan};
+pub use selector::{Selector, SelectorError};
+
+/// Directory of the files of this module.
+fn directory(data: &Path) -> PathBuf {
+    data.join("life")
+}
+
+/// Replaces a file, so that a crash leaves the old content or the new one.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    use std::io::Write as _;
+    let aside = path.with_extension("new");
+    let mut file = private(std::fs::OpenOptions::new().write(true).create(true).truncate(true))
+        .open(&aside)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    std::fs::rename(&aside, path)?;
+    path.parent().map_or(Ok(()), crate::store::sync_directory)
+}
+
+/// Limits access to a new file to its owner.
+fn private(options: &mut std::fs::OpenOptions) -> &mut std::fs::OpenOptions {
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(options, 0o600);
+    options
+}
+
+/// Holds the lock of the directory until it is dropped.
+fn lock(data: &Path) -> io::Result<std::fs::File> {
+    let directory = directory(data);
+    crate::store::create_private(&directory)?;
+    let mut options = std::fs::OpenOptions::new();
+    let file =
+        private(options.write(true).create(true).truncate(false)).open(directory.join("lock"))?;
+    file.lock()?;
+    Ok(file)
+}

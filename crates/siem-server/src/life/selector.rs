@@ -1,0 +1,78 @@
+//! Which entries an erasure or a hold is about.
+
+use std::fmt;
+
+use memchr::memmem;
+use serde::{Deserialize, Serialize};
+
+/// Minimum length of a session id: a shorter text would be in many unrelated lines.
+const SESSION: usize = 8;
+
+/// A set of entries.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Selector {
+    /// All entries that contain the id of a session: in the path of its file, in a record, or in the
+    /// data of an event.
+    Session(String),
+    /// All entries that agents of this user sent.
+    User(String),
+    /// All entries of a machine. For holds only.
+    Machine(String),
+}
+
+/// Reason why a text selects nothing.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "`{0}` is not the id of a session: expected {SESSION} or more letters, digits, `-` and `_`"
+)]
+pub struct SelectorError(String);
+
+impl Selector {
+    /// Selects a session.
+    ///
+    /// # Errors
+    /// [`SelectorError`] for a text that cannot be searched for.
+    pub fn session(id: &str) -> Result<Self, SelectorError> {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+        match id.len() >= SESSION && id.bytes().all(is_plain) {
+            true => Ok(Self::Session(id.to_owned())),
+            false => Err(SelectorError(id.to_owned())),
+        }
+    }
+
+    /// Reports whether a line of an epoch is one of the entries. `user` sent it.
+    #[must_use]
+    pub fn selects(&self, machine: &str, user: &str, line: &[u8]) -> bool {
+        match self {
+            Self::Session(id) => memmem::find(line, id.as_bytes()).is_some(),
+            Self::User(name) => name == user,
+            Self::Machine(id) => id == machine,
+        }
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Session(id) => write!(f, "session {id}"),
+            Self::User(name) => write!(f, "user {name}"),
+            Self::Machine(id) => write!(f, "machine {id}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_texts_of_some_length_are_sessions() {
+        for id in ["6d1ae0eb-09ca-446a-a362-7b167b280f7a", "agent_a1"] {
+            assert!(Selector::session(id).is_ok(), "{id}");
+        }
+        for id in ["", "a", "seven77", "with space", "quote\"quote"] {
+            assert!(Selector::session(id).is_err(), "{id}");
+        }
+    }
+}

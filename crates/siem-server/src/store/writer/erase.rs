@@ -1,0 +1,75 @@
+//! Erasure of lines and removal of epochs.
+
+use std::io;
+
+use tokio::sync::oneshot;
+
+use super::Writer;
+use crate::store::{
+    catalog::Key,
+    erase::EraseLines,
+    frame::{FilePositions, Frame, Lines},
+    index_record,
+    note::Note,
+    starts::GroupWriter,
+};
+
+impl Writer {
+    /// Replaces lines by tombstones in one durable step.
+    pub(super) fn erase(&mut self, erase: &EraseLines) -> io::Result<()> {
+        let (place, lines_at) = self.catalog.positions(&erase.key);
+        let at = erase.at.clone();
+        let note = Note { at, lines_at, erased: Some(erase.note()), ..Note::default() };
+        let replaces = erase.lines.iter().map(|line| line.place()).collect();
+        let text = erase.lines.iter().flat_map(|line| line.tombstone(&erase.erasure)).collect();
+        let place = FilePositions { replaces, ..place };
+        self.write(&erase.key, &note, place, Vec::new(), text)
+    }
+
+    /// Removes the lines of epochs, one after the other, and keeps their ledgers.
+    pub(super) fn remove(&mut self, keys: &[Key], at: &str) -> io::Result<()> {
+        // A replay would write older frames into files that are removed already.
+        let removed = self.rotate();
+        removed.blocking_recv().map_err(io::Error::other)??;
+        for key in keys {
+            let (place, _) = self.catalog.positions(key);
+            let place = FilePositions { lines_at: 0, removes: true, ..place };
+            let note = Note { at: at.to_owned(), removed: true, ..Note::default() };
+            // No line of the epoch is left that another could repeat.
+            let starts = GroupWriter::default().finish(0, 0)?;
+            self.write(key, &note, place, starts, Vec::new())?;
+        }
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        key: &Key,
+        note: &Note,
+        place: FilePositions,
+        starts: Vec<u8>,
+        text: Vec<u8>,
+    ) -> io::Result<()> {
+        self.finish_earlier_work()?;
+        if self.catalog.ledger(key).is_none() {
+            return Ok(());
+        }
+        let record = index_record::encode(&note.line(), &[], &starts)?;
+        let frame = Frame { place, record, lines: Lines::Read(text) };
+        self.journal.append(std::iter::once(&frame))?;
+        self.catalog.record(key, note, frame.record.len() as u64);
+        self.applier.add(frame);
+        Ok(())
+    }
+
+    /// Completes the journal, and returns the channel for the result of its deletion and of those
+    /// before.
+    pub(super) fn rotate(&mut self) -> oneshot::Receiver<io::Result<()>> {
+        let (done, deleted) = oneshot::channel();
+        match self.applier.flush().and_then(|()| self.journal.seal()) {
+            Ok(path) => self.applier.sealed_with(path, done),
+            Err(error) => drop(done.send(Err(error))),
+        }
+        deleted
+    }
+}

@@ -1,0 +1,157 @@
+//! Erasure, holds, retention and the access log, beside a running receiver and without one.
+
+use std::{
+    collections::BTreeMap,
+    path::Path,
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+use siem_protocol::{
+    Digest,
+    statement::{Seal, Statement as _, TrustLevel},
+};
+use siem_server::Limits;
+
+use crate::common::{BatchText, Server, TestDevice, files};
+
+const SESSION: &str = "6d1ae0eb-09ca-446a-a362-7b167b280f7a";
+const SECRET: &str = "a text that must vanish";
+
+fn run(data: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_siem-server"));
+    command.args(arguments).arg("--data").arg(data).env("SUDO_USER", "auditor");
+    command.stdin(Stdio::null()).output().unwrap()
+}
+
+/// Runs a command beside the receiver of the test, whose tasks must run meanwhile.
+async fn run_beside(data: &Path, arguments: &[&str]) -> Output {
+    let data = data.to_owned();
+    let arguments: Vec<String> = arguments.iter().map(|&it| it.to_owned()).collect();
+    let command = move || {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        run(&data, &arguments)
+    };
+    tokio::task::spawn_blocking(command).await.unwrap()
+}
+
+/// Returns the output of a command that succeeds, or the error of one that fails.
+fn text(output: Output, code: i32) -> String {
+    let errors = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{errors}");
+    if code == 0 { String::from_utf8(output.stdout).unwrap() } else { errors }
+}
+
+fn line(seq: u64) -> String {
+    let (session, text) = if seq.is_multiple_of(2) { (SESSION, SECRET) } else { ("s", "stays") };
+    format!(
+        r#"{{"seq":{seq},"kind":"record","source":"claude-sessions","path":"/p/{session}.jsonl","generation":"g","offset":{seq},"length":9,"read_at":"2026-11-21T20:00:01.000Z","record":{{"text":"{text}"}}}}"#
+    )
+}
+
+fn chain(seq: u64) -> Digest {
+    (1..=seq).fold(Digest::ZERO, |value, seq| value.chain(Digest::of(line(seq).as_bytes())))
+}
+
+fn batch(first: u64, last: u64) -> BatchText {
+    let text = BatchText::new(first, last).with(|header| {
+        let (before, after) = (chain(first - 1), chain(last));
+        header.chain = Some(siem_protocol::Chain { before, after });
+    });
+    (first..=last).fold(text, |text, seq| text.line(seq, &line(seq)))
+}
+
+/// Returns the files below a directory that contain the text.
+fn with_secret(directory: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(with_secret(&path));
+        } else if String::from_utf8_lossy(&std::fs::read(&path).unwrap()).contains(SECRET) {
+            found.push(path.display().to_string());
+        }
+    }
+    found
+}
+
+/// Returns the chain's last value, from lines and the hashes in tombstones.
+fn stored_chain(data: &Path) -> Digest {
+    let text = std::fs::read_to_string(&files(&data.join("machines"), "ndjson")[0]).unwrap();
+    let digest = |line: &str| {
+        let entry: Value = serde_json::from_str(line).unwrap();
+        let digest = match entry["kind"].as_str() {
+            Some("erased") => serde_json::from_value(entry["line_sha256"].clone()).unwrap(),
+            _ => Digest::of(line.as_bytes()),
+        };
+        (entry["seq"].as_u64().unwrap(), digest)
+    };
+    let digests: BTreeMap<u64, Digest> = text.lines().map(digest).collect();
+    digests.values().fold(Digest::ZERO, |value, digest| value.chain(*digest))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn erasure_beside_a_receiver_leaves_the_seals_valid() {
+    let server = Server::with_devices(TrustLevel::FirstUse, Limits::default()).await;
+    let device = TestDevice::new(1);
+    server.confirm(&device).await;
+    server.take(&batch(1, 4).seal(&device)).await;
+    let sealed = batch(5, 8).seal(&device);
+    server.take(&sealed).await;
+    let data = server.data.path().to_owned();
+    let erase = ["erase", "--session", SESSION, "--reason", "request 7"];
+    let held = ["hold", "add", "--user", "u", "--reason", "case 3"];
+    assert_eq!(text(run_beside(&data, &held).await, 0), "hold 1\n");
+    assert!(text(run_beside(&data, &erase).await, 1).contains("hold 1 covers entry 2"));
+    assert!(!with_secret(&data).is_empty());
+    text(run_beside(&data, &["hold", "remove", "1", "--reason", "closed"]).await, 0);
+    let erased = text(run_beside(&data, &erase).await, 0);
+    assert!(erased.starts_with("erased 4 entries of 1 epoch, erasure "), "{erased}");
+    assert_eq!(with_secret(&data), <[String; 0]>::default());
+    // The agent sends them again, and continues.
+    let again = server.take(&batch(1, 8).seal(&device)).await;
+    assert_eq!((again.accepted, again.duplicates), (0, 8));
+    assert_eq!(server.take(&batch(9, 9).seal(&device)).await.accepted, 1);
+    let data = server.end().await;
+    assert_eq!(with_secret(data.path()), <[String; 0]>::default());
+    assert_eq!(stored_chain(data.path()), chain(9));
+    let seal = sealed.header.seal.unwrap();
+    use siem_protocol::note::NoteSigner as _;
+    let seal = Seal::open(&seal, &[device.key.key().clone()]).unwrap().statement;
+    assert_eq!((seal.last_seq, seal.chain), (8, chain(8)));
+    let listed: Value =
+        serde_json::from_str(&text(run(data.path(), &["erasures", "list", "--json"]), 0)).unwrap();
+    let one = &listed[0];
+    assert_eq!((&one["is_signed"], &one["entries"]), (&true.into(), &4.into()));
+    assert_eq!((&one["who"], &one["reason"]), (&"auditor".into(), &"request 7".into()));
+    let log: Value =
+        serde_json::from_str(&text(run(data.path(), &["access-log", "--json"]), 0)).unwrap();
+    let actions: Vec<_> =
+        log.as_array().unwrap().iter().map(|it| it["action"].as_str().unwrap()).collect();
+    assert_eq!(actions, ["hold_add", "hold_remove", "erase"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn retention_without_a_receiver_plans_and_applies() {
+    let server = Server::with_devices(TrustLevel::Shared, Limits::default()).await;
+    server.take(&batch(1, 4)).await;
+    let data = server.end().await;
+    let plan = |limit: &[&str]| {
+        let arguments = [&["retention", "plan", "--json"], limit].concat();
+        let planned: Value = serde_json::from_str(&text(run(data.path(), &arguments), 0)).unwrap();
+        planned["removals"].as_array().or(planned.as_array()).unwrap().len()
+    };
+    assert_eq!(plan(&["--max-age", "1h"]), 0);
+    assert_eq!(plan(&["--max-age", "0s"]), 1);
+    assert_eq!(plan(&["--max-bytes", "1"]), 0, "the current epoch stays");
+    assert!(!with_secret(data.path()).is_empty());
+    let applied = text(run(data.path(), &["retention", "apply", "--max-age", "0s"]), 0);
+    assert!(applied.contains("age"), "{applied}");
+    assert_eq!(with_secret(data.path()), <[String; 0]>::default());
+    assert_eq!(plan(&["--max-age", "0s"]), 0);
+    let config = data.path().join("config.toml");
+    std::fs::write(&config, "[retention]\nmax_age = \"30days\"\n").unwrap();
+    assert_eq!(plan(&["--config", config.to_str().unwrap()]), 0);
+    let usage = run(data.path(), &["retention", "plan"]);
+    assert_eq!(usage.status.code(), Some(2));
+}
