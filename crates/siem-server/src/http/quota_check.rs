@@ -12,8 +12,9 @@ use std::{
 use super::{Shared, turns::Sender};
 use crate::{
     batch::Batch,
-    fleet::StatsQuery,
+    fleet::{Cursor, StatsQuery},
     quotas::{QuotaExceeded, QuotaLimits, Quotas, SentBatch},
+    store::StoreError,
     trust::EventKind,
 };
 
@@ -81,15 +82,26 @@ fn sent_batch(shared: &Shared, sender: Sender, batch: &Batch) -> SentBatch {
 /// Learns which machines are not new: those of which the store has entries.
 async fn learn(shared: Arc<Shared>) {
     let check = &shared.quotas;
-    let all = StatsQuery::all(shared.clock.now());
-    match shared.storage.stats(all).await {
-        Ok(stats) => {
-            let machines = stats.machines.iter().map(|machine| &machine.identity.machine_id);
-            let machines: HashSet<_> =
-                machines.map(|machine| shared.intake.turns.hash(machine)).collect();
-            check.lock().learn(machines);
-        }
+    match known_machines(&shared).await {
+        Ok(machines) => check.lock().learn(machines),
         // The next batch tries again.
         Err(_) => check.is_learning.store(false, Ordering::Relaxed),
+    }
+}
+
+/// Returns the hashes of the machines in the store. They are read in pages, since all rows of a large
+/// fleet together take much memory.
+async fn known_machines(shared: &Shared) -> Result<HashSet<u64>, StoreError> {
+    let all = StatsQuery::all(shared.clock.now());
+    let mut query = StatsQuery { limit: StatsQuery::MAX_LIMIT, ..all };
+    let mut machines = HashSet::new();
+    loop {
+        let page = shared.storage.stats(query.clone()).await?;
+        machines.extend(page.rows.iter().map(|row| shared.intake.turns.hash(&row.machine)));
+        let next = page.next.as_deref().map(str::parse::<Cursor>);
+        match next.and_then(Result::ok) {
+            Some(next) => query.after = Some(next),
+            None => return Ok(machines),
+        }
     }
 }
