@@ -159,15 +159,15 @@ async fn commands_act_on_a_running_receiver() {
 #[test]
 fn commands_of_root_work_as_the_owner_of_the_data_directory() {
     use std::os::unix::fs::{MetadataExt as _, chown};
-    const NOBODY: u32 = 65_534;
+    const UNPRIVILEGED: u32 = 65_534;
     let data = tempfile::tempdir().unwrap();
-    chown(data.path(), Some(NOBODY), Some(NOBODY)).unwrap();
+    chown(data.path(), Some(UNPRIVILEGED), Some(UNPRIVILEGED)).unwrap();
     succeed(data.path(), &["keys", "new", "--name", "siem.example.com"]);
     succeed(data.path(), &["tokens", "new", "--scope", "read"]);
     let key = data.path().join("trust/keys/receiver.json");
     let owners =
         [data.path().join("trust"), key].map(|path| std::fs::metadata(path).unwrap().uid());
-    assert_eq!(owners, [NOBODY; 2]);
+    assert_eq!(owners, [UNPRIVILEGED; 2]);
     // Also below a directory that does not exist yet, which root makes for itself.
     succeed(&data.path().join("new"), &["keys", "new", "--name", "x"]);
 }

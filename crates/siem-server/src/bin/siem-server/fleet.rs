@@ -53,7 +53,7 @@ pub(crate) struct Fleet {
     json: bool,
 }
 
-/// Rows with the totals of all rows and of those that were asked for.
+/// Rows, with the totals of all rows and of the requested ones.
 #[derive(Serialize)]
 struct Report {
     totals: FleetTotals,
