@@ -72,6 +72,7 @@ fn others(value: &Value) -> Vec<String> {
         "now",
         "https://other.example.com",
         "/other",
+        "127.0.0.1:9465",
         "other",
     ];
     match value {
