@@ -1,6 +1,8 @@
 //! Binding of the address.
 
 use std::{io, path::PathBuf};
+#[cfg(unix)]
+use std::sync::Arc;
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -17,7 +19,21 @@ pub struct MetricsListener(Inner);
 enum Inner {
     Tcp(TcpListener),
     #[cfg(unix)]
-    Unix(tokio::net::UnixListener, unix::File),
+    Unix(tokio::net::UnixListener, Arc<unix::File>),
+}
+
+/// The file of a socket, if there is one.
+#[derive(Debug)]
+pub(crate) struct SocketFile(#[cfg(unix)] Option<Arc<unix::File>>);
+
+impl SocketFile {
+    /// Deletes the file, unless another process has replaced it.
+    pub(crate) fn delete(&self) {
+        #[cfg(unix)]
+        if let Some(file) = &self.0 {
+            file.delete();
+        }
+    }
 }
 
 /// Reason why metrics cannot be served at an address.
@@ -60,7 +76,7 @@ impl MetricsListener {
                     return Err(BindError::InUse(path.clone()));
                 }
                 let (listener, file) = unix::bind(path).map_err(failed)?;
-                Ok(Self(Inner::Unix(listener, file)))
+                Ok(Self(Inner::Unix(listener, Arc::new(file))))
             }
             #[cfg(not(unix))]
             MetricsAddress::Unix(_) => Err(failed(io::ErrorKind::Unsupported.into())),
@@ -77,6 +93,17 @@ impl MetricsListener {
             #[cfg(unix)]
             Inner::Unix(_, file) => Ok(MetricsAddress::Unix(file.path().to_owned())),
         }
+    }
+
+    /// The file of the socket.
+    pub(crate) fn file(&self) -> SocketFile {
+        #[cfg(unix)]
+        return SocketFile(match &self.0 {
+            Inner::Tcp(_) => None,
+            Inner::Unix(_, file) => Some(Arc::clone(file)),
+        });
+        #[cfg(not(unix))]
+        SocketFile()
     }
 
     pub(crate) async fn accept(&self) -> io::Result<Box<dyn Stream>> {
@@ -109,14 +136,18 @@ mod unix {
         pub(super) fn path(&self) -> &Path {
             &self.path
         }
-    }
 
-    impl Drop for File {
-        fn drop(&mut self) {
+        pub(super) fn delete(&self) {
             let is_ours = fs::symlink_metadata(&self.path).is_ok_and(|it| it.ino() == self.inode);
             if is_ours && let Err(error) = fs::remove_file(&self.path) {
                 tracing::debug!(%error, path = %self.path.display(), "cannot delete the socket");
             }
+        }
+    }
+
+    impl Drop for File {
+        fn drop(&mut self) {
+            self.delete();
         }
     }
 

@@ -12,7 +12,7 @@ use tracing::debug;
 
 use super::{
     CONTENT_TYPE,
-    bind::{MetricsListener, Stream},
+    bind::{MetricsListener, SocketFile, Stream},
 };
 
 /// Path of the metrics.
@@ -55,11 +55,16 @@ pub trait Render: Send + Sync + 'static {
 
 /// A running server, which ends when this is dropped.
 #[derive(Debug)]
-pub struct MetricsServer(AbortHandle);
+pub struct MetricsServer {
+    task: AbortHandle,
+    file: SocketFile,
+}
 
 impl Drop for MetricsServer {
     fn drop(&mut self) {
-        self.0.abort();
+        self.task.abort();
+        // The task is dropped later, and not at all if the process ends before.
+        self.file.delete();
     }
 }
 
@@ -67,7 +72,8 @@ impl Drop for MetricsServer {
 #[must_use]
 pub fn serve(listener: MetricsListener, render: Arc<dyn Render>, limits: Limits) -> MetricsServer {
     let service = Arc::new(Service { render, limits, last: Mutex::default() });
-    MetricsServer(tokio::spawn(accept(listener, service)).abort_handle())
+    let file = listener.file();
+    MetricsServer { task: tokio::spawn(accept(listener, service)).abort_handle(), file }
 }
 
 async fn accept(listener: MetricsListener, service: Arc<Service>) {
