@@ -124,9 +124,8 @@ fn machines_get_their_files_and_a_refused_rollout_halts() {
         let all = devices.as_array().unwrap();
         all.iter().find(|it| it["device"]["machine"] == id).unwrap().clone()
     };
-    assert!(
-        of(first.id)["device"]["refused"]["reason"].as_str().unwrap().contains("no-such-filter")
-    );
+    let refused = &of(first.id)["device"]["refused"];
+    assert!(refused["reason"].to_string().contains("no-such-filter"), "{refused:#}");
     assert_eq!(of(second.id)["device"]["refused"], Value::Null, "it never got it");
 
     // The old content under a higher serial, for all.

@@ -1,8 +1,8 @@
 //! Binding of the address.
 
-use std::{io, path::PathBuf};
 #[cfg(unix)]
 use std::sync::Arc;
+use std::{io, path::PathBuf};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
