@@ -124,14 +124,24 @@ impl TrustedProxies {
         lines
             .flat_map(|line| match line.to_str() {
                 Err(_) => vec![None],
-                Ok(line) => split(line, ',').into_iter().map(|part| self.node(part)).collect(),
+                Ok(line) => self.parts(line).into_iter().map(|part| self.node(part)).collect(),
             })
             .collect()
+    }
+
+    /// Splits a line of the header into what each proxy added.
+    fn parts<'a>(&self, line: &'a str) -> Vec<&'a str> {
+        match self.header {
+            ForwardedHeader::XForwardedFor => line.split(',').collect(),
+            ForwardedHeader::Forwarded => split(line, ','),
+        }
     }
 
     fn node(&self, part: &str) -> Option<IpAddr> {
         match self.header {
             ForwardedHeader::XForwardedFor => node_address(part.trim()),
+            // An escaped quote would end the text in quotes too early.
+            ForwardedHeader::Forwarded if part.contains('\\') => None,
             ForwardedHeader::Forwarded => {
                 let pairs = split(part, ';');
                 let mut pairs = pairs.iter().filter_map(|pair| pair.split_once('='));
@@ -142,14 +152,20 @@ impl TrustedProxies {
     }
 }
 
-/// Splits a header outside of quotes.
+/// Splits a header outside of quotes, and searches for these from its end: a client may send a quote that is
+/// not closed, before what the proxies add.
 fn split(text: &str, separator: char) -> Vec<&str> {
-    let mut is_quoted = false;
-    text.split(|letter| {
+    let (mut parts, mut end, mut is_quoted) = (Vec::new(), text.len(), false);
+    for (at, letter) in text.char_indices().rev() {
         is_quoted ^= letter == '"';
-        letter == separator && !is_quoted
-    })
-    .collect()
+        if letter == separator && !is_quoted {
+            parts.push(&text[at + letter.len_utf8()..end]);
+            end = at;
+        }
+    }
+    parts.push(&text[..end]);
+    parts.reverse();
+    parts
 }
 
 /// Parses an address with or without a port: `192.0.2.1:80`, `2001:db8::1` or `[2001:db8::1]:80`.
@@ -191,6 +207,7 @@ mod tests {
             ("x-forwarded-for: 1.2.3.4, unknown", "10.1.1.1"),
             ("x-forwarded-for: 1.2.3.4, , 10.2.2.2", "10.2.2.2"),
             ("x-forwarded-for: ::ffff:203.0.113.9", "203.0.113.9"),
+            ("x-forwarded-for: \", 203.0.113.9", "203.0.113.9"),
             ("forwarded: for=1.2.3.4", "10.1.1.1"),
         ] {
             assert_eq!(of("10.1.1.1", line), expected, "{line}");
@@ -217,6 +234,10 @@ mod tests {
             ("forwarded: by=\"a,for=1.2.3.4\"; for=203.0.113.9, for=10.2.2.2", "203.0.113.9"),
             ("forwarded: for=1.2.3.4, proto=https", "10.1.1.1"),
             ("forwarded: for=1.2.3.4, for=_hidden", "10.1.1.1"),
+            // The client sends a quote that is not closed, or has a proxy escape one.
+            ("forwarded: for=1.2.3.4;by=\", for=203.0.113.9", "203.0.113.9"),
+            ("forwarded: for=1.2.3.4;by=\", for=203.0.113.9;by=\"a\"", "203.0.113.9"),
+            ("forwarded: for=1.2.3.4;by=\", for=203.0.113.9;host=\"\\\"\"", "10.1.1.1"),
             ("x-forwarded-for: 1.2.3.4", "10.1.1.1"),
         ] {
             assert_eq!(of(line), expected, "{line}");
