@@ -74,7 +74,8 @@ impl Buckets {
         if limit == 0 {
             return;
         }
-        if self.0.len() == self.0.capacity() {
+        // A sender that is counted already needs no room.
+        if self.0.len() == self.0.capacity() && !self.0.contains_key(&sender) {
             self.0.retain(|_, bucket| bucket.full_at > now);
         }
         let is_counted = self.0.contains_key(&sender) || !self.is_full();
