@@ -37,6 +37,8 @@ fn unit_gives_a_drain_enough_time_and_names_the_packaged_files() {
     let stop = humantime::parse_duration(&value("TimeoutStopSec")[0]).unwrap();
     assert!(stop > shutdown.delay.0 + shutdown.grace.0, "{stop:?}");
     assert_eq!(value("Type"), ["notify"]);
+    // A conversion of the data directory that is cut off would start again.
+    assert_eq!(value("TimeoutStartSec"), ["infinity"]);
     assert_eq!(value("RestartPreventExitStatus"), ["2"]);
     assert_eq!(value("LoadCredential").len(), 2);
     let user = format!("u {} ", value("User")[0]);
