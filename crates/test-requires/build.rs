@@ -9,7 +9,7 @@ use std::{
     process::{Command, Stdio},
 };
 
-/// Programs that CI must have: there a test that needs one fails without it.
+/// Programs that CI must have on Linux: there a test that needs one fails without it.
 const EXPECTED_IN_CI: [&str; 9] =
     ["jq", "minisign", "npm", "promtool", "python3", "tmux", "strace", "systemctl", "rsyslogd"];
 const VARIABLES: [&str; 9] = [
@@ -121,7 +121,6 @@ fn is_file(path: &Path) -> bool {
 /// Returns whether a program is on the PATH. A change to it, or to the directories that lack it, runs the
 /// probe again.
 fn program(name: &str) -> bool {
-    let is_ci = env::var_os("CI").is_some_and(|value| value == "true");
     let path = env::var_os("PATH").unwrap_or_default();
     let directories: Vec<PathBuf> = env::split_paths(&path).filter(|it| it.is_dir()).collect();
     match directories.iter().map(|directory| directory.join(name)).find(|path| is_file(path)) {
@@ -130,7 +129,7 @@ fn program(name: &str) -> bool {
             for directory in directories {
                 println!("cargo::rerun-if-changed={}", directory.display());
             }
-            is_ci && EXPECTED_IN_CI.contains(&name)
+            is_equipped_ci() && EXPECTED_IN_CI.contains(&name)
         }
     }
 }
@@ -152,8 +151,12 @@ fn are_servers_installed() -> bool {
     let home = || env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let folder = env::var_os("AI_AGENT_SERVERS").map(PathBuf::from);
     let folder = folder.or_else(|| home().map(|cache| cache.join("ai-agent-servers")));
-    let is_ci = env::var_os("CI").is_some_and(|value| value == "true");
-    folder.is_some_and(|folder| is_file(&folder.join("installed"))) || is_ci
+    folder.is_some_and(|folder| is_file(&folder.join("installed"))) || is_equipped_ci()
+}
+
+/// Returns whether this is CI on Linux, where `cargo xtask test` installs programs and servers.
+fn is_equipped_ci() -> bool {
+    cfg!(target_os = "linux") && env::var_os("CI").is_some_and(|value| value == "true")
 }
 
 /// Returns whether the real client has been downloaded before.
