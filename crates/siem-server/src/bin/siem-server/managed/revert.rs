@@ -114,10 +114,11 @@ impl Revert {
             let found = of_number.map(|(_, body)| body).or(of_file.map(|file| file.body.clone()));
             return found.ok_or_else(|| Failure::usage(RevertArgumentError::Unknown(to.clone())));
         }
+        let audience = |file: &ConfigFile| file.audience().cloned().unwrap_or_default();
         let replaced = current.filter(|it| it.rollout.is_some()).and_then(|current| {
             let is_before = |it: &&Arc<ConfigFile>| {
                 !it.is_fallback
-                    && it.specificity() == current.specificity()
+                    && audience(it) == audience(current)
                     && it.config.serial < current.config.serial
             };
             set.files.iter().filter(is_before).max_by_key(|it| it.config.serial)
