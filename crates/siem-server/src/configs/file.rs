@@ -47,6 +47,8 @@ pub struct ConfigFile {
     pub config: ManagedConfig,
     /// Its staged roll-out; all devices of the audience without one.
     pub rollout: Option<Rollout>,
+    /// True if there is a roll-out that cannot be read: it counts as halted.
+    pub is_rollout_broken: bool,
 }
 
 impl ConfigFile {
@@ -231,6 +233,7 @@ pub(super) fn parse(
         hash,
         config,
         rollout: None,
+        is_rollout_broken: false,
     })
 }
 

@@ -102,6 +102,20 @@ impl FileSet {
         self.files.iter().any(has_groups)
     }
 
+    /// Reduces the groups of a user to those on which the choice among the files can depend. A request
+    /// can name any others, in any number.
+    #[must_use]
+    pub fn relevant_groups(&self, mut groups: Vec<String>) -> Vec<String> {
+        let names = |file: &Arc<ConfigFile>, group: &String| {
+            let named = file.audience().and_then(|audience| audience.groups.as_ref());
+            !file.is_fallback && named.is_some_and(|named| named.contains(group))
+        };
+        groups.sort();
+        groups.dedup();
+        groups.retain(|group| self.files.iter().any(|file| names(file, group)));
+        groups
+    }
+
     /// Returns the configuration with a hash.
     #[must_use]
     pub fn by_hash(&self, hash: &Digest) -> Option<&Arc<ConfigFile>> {
@@ -236,6 +250,12 @@ impl ConfigFolder {
                 Err(problem) => set.problems.push((name.clone(), vec![Arc::new(problem)])),
             }
         }
+        if !set.problems.is_empty() {
+            // Without the key that cannot be read now, files would be served without a signature.
+            let lost = cache.keys.iter().filter(|key| !set.keys.contains(key)).cloned();
+            let lost: Vec<_> = lost.collect();
+            set.keys.extend(lost);
+        }
         if set.keys != cache.keys {
             // A signature that was not needed before may be missing now.
             cache
@@ -310,10 +330,13 @@ impl ConfigFolder {
         }
         let (read, mut problems) = file::read(path, name, is_fallback, keys);
         // No further device gets a configuration whose roll-out is not known.
-        let rollout = file::read_rollout(path, name).unwrap_or_else(|problem| {
-            problems.push(problem);
-            Some(Rollout::new(0))
-        });
+        let (rollout, is_rollout_broken) = match file::read_rollout(path, name) {
+            Ok(rollout) => (rollout, false),
+            Err(problem) => {
+                problems.push(problem);
+                (Some(Rollout::new(0)), true)
+            }
+        };
         let is_new = read.as_ref().is_some_and(|read| {
             known
                 .served
@@ -325,7 +348,8 @@ impl ConfigFolder {
         }
         let before = || known.served.as_deref().cloned();
         let served = read.or_else(before).or_else(|| self.last_good(name, is_fallback, keys));
-        let served = served.map(|served| Arc::new(ConfigFile { rollout, ..served }));
+        let served =
+            served.map(|served| Arc::new(ConfigFile { rollout, is_rollout_broken, ..served }));
         let cached = CachedFile {
             is_settled: self.is_settled(&stamps) && self::stamps(path) == stamps,
             stamps,

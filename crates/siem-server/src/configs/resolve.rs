@@ -173,7 +173,7 @@ fn exclusion(
         return Some(reason);
     }
     let rollout = file.rollout?;
-    if is_halted(&file.hash) {
+    if file.is_rollout_broken || is_halted(&file.hash) {
         return (device.in_force != Some(file.hash)).then_some(Exclusion::Halted);
     }
     let percent = rollout.percent;

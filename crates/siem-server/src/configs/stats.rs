@@ -189,7 +189,7 @@ impl ConfigFileStats {
             hash: file.hash,
             serial: file.config.serial,
             percent: file.rollout.map(|rollout| rollout.percent),
-            halted: file.rollout.is_some() && halted.contains(&file.hash),
+            halted: file.is_rollout_broken || file.rollout.is_some() && halted.contains(&file.hash),
             applied: 0,
             refused: 0,
             offered: 0,

@@ -78,6 +78,14 @@ fn reason_says_why_a_file_is_not_meant() {
 }
 
 #[test]
+fn groups_that_no_file_names_are_left_out() {
+    let one = file("a.json", 1, r#"{"groups":["dev","ops"]}"#);
+    let set = FileSet { files: arcs(vec![one, file("b.json", 2, "{}")]), ..FileSet::default() };
+    let groups = ["x", "ops", "ops", "dev"].map(str::to_owned).to_vec();
+    assert_eq!(set.relevant_groups(groups), ["dev", "ops"]);
+}
+
+#[test]
 fn rollout_replaces_the_lower_serial_for_its_part() {
     for (percent, expected) in
         [(0, "old.json"), (16, "old.json"), (17, "new.json"), (100, "new.json")]
@@ -367,7 +375,11 @@ fn rollout_that_cannot_be_read_reaches_no_more_devices() {
     assert_eq!(folder.current().files[0].rollout, Some(Rollout::new(10)));
     data.write("a.json.rollout", r#"{"percent":"#);
     assert_eq!(served(&folder), (Some(1), vec!["rollout_invalid"]));
-    assert_eq!(folder.current().files[0].rollout, Some(Rollout::new(0)));
+    let set = folder.current();
+    assert_eq!(set.files[0].rollout, Some(Rollout::new(0)));
+    assert_eq!(chosen(&set.files, &device()), None);
+    let has = DeviceFacts { in_force: Some(set.files[0].hash), ..device() };
+    assert_eq!(chosen(&set.files, &has), Some("a.json"), "those that have it keep it");
     fs::remove_file(data.path("a.json.rollout")).unwrap();
     assert_eq!(folder.current().files[0].rollout, None);
 }
@@ -421,6 +433,14 @@ fn signature_is_verified_where_there_is_a_key() {
     copy("forged.json", "a.json");
     copy("forged.json.minisig", "a.json.minisig");
     assert_eq!(served(&folder), (Some(6), vec!["signature"]));
+    // Half of a key that is just copied.
+    fs::write(data.path("org.pub"), "untrusted comment").unwrap();
+    copy("without-serial.json", "a.json");
+    fs::remove_file(data.path("a.json.minisig")).unwrap();
+    let set = folder.current();
+    assert_eq!(set.files[0].config.serial, Some(6), "its signature is still needed");
+    assert_eq!(set.keys.len(), 1);
+    copy("org.pub", "org.pub");
     copy("without-serial.json", "a.json");
     copy("without-serial.json.minisig", "a.json.minisig");
     assert_eq!(served(&folder), (Some(6), vec!["member_missing"]));

@@ -137,6 +137,7 @@ async fn choose_for(
     let choosing = tokio::task::spawn_blocking(move || {
         let set = shared.configs.current();
         let uses_groups = set.uses_groups();
+        device.groups = device.groups.map(|groups| set.relevant_groups(groups));
         let Some(registry) = &shared.registry else {
             return (find(&set, &device, &[]), uses_groups);
         };

@@ -10,6 +10,9 @@ use super::journal::Fold;
 
 /// Number of devices whose answers are kept: names are claims of senders.
 const MAX_DEVICES: usize = 200_000;
+/// Number of devices from which a request alone adds no other one. It needs the token only, and could
+/// otherwise take the places of those that send signed batches.
+const MAX_OFFERED: usize = MAX_DEVICES / 2;
 /// Length of a reason that is kept, in characters.
 pub(super) const MAX_REASON: usize = 500;
 
@@ -176,13 +179,14 @@ impl ConfigAnswers {
 
     /// Reports whether a line about a device can be kept.
     pub(super) fn accepts(&self, line: &AnswerLine) -> bool {
+        let has_place = |machine: &String, user: &String, most| {
+            let is_known = || self.devices.contains_key(&(machine.clone(), user.clone()));
+            self.devices.len() < most || is_known()
+        };
         match line {
-            AnswerLine::Offered { machine, user, .. }
-            | AnswerLine::InForce { machine, user, .. }
-            | AnswerLine::Refused { machine, user, .. } => {
-                let is_known = || self.devices.contains_key(&(machine.clone(), user.clone()));
-                self.devices.len() < MAX_DEVICES || is_known()
-            }
+            AnswerLine::Offered { machine, user, .. } => has_place(machine, user, MAX_OFFERED),
+            AnswerLine::InForce { machine, user, .. }
+            | AnswerLine::Refused { machine, user, .. } => has_place(machine, user, MAX_DEVICES),
             AnswerLine::Halted { .. } | AnswerLine::Resumed { .. } => true,
         }
     }
@@ -273,6 +277,28 @@ mod tests {
             assert_eq!(again.rollouts, whole.rollouts, "{end}");
             assert!(whole.superfluous <= (end - kept.len()) as u64, "{end}");
         }
+    }
+
+    #[test]
+    fn requests_leave_places_for_devices_that_send_batches() {
+        let mut answers = fold(&[]);
+        let hash = Digest::of(b"1");
+        let named = |line: AnswerLine, name: usize| match line {
+            AnswerLine::Offered { at, user, os, groups, hash, .. } => {
+                AnswerLine::Offered { at, machine: name.to_string(), user, os, groups, hash }
+            }
+            other => other,
+        };
+        for name in 0..MAX_OFFERED {
+            let line = named(offered("1", hash), name);
+            assert!(answers.accepts(&line));
+            answers.apply(line);
+        }
+        assert!(!answers.accepts(&named(offered("2", hash), MAX_OFFERED)));
+        assert!(answers.accepts(&named(offered("2", hash), 0)), "it is known");
+        assert!(answers.accepts(&in_force("2", None)));
+        answers.apply(in_force("2", None));
+        assert!(answers.accepts(&offered("3", hash)), "its batches made it known");
     }
 
     #[test]
