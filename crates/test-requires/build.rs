@@ -84,6 +84,7 @@ fn main() {
             "root, auditd, an audit system in the kernel and tools/with-auditd of ../shared",
             root && tool("tools/with-auditd") && succeeds("auditctl", &["-s"]),
         ),
+        ("curl", "curl", program("curl")),
         ("openssl", "openssl", program("openssl")),
         (
             "release_0_1",

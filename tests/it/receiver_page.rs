@@ -93,7 +93,7 @@ impl Drop for Operator {
     }
 }
 
-#[requires(openssl)]
+#[requires(curl, openssl)]
 #[test]
 fn commands_of_the_page_work_in_their_order() {
     let mut operator = Operator::new();
