@@ -446,11 +446,19 @@ impl Tail {
         let mut missing: Vec<_> =
             self.files.iter().filter(|(_, known)| is_missing(known)).map(|(key, _)| key).collect();
         missing.sort_unstable();
-        for key in missing {
-            match self.was_missed_before(key, sweep) {
-                true => self.handle_deleted(key, intake),
-                false => self.schedule.request_sweep_now(),
+        let (deleted, missed): (Vec<FileKey>, Vec<FileKey>) =
+            missing.into_iter().partition(|key| self.was_missed_before(*key, sweep));
+        for key in missed {
+            // Files that are deleted one after the other must not cause sweep after sweep without a
+            // pause. The unread bytes of an open one may be lost with its handle.
+            if deleted.is_empty() || self.open.contains_key(&key) {
+                self.schedule.request_sweep_now();
+            } else {
+                self.schedule.request_sweep_soon();
             }
+        }
+        for key in deleted {
+            self.handle_deleted(key, intake);
         }
     }
 
@@ -592,7 +600,12 @@ impl Tail {
         }
         let mut row = self.row(key, known, intake)?;
         let file_match = row.compare(&file, stamp.size, &mut self.edges)?;
-        if old_path == OldPath::SameFile {
+        // If the link has replaced a known file, the next sweep decides about that one, and comes
+        // here again.
+        let is_early = self.files.at(path).is_some_and(|occupant| {
+            occupant != key && !self.is_found(occupant, self.schedule.sweeps)
+        });
+        if old_path == OldPath::SameFile && !is_early {
             let linked = AgentEvent::FileLinked {
                 path: path.to_string_lossy().into_owned(),
                 other_path: known.path.to_string_lossy().into_owned(),

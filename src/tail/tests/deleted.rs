@@ -42,6 +42,26 @@ fn file_deleted_unread_is_reported() {
     assert_eq!(world.store.rows.len(), 0);
 }
 
+/// Regression: while files were deleted one after the other, sweeps followed each other without a
+/// pause.
+#[test]
+fn file_deleted_between_two_sweeps_requires_none_at_once() {
+    let mut world = TailFixture::new();
+    world.write("a.jsonl", "one\n");
+    world.write("b.jsonl", "two\n");
+    world.read();
+    assert_eq!(world.tail.survey().files_open, 0);
+    fs::remove_file(world.path("a.jsonl")).unwrap();
+    world.pass(Duration::from_secs(400));
+    world.tail.find_changes(&mut world.store);
+    assert!(world.tail.schedule.is_sweep_required(), "it may have been renamed");
+    fs::remove_file(world.path("b.jsonl")).unwrap();
+    world.tail.find_changes(&mut world.store);
+    assert!(!world.tail.schedule.is_sweep_required());
+    world.read();
+    assert_eq!(world.store.rows.len(), 0);
+}
+
 #[test]
 fn saved_line_is_handed_over_when_the_file_is_deleted() {
     for content in ["one\ntwo", "two"] {

@@ -82,6 +82,21 @@ fn copy_is_a_new_file() {
     assert_eq!(world.store.rows.len(), 3);
 }
 
+/// Both sweeps that decide about the replaced file found the link.
+#[test]
+fn link_in_place_of_a_known_file_is_reported_once() {
+    let mut world = TailFixture::new();
+    world.write("a.jsonl", "one\n");
+    world.write("b.jsonl", "two\n");
+    world.read();
+    world.take();
+    fs::remove_file(world.path("b.jsonl")).unwrap();
+    fs::hard_link(world.path("a.jsonl"), world.path("b.jsonl")).unwrap();
+    let (came, events) = world.next();
+    assert_eq!(came, ["one"]);
+    assert_eq!(events.iter().filter(|name| **name == event::FILE_LINKED).count(), 1);
+}
+
 /// Regression: many file systems reuse the id of a deleted file. The offset of the old file was applied
 /// to the new one, and its first lines were never read.
 #[cfg(unix)]
