@@ -345,12 +345,16 @@ impl Connection {
             request = request.header(header::IF_NONE_MATCH, etag);
         }
         if self.sends_groups.load(Ordering::Relaxed) {
-            // It may wait for a directory service. Without the groups, the receiver chooses as for a
-            // user who is in none.
-            let groups = tokio::task::spawn_blocking(user_groups);
-            let groups = tokio::time::timeout(timeout, groups).await;
-            if let Ok(Ok(Ok(groups))) = groups {
-                request = request.header(siem::GROUPS, Identity::groups_header(&groups));
+            match groups_within(timeout).await {
+                Ok(groups) => {
+                    request = request.header(siem::GROUPS, Identity::groups_header(&groups));
+                }
+                // Without them the receiver would choose as for a user who is in none. That
+                // configuration would replace the one in force, and its serial could exclude that.
+                Err(reason) => {
+                    let reason = format!("the groups of the user are not known: {reason}");
+                    return (nonce, Err(NoAnswer { reason, needs_person: false, waited: None }));
+                }
             }
         }
         let answer = self.exchange(request, MAX_BYTES, timeout).await;
@@ -436,6 +440,16 @@ impl Connection {
 
 fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned)
+}
+
+/// Returns the groups of the user, which may need a directory service.
+async fn groups_within(limit: Duration) -> Result<Vec<String>, String> {
+    let groups = tokio::task::spawn_blocking(user_groups);
+    match tokio::time::timeout(limit, groups).await {
+        Ok(Ok(groups)) => groups.map_err(|error| error.to_string()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 /// Reports whether a response depends on the groups of the user.
