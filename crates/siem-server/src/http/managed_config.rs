@@ -15,6 +15,7 @@ use percent_encoding::percent_decode_str;
 use siem_protocol::{
     BatchHeader, Digest, Identity,
     names::{content_type, header},
+    statement::DeviceState,
 };
 use tracing::error;
 
@@ -22,7 +23,7 @@ use super::{Shared, problem::Rejection};
 use crate::{
     batch::{Batch, MAX_NAME},
     configs::{ConfigFile, ConfigStats, DeviceFacts, FileSet, choose},
-    trust::{ConfigRefusal, Registry, Scope, is_meant_for},
+    trust::{ConfigRefusal, DeviceView, Registry, Scope, is_meant_for},
 };
 
 /// Headers that the response depends on.
@@ -203,7 +204,11 @@ impl BatchAnswers {
         let (identity, in_force) = (batch.header.identity(), batch.header.managed_hash);
         let refusals = batch.config_refusals();
         let is_new = registry.has_new_answer(&identity, in_force, refusals);
-        is_new.then(|| Self { identity, in_force, refusals: refusals.to_vec() })
+        (is_new && answers_for(registry, &identity, batch)).then(|| Self {
+            identity,
+            in_force,
+            refusals: refusals.to_vec(),
+        })
     }
 
     /// Notes the answers of a batch that is stored, and halts a roll-out that too many devices
@@ -227,6 +232,21 @@ impl BatchAnswers {
             );
         }
     }
+}
+
+/// Reports whether a batch answers for its machine and user: if a key was confirmed for them, only that
+/// one does. Anyone who can enroll could otherwise say in their name what is in force or refused.
+fn answers_for(registry: &Registry, identity: &Identity, batch: &Batch) -> bool {
+    // Without a seal it is stored only if the receiver accepts that from them.
+    let Some(seal) = batch.seal.valid() else { return true };
+    let Identity { machine_id, user, .. } = identity;
+    let is_theirs = |device: DeviceView| {
+        device.state == DeviceState::Confirmed
+            && device.machine == *machine_id
+            && device.user == *user
+    };
+    registry.device(&seal.device).is_some_and(is_theirs)
+        || !registry.confirmed_for(machine_id, user)
 }
 
 /// Returns the managed configurations with the answers of devices, for `/stats`.

@@ -178,6 +178,23 @@ async fn seal_for_another_receiver_is_refused_with_an_event() {
 }
 
 #[tokio::test]
+async fn unconfirmed_key_answers_for_no_confirmed_device() {
+    let (confirmed, other) = (TestDevice::new(1), TestDevice::new(2));
+    let server = server().await;
+    server.confirm(&confirmed).await;
+    server.enroll(&other).await;
+    for (epoch, device, config) in [("e-1", &confirmed, b"a"), ("e-2", &other, b"b")] {
+        let named = BatchText::new(1, 1).with(|header| {
+            header.epoch = epoch.into();
+            header.managed_hash = Some(Digest::of(config));
+        });
+        server.take(&named.seal(device)).await;
+    }
+    let answers = server.registry().device_config("m-1", "u").unwrap();
+    assert_eq!(answers.in_force.unwrap().hash, Digest::of(b"a"));
+}
+
+#[tokio::test]
 async fn batch_that_names_an_unknown_configuration_is_an_event() {
     let server = server().await;
     let config = br#"{"version":1}"#;
