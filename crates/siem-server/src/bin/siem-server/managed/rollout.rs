@@ -35,6 +35,10 @@ pub(crate) struct SetRollout {
     end: bool,
 }
 
+#[derive(Debug, thiserror::Error)]
+#[error("the roll-out of `{0}` cannot be read: give --percent")]
+struct BrokenRollout(String);
+
 impl SetRollout {
     pub(crate) fn execute(self) -> Result<(), Failure> {
         let places = self.source.load()?;
@@ -53,6 +57,9 @@ impl SetRollout {
                 Err(source) => Err(Failure::failed(WriteError { path, source })),
             };
         }
+        if file.is_rollout_broken && self.percent.is_none() {
+            return Err(Failure::usage(BrokenRollout(name.clone())));
+        }
         let mut rollout = file.rollout.unwrap_or(Rollout::new(100));
         rollout.percent = self.percent.unwrap_or(rollout.percent);
         rollout.max_refused_percent =
@@ -65,6 +72,8 @@ impl SetRollout {
         if self.resume && !registry.resume_rollout(file.hash)? {
             eprintln!("warning: the roll-out of `{name}` is not halted");
         }
+        // A receiver checks the limits only when a device refuses the configuration.
+        registry.halt_if_exceeded(file.hash, &rollout)?;
         if registry.halted_rollouts().contains(&file.hash) {
             eprintln!("warning: the roll-out of `{name}` is halted (run with --resume)");
         }
