@@ -81,6 +81,9 @@ pub enum BackupError {
     /// A journal was created and deleted before it could be copied.
     #[error("the receiver deleted a journal before it could be copied: run the backup again")]
     Overtaken,
+    /// The data directory was converted, or another level of trust was chosen.
+    #[error("the file `format` of the data directory changed meanwhile: run the backup again")]
+    Changed,
     /// The registry cannot be locked.
     #[error(transparent)]
     Registry(#[from] JournalError),
@@ -119,6 +122,9 @@ pub fn backup(
         return Err(BackupError::NoData(data.to_owned()));
     }
     let created_at = clock::text(clock.now());
+    let path = data.join("format");
+    let read_format = || fs::read(&path).map_err(BackupError::io("read", &path));
+    let format = read_format()?;
     let mut journals = Journals::pin(data)?;
     create_empty(target)?;
     check_outside(data, target)?;
@@ -136,6 +142,10 @@ pub fn backup(
         for path in regular_files(&trust, &|path| path == keys && !options.with_keys)? {
             writer.copy(&path, &mut journals)?;
         }
+    }
+    // A conversion replaces the files of all epochs.
+    if read_format()? != format {
+        return Err(BackupError::Changed);
     }
     let summary = BackupSummary {
         created_at,

@@ -2,18 +2,20 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    fs,
+    io::{self, BufRead as _, BufReader},
     path::{Path, PathBuf},
     sync::Arc,
     time::SystemTime,
 };
 
+use memchr::memmem;
 use siem_protocol::note::NoteSigner;
 use tracing::{error, info, warn};
 
 use super::{
     AccessAction, AccessLog, ErasedEpoch, Erasure, Hold, Holds, LifeRequest, LifeResponse, Reason,
-    Removal, RetainedEpoch, RetentionPolicy, Selector, erasures, mailbox, retention,
+    Removal, RetainedEpoch, RetentionPolicy, Selector, erasures, lock_removals, mailbox, retention,
 };
 use crate::{
     Clock as _, EpochKey, SystemClock, clock,
@@ -116,28 +118,22 @@ impl Engine {
             Stop::Refuse("the receiver has no key to sign the erasure; make one with `siem-server keys new --name NAME`".into())
         })?;
         self.store.settle()?;
+        let _removals = lock_removals(&self.data)?;
         let holds = Holds::read(&self.data)?;
         let mut found = Vec::new();
         for epoch in self.store.epochs()? {
-            found.extend(select(&epoch, &selector, &holds)?);
+            found.extend(select(&epoch?, &selector, &holds)?);
         }
         let entries: usize = found.iter().map(|(_, lines)| lines.len()).sum();
         self.log(reason, now, AccessAction::Erase, &format!("{selector}: {entries} entries"))?;
         let at = clock::text(now);
-        for (epoch, lines) in found {
-            for chunk in chunks(lines) {
-                self.store.erase(epoch.clone(), id.to_owned(), at.clone(), chunk)?;
-            }
-        }
-        // The journals hold the lines as they were.
-        self.store.rotate()?;
+        let replaced = self.replace(id, &at, found).and(self.store.settle());
         let erased = self.erased(id)?;
-        for (path, _) in &erased {
-            remove_remains(path)?;
-        }
-        if !erased.is_empty() {
-            remove_damaged(&self.data.join("journal"))?;
-        }
+        let completed = match replaced.and_then(|()| self.remove_remains(&selector, &erased)) {
+            Err(error) if erased.is_empty() => return Err(error.into()),
+            // The part that was erased is listed: another attempt has another id.
+            completed => completed,
+        };
         let epochs: Vec<_> = erased.into_iter().map(|(_, epoch)| epoch).collect();
         let entries = epochs.iter().flat_map(|epoch| &epoch.seqs).map(|seqs| seqs.count()).sum();
         let (count, who, why) = (epochs.len(), reason.who.clone(), reason.why.clone());
@@ -145,14 +141,68 @@ impl Engine {
             Erasure { id: id.to_owned(), at, selector, reason: why, who, entries, epochs };
         let key: &dyn NoteSigner = &*key;
         erasures::append(&self.data, &erasure, key)?;
+        completed?;
         info!(erasure = id, entries, "erased entries");
         Ok(LifeResponse::Erased { id: id.to_owned(), entries, epochs: count })
+    }
+
+    /// Replaces lines by tombstones, and deletes the journals that hold the lines.
+    fn replace(
+        &self,
+        id: &str,
+        at: &str,
+        found: Vec<(EpochKey, Vec<LineToErase>)>,
+    ) -> io::Result<()> {
+        // After a failed sync a journal is copied to the files again. None may be left that holds the
+        // lines: that could overwrite tombstones.
+        self.store.rotate()?;
+        for (epoch, lines) in found {
+            for chunk in chunks(lines) {
+                self.store.erase(epoch.clone(), id.to_owned(), at.to_owned(), chunk)?;
+            }
+        }
+        // Lines that arrived meanwhile, and the erasure itself, are in the files then.
+        self.store.rotate()
+    }
+
+    /// Removes what a repair moved aside, if it may hold selected lines: that of epochs whose lines are
+    /// in `erased`, and files in which a selected line is found.
+    fn remove_remains(
+        &self,
+        selector: &Selector,
+        erased: &[(PathBuf, ErasedEpoch)],
+    ) -> io::Result<()> {
+        for epoch in self.store.epochs()? {
+            let epoch = epoch?;
+            let (path, machine) = (epoch.path(), epoch.key().map(|key| key.machine));
+            let machine = machine.unwrap_or_default();
+            let selects = |line: &[u8]| {
+                let mut users = std::iter::once("").chain(epoch.users());
+                users.any(|user| selector.selects(&machine, user, line))
+            };
+            let aside = path.with_extension("surplus");
+            let is_erased = || erased.iter().any(|(of, _)| *of == path);
+            if aside.try_exists()? && (is_erased() || has_line(&aside, selects)?) {
+                remove(&aside)?;
+            }
+        }
+        for entry in fs::read_dir(self.data.join("journal"))? {
+            let path = entry?.path();
+            let is_damaged = path.extension().is_some_and(|ending| ending == "damaged");
+            let text = selector.text().as_bytes();
+            let names = |line: &[u8]| memmem::find(line, text).is_some();
+            if is_damaged && (!erased.is_empty() || has_line(&path, names)?) {
+                remove(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns what was erased under an id, also before an interruption, with the path of the lines.
     fn erased(&self, id: &str) -> io::Result<Vec<(PathBuf, ErasedEpoch)>> {
         let mut erased = Vec::new();
         for epoch in self.store.epochs()? {
+            let epoch = epoch?;
             let seqs: BTreeSet<u64> = epoch.erased_under(id).collect();
             if let Some(key) = epoch.key().filter(|_| !seqs.is_empty()) {
                 let seqs = erasures::ranges(seqs);
@@ -175,19 +225,25 @@ impl Engine {
         reason: &Reason,
         now: SystemTime,
     ) -> Result<LifeResponse, Stop> {
-        let removals = self.plan(policy, now)?;
+        let _removals = lock_removals(&self.data)?;
+        let mut removals = self.plan(policy, now)?;
         if removals.is_empty() {
             return Ok(LifeResponse::Removals(removals));
         }
         let bytes: u64 = removals.iter().map(|removal| removal.bytes).sum();
         let what = format!("{} epochs, {bytes} bytes", removals.len());
         self.log(reason, now, AccessAction::Retention, &what)?;
-        let keys = removals.iter().map(|removal| EpochKey {
+        let key = |removal: &Removal| EpochKey {
             machine: removal.machine.clone(),
             epoch: removal.epoch.clone(),
-        });
-        self.store.remove(keys.collect(), clock::text(now))?;
+        };
+        let epochs = removals.iter().map(|removal| (key(removal), removal.bytes)).collect();
+        let removed = self.store.remove(epochs, clock::text(now))?;
         self.store.rotate()?;
+        // An epoch to which a batch was added meanwhile stays.
+        let removed: BTreeSet<EpochKey> = removed.into_iter().collect();
+        removals.retain(|removal| removed.contains(&key(removal)));
+        let bytes: u64 = removals.iter().map(|removal| removal.bytes).sum();
         info!(epochs = removals.len(), bytes, "the retention removed epochs");
         Ok(LifeResponse::Removals(removals))
     }
@@ -198,6 +254,7 @@ impl Engine {
         let mut held: BTreeMap<EpochKey, u64> = BTreeMap::new();
         if !holds.list().is_empty() {
             for epoch in self.store.epochs()? {
+                let epoch = epoch?;
                 let hold = hold_of(&epoch, &holds)?;
                 held.extend(epoch.key().zip(hold));
             }
@@ -279,27 +336,21 @@ fn chunks(lines: Vec<LineToErase>) -> Vec<Vec<LineToErase>> {
     chunks
 }
 
-/// Removes lines of an epoch that a repair moved aside: they may be copies of erased ones.
-fn remove_remains(lines: &Path) -> io::Result<()> {
-    let aside = lines.with_extension("surplus");
-    match fs::remove_file(&aside) {
-        Ok(()) => {
-            warn!(code = "erasure_removed_remains", file = %aside.display(), "removed lines without a note, of an epoch with erased entries");
-            Ok(())
+/// Reports whether a line of a file meets the condition.
+fn has_line(path: &Path, condition: impl Fn(&[u8]) -> bool) -> io::Result<bool> {
+    let mut reader = BufReader::new(fs::File::open(path)?);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line)? > 0 {
+        if condition(&line) {
+            return Ok(true);
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
+        line.clear();
     }
+    Ok(false)
 }
 
-/// Removes damaged journals that a repair kept: they may hold erased lines.
-fn remove_damaged(journals: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(journals)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|ending| ending == "damaged") {
-            fs::remove_file(&path)?;
-            warn!(code = "erasure_removed_remains", file = %path.display(), "removed a damaged journal, which may hold erased entries");
-        }
-    }
+fn remove(path: &Path) -> io::Result<()> {
+    fs::remove_file(path)?;
+    warn!(code = "erasure_removed_remains", file = %path.display(), "removed a file of a repair, which may hold erased lines");
     Ok(())
 }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{self, OpenOptions},
-    io::{self, Write as _},
+    io::{self, Seek as _, SeekFrom, Write as _},
     path::Path,
 };
 
@@ -70,7 +70,8 @@ fn statement(erasure: &Erasure, text: &str) -> String {
     format!("ai-agent erasure v1\nid={}\nat={}\nsha256={digest}\n", erasure.id, erasure.at)
 }
 
-/// Appends an erasure, signed, to the list of the data directory `data`.
+/// Appends an erasure, signed, to the list of the data directory `data`. One that is listed already,
+/// by a process that ended then, is not listed again.
 pub(super) fn append(data: &Path, erasure: &Erasure, key: &dyn NoteSigner) -> io::Result<()> {
     let text = serde_json::to_string(erasure)?;
     let note = note::sign(&statement(erasure, &text), &[key])
@@ -79,10 +80,27 @@ pub(super) fn append(data: &Path, erasure: &Erasure, key: &dyn NoteSigner) -> io
     line.push(b'\n');
     let _held = lock(data)?;
     let path = directory(data).join("erasures.ndjson");
+    let text = match fs::read(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        text => text?,
+    };
+    // A torn line was never confirmed.
+    let whole = memchr::memrchr(b'\n', &text).map_or(0, |at| at + 1);
+    if text[..whole].split(|byte| *byte == b'\n').any(|line| has_id(line, &erasure.id)) {
+        return Ok(());
+    }
     let mut options = OpenOptions::new();
-    let mut file = private(options.append(true).create(true)).open(path)?;
+    let mut file = private(options.write(true).create(true).truncate(false)).open(path)?;
+    file.set_len(whole as u64)?;
+    file.seek(SeekFrom::Start(whole as u64))?;
     file.write_all(&line)?;
     file.sync_all()
+}
+
+fn has_id(line: &[u8], id: &str) -> bool {
+    let signed: Option<SignedErasure> = serde_json::from_slice(line).ok();
+    let erasure = signed.and_then(|signed| serde_json::from_str::<Erasure>(&signed.erasure).ok());
+    erasure.is_some_and(|erasure| erasure.id == id)
 }
 
 /// Returns the erasures of the data directory `data`, the oldest one first. `keys` are the
@@ -96,7 +114,9 @@ pub fn erasures(data: &Path, keys: &[VerifierKey]) -> io::Result<Vec<ErasureView
         text => text?,
     };
     let mut views = Vec::new();
-    for line in text.lines() {
+    // A torn line was never confirmed.
+    let whole = text.rfind('\n').map_or(0, |at| at + 1);
+    for line in text[..whole].lines() {
         let SignedErasure { erasure: text, note } = serde_json::from_str(line)?;
         let erasure: Erasure = serde_json::from_str(&text)?;
         let note = Note::parse(&note).map_err(io::Error::other)?;

@@ -4,7 +4,7 @@ use std::{fs, io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Selector, directory, lock, replace};
+use super::{Selector, directory, lock, lock_removals, replace};
 
 /// A legal hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,11 +42,13 @@ impl Holds {
         }
     }
 
-    /// Adds a hold to the data directory `data`, and returns its number.
+    /// Adds a hold to the data directory `data`, and returns its number. Waits for the end of an
+    /// erasure or a removal by the retention.
     ///
     /// # Errors
     /// If the file cannot be read or written: there is no such hold then.
     pub fn add(data: &Path, hold: Hold) -> io::Result<u64> {
+        let _removals = lock_removals(data)?;
         let _held = lock(data)?;
         let mut holds = Self::read(data)?;
         holds.next += 1;

@@ -8,6 +8,7 @@
 //! DIR/life/access.ndjson        who read or erased what, and why; each line names the hash of the
 //!                               one before
 //! DIR/life/lock                 held for the time of a change
+//! DIR/life/removals             held while lines are removed, so that no hold is added meanwhile
 //! ```
 //! A command puts a request into the directory, and the process that has the store open executes
 //! it: the server, or if none runs, the command itself. A request that was interrupted is executed
@@ -60,11 +61,21 @@ fn private(options: &mut std::fs::OpenOptions) -> &mut std::fs::OpenOptions {
 
 /// Holds the lock of the directory until it is dropped.
 fn lock(data: &Path) -> io::Result<std::fs::File> {
+    lock_file(data, "lock")
+}
+
+/// Holds the lock of removals until it is dropped: a hold that was added covers all that is removed
+/// later. It is taken before the lock of the directory.
+fn lock_removals(data: &Path) -> io::Result<std::fs::File> {
+    lock_file(data, "removals")
+}
+
+fn lock_file(data: &Path, name: &str) -> io::Result<std::fs::File> {
     let directory = directory(data);
     crate::store::create_private(&directory)?;
     let mut options = std::fs::OpenOptions::new();
     let file =
-        private(options.write(true).create(true).truncate(false)).open(directory.join("lock"))?;
+        private(options.write(true).create(true).truncate(false)).open(directory.join(name))?;
     file.lock()?;
     Ok(file)
 }

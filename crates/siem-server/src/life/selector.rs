@@ -50,6 +50,13 @@ impl Selector {
             Self::Machine(id) => id == machine,
         }
     }
+
+    /// Returns the id or the name.
+    pub(super) fn text(&self) -> &str {
+        match self {
+            Self::Session(text) | Self::User(text) | Self::Machine(text) => text,
+        }
+    }
 }
 
 impl fmt::Display for Selector {

@@ -124,10 +124,15 @@ impl EpochFiles {
 
     fn remove_lines(&mut self, stem: &Stem) -> io::Result<()> {
         self.handles(stem)?.lines = None;
-        match fs::remove_file(stem.lines(&self.root)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        // With those that a repair moved aside.
+        for path in [stem.lines(&self.root), stem.path(&self.root, "surplus")] {
+            if let Err(error) = fs::remove_file(path)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(error);
+            }
         }
+        Ok(())
     }
 
     fn lines(&mut self, stem: &Stem) -> io::Result<&File> {

@@ -126,10 +126,17 @@ impl StoreHandle {
         self.request(|to| Job::Erase(Box::new(erase), to))?
     }
 
-    /// Removes the lines of epochs, and keeps their ledgers. `at` is the time, RFC 3339.
-    pub(crate) fn remove(&self, keys: Vec<EpochKey>, at: String) -> io::Result<()> {
-        let keys = keys.into_iter().map(EpochKey::into_key).collect();
-        self.request(|to| Job::Remove(keys, at, to))?
+    /// Removes the lines of epochs, and keeps their ledgers. An epoch that has another size than given
+    /// with its key has changed since: it stays. `at` is the time, RFC 3339. Returns the epochs whose
+    /// lines were removed.
+    pub(crate) fn remove(
+        &self,
+        epochs: Vec<(EpochKey, u64)>,
+        at: String,
+    ) -> io::Result<Vec<EpochKey>> {
+        let epochs = epochs.into_iter().map(|(key, bytes)| (key.into_key(), bytes)).collect();
+        let removed = self.request(|to| Job::Remove(epochs, at, to))??;
+        Ok(removed.into_iter().map(|(machine, epoch)| EpochKey { machine, epoch }).collect())
     }
 
     /// Waits until no journal holds what was written before.
@@ -137,10 +144,11 @@ impl StoreHandle {
         self.request(Job::Rotate)?.blocking_recv().map_err(io::Error::other)?
     }
 
-    /// Returns all epochs, from their files.
-    pub(crate) fn epochs(&self) -> io::Result<Vec<EpochLines>> {
+    /// Returns all epochs, from their files. Each is read when it is asked for: those of a large fleet
+    /// do not fit in memory together.
+    pub(crate) fn epochs(&self) -> io::Result<impl Iterator<Item = io::Result<EpochLines>>> {
         let stems = recover::stems(&self.machines)?;
-        stems.iter().map(|stem| EpochLines::read(&self.machines, stem)).collect()
+        Ok(stems.into_iter().map(move |stem| EpochLines::read(&self.machines, &stem)))
     }
 }
 
@@ -151,6 +159,7 @@ pub(crate) struct EpochLines {
     key: Option<EpochKey>,
     runs: Vec<Run>,
     erasures: Vec<ErasureNote>,
+    users: BTreeSet<String>,
 }
 
 /// Lines of one batch.
@@ -161,22 +170,47 @@ struct Run {
     user: String,
 }
 
+/// Ends the last runs where a note begins, and covers bytes before it of which no note is left.
+fn continue_runs(runs: &mut Vec<Run>, lines_at: u64, user: &str) {
+    // A repair found the file shorter than the notes say.
+    while let Some(run) = runs.pop_if(|run| run.at + run.bytes > lines_at) {
+        if run.at < lines_at {
+            runs.push(Run { bytes: lines_at - run.at, ..run });
+        }
+    }
+    let end = runs.last().map_or(0, |run| run.at + run.bytes);
+    if end < lines_at {
+        runs.push(Run { at: end, bytes: lines_at - end, user: user.to_owned() });
+    }
+}
+
+/// Reports whether a line is a tombstone.
+fn is_tombstone(seq: u64, line: &[u8]) -> bool {
+    let starts =
+        [format!(r#"{{"seq":{seq},"kind":"erased""#), format!(r#"{{"seq":{seq},"kind":"-"}}"#)];
+    starts.iter().any(|start| line.starts_with(start.as_bytes()))
+}
+
 impl EpochLines {
     fn read(machines: &Path, stem: &Stem) -> io::Result<Self> {
         let index = File::open(stem.index(machines))?;
         let (path, key, runs) = (stem.lines(machines), None, Vec::new());
-        let mut epoch = Self { path, key, runs, erasures: Vec::new() };
+        let mut epoch = Self { path, key, runs, erasures: Vec::new(), users: BTreeSet::new() };
         let mut user = String::new();
         scan(&index, 0, |_, _, text| {
             // What cannot be read was reported when the store was opened.
             let Ok(note) = serde_json::from_slice::<Note>(text) else { return Ok(()) };
-            if let Some(sender) = note.sender {
-                user.clone_from(&sender.identity.user);
-                let machine = sender.identity.machine_id;
-                epoch.key.get_or_insert(EpochKey { machine, epoch: sender.epoch });
-            }
             if note.removed {
                 epoch.runs.clear();
+            }
+            continue_runs(&mut epoch.runs, note.lines_at, &user);
+            if let Some(sender) = note.sender {
+                if user != sender.identity.user {
+                    user.clone_from(&sender.identity.user);
+                    epoch.users.insert(sender.identity.user);
+                }
+                let machine = sender.identity.machine_id;
+                epoch.key.get_or_insert(EpochKey { machine, epoch: sender.epoch });
             }
             epoch.erasures.extend(note.erased);
             if note.bytes > 0 {
@@ -190,6 +224,11 @@ impl EpochLines {
     /// Key of the epoch; `None` if none of its batches was acknowledged.
     pub(crate) fn key(&self) -> Option<EpochKey> {
         self.key.clone()
+    }
+
+    /// Users who sent it.
+    pub(crate) fn users(&self) -> impl Iterator<Item = &str> {
+        self.users.iter().map(String::as_str)
     }
 
     /// Path of its lines.
@@ -213,15 +252,18 @@ impl EpochLines {
         let erased: BTreeSet<u64> = erased.map(|line| line.seq).collect();
         let mut file = File::open(&self.path)?;
         for run in &self.runs {
-            let mut text = vec![0; usize::try_from(run.bytes).map_err(io::Error::other)?];
+            let mut text = Vec::new();
             file.seek(SeekFrom::Start(run.at))?;
-            file.read_exact(&mut text)?;
+            file.by_ref().take(run.bytes).read_to_end(&mut text)?;
             let mut at = run.at;
             for line in text.split_inclusive(|byte| *byte == b'\n') {
                 let start = at;
                 at += line.len() as u64;
-                let line = line.strip_suffix(b"\n").unwrap_or(line);
-                if let Some(seq) = seq_of(line).filter(|seq| !erased.contains(seq)) {
+                // Damage may have left a part of a line.
+                let Some(line) = line.strip_suffix(b"\n") else { continue };
+                // A line that was lost and sent again after its erasure is no tombstone.
+                let is_left = |seq: &u64| !erased.contains(seq) || !is_tombstone(*seq, line);
+                if let Some(seq) = seq_of(line).filter(is_left) {
                     show(&run.user, start, seq, line);
                 }
             }
@@ -233,6 +275,19 @@ impl EpochLines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_cover_bytes_without_a_note_and_end_where_a_repair_cut() {
+        let run = |at, bytes| Run { at, bytes, user: String::new() };
+        let mut runs = vec![run(0, 10), run(10, 5), run(15, 5)];
+        continue_runs(&mut runs, 12, "u");
+        let found = |runs: &[Run]| runs.iter().map(|it| (it.at, it.bytes)).collect::<Vec<_>>();
+        assert_eq!(found(&runs), [(0, 10), (10, 2)]);
+        continue_runs(&mut runs, 20, "u");
+        assert_eq!(found(&runs), [(0, 10), (10, 2), (12, 8)]);
+        continue_runs(&mut runs, 20, "u");
+        assert_eq!(runs.len(), 3);
+    }
 
     #[test]
     fn tombstone_is_an_entry_as_long_as_the_line() {

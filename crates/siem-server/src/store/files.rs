@@ -211,7 +211,11 @@ impl RequestThread {
         let run = move || {
             let mut applied: Option<Instant> = None;
             while !ended.load(Ordering::Acquire) {
-                engine.poll();
+                // A store without a registry, such as one that a restoration opens, signs no erasure: the
+                // requests stay for the receiver.
+                if engine.registry.is_some() {
+                    engine.poll();
+                }
                 let is_due = applied.is_none_or(|applied| applied.elapsed() >= RETENTION);
                 if is_due && retention != RetentionPolicy::default() {
                     engine.apply_retention(&retention);

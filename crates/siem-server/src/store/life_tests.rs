@@ -200,6 +200,38 @@ fn removed_epoch_keeps_its_ledger_and_continues() {
     }
 }
 
+#[test]
+fn epoch_that_grew_since_the_plan_stays() {
+    let root = keyed();
+    let store = open(&root);
+    take(&store, &lines("epoch-1", 1, 5)).unwrap();
+    let planned = stats(&store).machines[0].epochs[0].bytes;
+    take(&store, &lines("epoch-1", 6, 7)).unwrap();
+    let grown = stats(&store).machines[0].epochs[0].bytes;
+    let key = super::EpochKey { machine: "m-1".into(), epoch: "epoch-1".into() };
+    let remove = |bytes: u64| {
+        let at = crate::clock::text(UNIX_EPOCH);
+        store.handle().remove(vec![(key.clone(), bytes)], at).unwrap()
+    };
+    assert_eq!(remove(planned), []);
+    assert_eq!(read_all(&store).len(), 7);
+    assert_eq!(remove(grown), std::slice::from_ref(&key));
+    assert_eq!(read_all(&store).len(), 0);
+}
+
+#[test]
+fn surplus_of_another_epoch_is_removed_with_its_session() {
+    let root = keyed();
+    let store = open(&root);
+    take(&store, &lines("epoch-1", 1, 2)).unwrap();
+    stats(&store);
+    let lines = files(root.path()).into_keys().find(|it| it.ends_with("epoch-1.ndjson")).unwrap();
+    let surplus = root.path().join(lines).with_extension("surplus");
+    fs::write(&surplus, line(3) + "\n").unwrap();
+    assert_eq!(erase(&root, "01"), LifeResponse::Erased { id: "01".into(), entries: 0, epochs: 0 });
+    assert_eq!(with_text(root.path(), SECRET), <[String; 0]>::default());
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn read_all(store: &FileStore) -> Vec<(u64, String)> {
     use super::Storage as _;
@@ -226,7 +258,7 @@ proptest! {
         }
         let handle = store.handle();
         handle.settle().unwrap();
-        let epoch = handle.epochs().unwrap().remove(0);
+        let epoch = handle.epochs().unwrap().next().unwrap().unwrap();
         let mut found = Vec::new();
         epoch.each_line(|_, at, seq, line| {
             if memmem::find(line, SECRET.as_bytes()).is_some() {

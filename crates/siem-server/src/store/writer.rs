@@ -67,8 +67,8 @@ pub(super) enum Job {
     Settle(oneshot::Sender<io::Result<()>>),
     /// Replace lines by tombstones.
     Erase(Box<EraseLines>, oneshot::Sender<io::Result<()>>),
-    /// Remove the lines of epochs, at a time, RFC 3339.
-    Remove(Vec<Key>, String, oneshot::Sender<io::Result<()>>),
+    /// Remove the lines of epochs that have a size, at a time, RFC 3339.
+    Remove(Vec<(Key, u64)>, String, oneshot::Sender<io::Result<Vec<Key>>>),
     /// Delete all journals of what was written before; with the channel for the result.
     Rotate(oneshot::Sender<oneshot::Receiver<io::Result<()>>>),
     /// Return the keys of epochs.

@@ -33,6 +33,7 @@ pub(crate) struct Entries {
 impl Entries {
     pub(crate) fn execute(self) -> Result<(), Failure> {
         self.data.check()?;
+        self.data.continue_as_owner()?;
         // What cannot be logged is not read.
         let part = |name: &str, wanted: &Option<String>| {
             wanted.as_ref().map(|wanted| format!(" of {name} {wanted}")).unwrap_or_default()

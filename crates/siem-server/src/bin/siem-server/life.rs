@@ -316,10 +316,15 @@ impl AddHold {
 
 impl RemoveHold {
     fn execute(self) -> Result<(), Failure> {
+        self.data.open()?;
         let directory = &self.data.directory;
+        let holds = Holds::read(directory).map_err(Failure::failed)?;
+        let hold = holds.list().iter().find(|hold| hold.id == self.id);
+        let hold = hold.ok_or_else(|| Failure::failed(NoHold(self.id)))?;
+        // What cannot be logged is not done.
+        log(directory, AccessAction::HoldRemove, &hold.selector.to_string(), &self.reason)?;
         let removed = Holds::remove(directory, self.id).map_err(Failure::failed)?;
-        let removed = removed.ok_or_else(|| Failure::failed(NoHold(self.id)))?;
-        log(directory, AccessAction::HoldRemove, &removed.selector.to_string(), &self.reason)?;
+        removed.ok_or_else(|| Failure::failed(NoHold(self.id)))?;
         output::line(&format!("removed hold {}", self.id))
     }
 }

@@ -70,6 +70,7 @@ impl Line {
         if let Err(source) = fs::read_dir(directory) {
             return Err(Failure::usage(DataError { path: directory.clone(), source }));
         }
+        self.data.continue_as_owner()?;
         // What cannot be logged is not read.
         let what = format!("line at {} of generation {}", self.offset, self.generation);
         crate::life::log(directory, AccessAction::Read, &what, &self.reason)?;

@@ -105,6 +105,16 @@ impl Data {
         }
     }
 
+    /// Continues as the owner of the data directory: the receiver must be able to change the files that the
+    /// command writes there.
+    fn continue_as_owner(&self) -> Result<(), Failure> {
+        match std::fs::metadata(&self.directory) {
+            Ok(found) => as_owner::continue_as_owner(&found),
+            // The command reports it.
+            Err(_) => Ok(()),
+        }
+    }
+
     /// Opens the registry, in a new data directory if there is none.
     fn open_or_create(&self) -> Result<Registry, Failure> {
         if let Ok(found) = std::fs::metadata(&self.directory) {

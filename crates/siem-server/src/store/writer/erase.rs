@@ -26,20 +26,26 @@ impl Writer {
         self.write(&erase.key, &note, place, Vec::new(), text)
     }
 
-    /// Removes the lines of epochs, one after the other, and keeps their ledgers.
-    pub(super) fn remove(&mut self, keys: &[Key], at: &str) -> io::Result<()> {
+    /// Removes the lines of epochs, one after the other, and keeps their ledgers. An epoch of another
+    /// size than given with its key has grown since it was chosen: it stays. Returns the others.
+    pub(super) fn remove(&mut self, epochs: &[(Key, u64)], at: &str) -> io::Result<Vec<Key>> {
         // A replay would write older frames into files that are removed already.
         let removed = self.rotate();
         removed.blocking_recv().map_err(io::Error::other)??;
-        for key in keys {
-            let (place, _) = self.catalog.positions(key);
+        let mut keys = Vec::new();
+        for (key, bytes) in epochs {
+            let (place, lines_end) = self.catalog.positions(key);
+            if lines_end != *bytes {
+                continue;
+            }
             let place = FilePositions { lines_at: 0, removes: true, ..place };
             let note = Note { at: at.to_owned(), removed: true, ..Note::default() };
             // No line of the epoch is left that another could repeat.
             let starts = GroupWriter::default().finish(0, 0)?;
             self.write(key, &note, place, starts, Vec::new())?;
+            keys.push(key.clone());
         }
-        Ok(())
+        Ok(keys)
     }
 
     fn write(
