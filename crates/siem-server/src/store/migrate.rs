@@ -7,7 +7,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     fs::{self, File},
-    io::{self, BufReader, BufWriter, Read, Seek as _, SeekFrom, Write as _},
+    io::{self, BufRead, BufReader, BufWriter, Read, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -20,6 +20,7 @@ use super::{
     epoch::{Stem, open},
     frame, index_record, journal,
     note::Note,
+    recover,
     starts::{Group, GroupWriter},
     sync_directory,
 };
@@ -143,9 +144,13 @@ fn split(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 /// after them.
 fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<()> {
     let mut ends: HashMap<PathBuf, u64> = HashMap::new();
+    // Journals with a torn end: only the last one that was written to may have one.
+    let mut torn = Vec::new();
     for (_, path) in journals {
         let mut reader = BufReader::new(File::open(path)?);
+        let mut good = 0;
         while let Some(frame) = OldFrame::read(&mut reader)? {
+            good = reader.stream_position()?;
             let stem = frame.stem();
             fs::create_dir_all(stem.directory(machines))?;
             for (ending, at, bytes) in frame.parts() {
@@ -163,11 +168,35 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<()> {
                 ends.insert(path, at + bytes.len() as u64);
             }
         }
+        if good > 0 {
+            for path in torn.drain(..) {
+                recover::rename_damaged(path)?;
+            }
+        }
+        reader.seek(SeekFrom::Start(good))?;
+        if has_content(&mut reader)? {
+            torn.push(path);
+        }
     }
     for (path, end) in ends {
         File::options().write(true).open(path)?.set_len(end)?;
     }
     Ok(())
+}
+
+/// Reports whether other bytes than zeros follow.
+fn has_content(from: &mut impl BufRead) -> io::Result<bool> {
+    loop {
+        let bytes = from.fill_buf()?;
+        if bytes.is_empty() {
+            return Ok(false);
+        }
+        if bytes.iter().any(|byte| *byte != 0) {
+            return Ok(true);
+        }
+        let read = bytes.len();
+        from.consume(read);
+    }
 }
 
 fn stems(machines: &Path) -> io::Result<BTreeSet<Stem>> {

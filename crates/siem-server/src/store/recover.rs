@@ -101,7 +101,7 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<S
     Ok(damaged)
 }
 
-fn rename_damaged(journal: &Path) -> io::Result<()> {
+pub(super) fn rename_damaged(journal: &Path) -> io::Result<()> {
     let aside = journal.with_extension("damaged");
     error!(code = "journal_damaged", journal = %journal.display(), aside = %aside.display(), "found a damaged journal and renamed it");
     fs::copy(journal, aside).map(drop)

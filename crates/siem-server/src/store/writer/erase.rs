@@ -1,6 +1,6 @@
 //! Erasure of lines and removal of epochs.
 
-use std::io;
+use std::{collections::BTreeMap, io};
 
 use tokio::sync::oneshot;
 
@@ -23,26 +23,38 @@ impl Writer {
         let replaces = erase.lines.iter().map(|line| line.place()).collect();
         let text = erase.lines.iter().flat_map(|line| line.tombstone(&erase.erasure)).collect();
         let place = FilePositions { replaces, ..place };
-        self.write(&erase.key, &note, place, Vec::new(), text)
+        self.write(&erase.key, &note, place, text)
     }
 
-    /// Removes the lines of epochs, one after the other, and keeps their ledgers. An epoch of another
+    /// Removes the lines of epochs in one durable step, and keeps their ledgers. An epoch of another
     /// size than given with its key has grown since it was chosen: it stays. Returns the others.
     pub(super) fn remove(&mut self, epochs: &[(Key, u64)], at: &str) -> io::Result<Vec<Key>> {
         // A replay would write older frames into files that are removed already.
         let removed = self.rotate();
         removed.blocking_recv().map_err(io::Error::other)??;
-        let mut keys = Vec::new();
+        self.finish_earlier_work()?;
+        let mut staged = BTreeMap::new();
         for (key, bytes) in epochs {
             let (place, lines_end) = self.catalog.positions(key);
-            if lines_end != *bytes {
+            if lines_end != *bytes || self.catalog.ledger(key).is_none() {
                 continue;
             }
             let place = FilePositions { lines_at: 0, removes: true, ..place };
             let note = Note { at: at.to_owned(), removed: true, ..Note::default() };
             // No line of the epoch is left that another could repeat.
             let starts = GroupWriter::default().finish(0, 0)?;
-            self.write(key, &note, place, starts, Vec::new())?;
+            let record = index_record::encode(&note.line(), &[], &starts)?;
+            let frame = Frame { place, record, lines: Lines::Read(Vec::new()) };
+            staged.insert(key, (note, frame));
+        }
+        if staged.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.journal.append(staged.values().map(|(_, frame)| frame))?;
+        let mut keys = Vec::with_capacity(staged.len());
+        for (key, (note, frame)) in staged {
+            self.catalog.record(key, &note, frame.record.len() as u64);
+            self.applier.add(frame);
             keys.push(key.clone());
         }
         Ok(keys)
@@ -53,14 +65,13 @@ impl Writer {
         key: &Key,
         note: &Note,
         place: FilePositions,
-        starts: Vec<u8>,
         text: Vec<u8>,
     ) -> io::Result<()> {
         self.finish_earlier_work()?;
         if self.catalog.ledger(key).is_none() {
             return Ok(());
         }
-        let record = index_record::encode(&note.line(), &[], &starts)?;
+        let record = index_record::encode(&note.line(), &[], &[])?;
         let frame = Frame { place, record, lines: Lines::Read(text) };
         self.journal.append(std::iter::once(&frame))?;
         self.catalog.record(key, note, frame.record.len() as u64);
