@@ -17,7 +17,7 @@ use crate::{batch::seq_of, ledger::Range};
 /// Number of sequence numbers that are read at once: later batches may have brought any of them.
 const STEP: u64 = 1024;
 
-/// Where the lines of a range are. The files only grow, so that it stays valid.
+/// Where the lines of a range are. It stays valid until the retention removes them.
 #[derive(Debug)]
 pub(super) struct RangeRead {
     pub(super) stem: Stem,
@@ -66,7 +66,11 @@ impl RangeRead {
         if batches.is_empty() {
             return Ok(Vec::new());
         }
-        let mut lines = File::open(self.stem.lines(machines))?;
+        let mut lines = match File::open(self.stem.lines(machines)) {
+            // The retention removed them since.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            lines => lines?,
+        };
         let mut found = BTreeMap::new();
         for batch in batches {
             let mut text = vec![0; usize::try_from(batch.bytes).map_err(io::Error::other)?];
