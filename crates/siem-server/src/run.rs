@@ -29,7 +29,7 @@ use crate::{
     readiness::{Readiness, probe_router},
     secrets::Keys,
     serve::{ServeOptions, Transport, serve, serve_with},
-    store::{DataFormat, FileStore, FileStoreOptions, FormatError, OpenError},
+    store::{DataFormat, FileStore, FileStoreOptions, FormatError, OpenError, StoreLock},
     tls::{ServerTls, TlsFiles, log_reload},
     trust::{Registry, RegistryError, RegistryOptions},
 };
@@ -148,11 +148,13 @@ impl Process {
     async fn serve(self) -> Result<(), RunError> {
         let Self { settings, keys, tls, reload } = self;
         let readiness = Readiness::new(&settings.store.directory, settings.store.min_free.0);
+        let directory = &settings.store.directory;
+        // Before the registry: a second receiver must not change it.
+        let lock = StoreLock::take(directory)?;
         let registry = Arc::new(open_registry(&settings)?);
         let retention = settings.retention.policy();
         let options = FileStoreOptions { retention, ..FileStoreOptions::default() };
-        let directory = &settings.store.directory;
-        let store = FileStore::open_with_registry(directory, options, registry.clone())?;
+        let store = FileStore::open_locked(lock, options, registry.clone())?;
         let metrics = Arc::new(Metrics::of_store(&store, directory));
         let receiver = Receiver::new(keys, Arc::new(store))
             .with_metrics(metrics.clone())

@@ -93,6 +93,34 @@ pub enum OpenError {
     },
 }
 
+/// Lock of the directory of a store, which one process at a time holds.
+#[derive(Debug)]
+pub(crate) struct StoreLock {
+    directory: PathBuf,
+    _file: File,
+}
+
+impl StoreLock {
+    /// Locks `directory`, and creates it if missing.
+    ///
+    /// # Errors
+    /// [`OpenError::InUse`] if another process holds the lock; [`OpenError::Io`] otherwise.
+    pub(crate) fn take(directory: &Path) -> Result<Self, OpenError> {
+        let path = directory.to_owned();
+        let file = super::create_private(directory)
+            .and_then(|()| super::epoch::open(&directory.join("lock")));
+        let file = match file {
+            Ok(file) => file,
+            Err(source) => return Err(OpenError::Io { path, source }),
+        };
+        match file.try_lock() {
+            Ok(()) => Ok(Self { directory: path, _file: file }),
+            Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path }),
+            Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
+        }
+    }
+}
+
 /// Stores batches in a directory.
 ///
 /// ```text
@@ -118,7 +146,7 @@ pub struct FileStore {
     writer: Mutex<Option<thread::JoinHandle<PathBuf>>>,
     requests: Option<RequestThread>,
     syncs: Durations,
-    _lock: File,
+    _lock: StoreLock,
 }
 
 impl FileStore {
@@ -135,7 +163,7 @@ impl FileStore {
     /// # Errors
     /// As [`FileStore::open`].
     pub fn open_with(directory: &Path, options: FileStoreOptions) -> Result<Self, OpenError> {
-        Self::open_inner(directory, options, None)
+        Self::open_inner(StoreLock::take(directory)?, options, None)
     }
 
     /// Like [`FileStore::open_with`], for a receiver that knows devices: epochs belong to the
@@ -148,25 +176,28 @@ impl FileStore {
         options: FileStoreOptions,
         registry: Arc<Registry>,
     ) -> Result<Self, OpenError> {
-        Self::open_inner(directory, options, Some(registry))
+        Self::open_locked(StoreLock::take(directory)?, options, registry)
+    }
+
+    /// Like [`FileStore::open_with_registry`], for a directory that is locked already.
+    ///
+    /// # Errors
+    /// As [`FileStore::open`].
+    pub(crate) fn open_locked(
+        lock: StoreLock,
+        options: FileStoreOptions,
+        registry: Arc<Registry>,
+    ) -> Result<Self, OpenError> {
+        Self::open_inner(lock, options, Some(registry))
     }
 
     fn open_inner(
-        directory: &Path,
+        lock: StoreLock,
         options: FileStoreOptions,
         registry: Option<Arc<Registry>>,
     ) -> Result<Self, OpenError> {
+        let directory = lock.directory.as_path();
         let failed = |source| OpenError::Io { path: directory.to_owned(), source };
-        let lock = super::create_private(directory)
-            .and_then(|()| super::epoch::open(&directory.join("lock")))
-            .map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(OpenError::InUse { path: directory.to_owned() });
-            }
-            Err(TryLockError::Error(error)) => return Err(failed(error)),
-        }
         let format = DataFormat::ensure(directory)?;
         if !format.is_current() {
             migrate::convert(directory).map_err(failed)?;

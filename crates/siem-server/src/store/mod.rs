@@ -34,6 +34,7 @@ mod suite;
 use std::{fs, io, path::Path};
 
 pub(crate) use erase::{EpochLines, LineToErase, StoreHandle};
+pub(crate) use files::StoreLock;
 pub use files::{FileStore, FileStoreOptions, OpenError};
 pub use format::{DataFormat, FormatError};
 pub use memory::MemoryStore;
