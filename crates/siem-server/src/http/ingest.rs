@@ -190,7 +190,7 @@ async fn receive_batch(
     let answers = BatchAnswers::of(shared, &batch);
     let redelivered = batch.header.redelivery.then(|| batch.header.seqs.clone());
     // After the signature: someone without the secret uses up no quota.
-    let sent = QuotaCheck::admit(shared, sender, &batch)?;
+    let counted = QuotaCheck::admit(shared, sender, &batch)?;
     let begun = Instant::now();
     let stored = match shared.storage.store(batch).await {
         Ok(stored) => {
@@ -198,10 +198,8 @@ async fn receive_batch(
             stored
         }
         Err(error) => {
+            shared.quotas.refund(counted);
             let rejection = Rejection::from(error);
-            if rejection.status() >= 500 {
-                shared.quotas.refund(sent);
-            }
             return Err(Refusal { rejection, subject: Some(Box::new(subject)), enroll, device });
         }
     };

@@ -13,7 +13,7 @@ use super::{Shared, turns::Sender};
 use crate::{
     batch::Batch,
     fleet::{Cursor, StatsQuery},
-    quotas::{QuotaExceeded, QuotaLimits, Quotas, SentBatch},
+    quotas::{CountedBatch, QuotaExceeded, QuotaLimits, Quotas, SentBatch},
     store::StoreError,
     trust::EventKind,
 };
@@ -37,7 +37,7 @@ impl QuotaCheck {
         shared: &Arc<Shared>,
         sender: Sender,
         batch: &Batch,
-    ) -> Result<SentBatch, QuotaExceeded> {
+    ) -> Result<CountedBatch, QuotaExceeded> {
         let check = &shared.quotas;
         let sent = sent_batch(shared, sender, batch);
         let mut quotas = check.lock();
@@ -47,7 +47,7 @@ impl QuotaCheck {
         if needs_machines && !check.is_learning.swap(true, Ordering::Relaxed) {
             tokio::spawn(learn(shared.clone()));
         }
-        if let Err(exceeded) = admitted {
+        if let Err(exceeded) = &admitted {
             shared.metrics.count_quota(exceeded.quota);
             if let Some(registry) = &shared.registry {
                 let mut event = batch.event(EventKind::QuotaExceeded);
@@ -55,12 +55,12 @@ impl QuotaCheck {
                 registry.record(event);
             }
         }
-        admitted.map(|()| sent)
+        admitted
     }
 
-    /// Takes back a batch that could not be stored.
-    pub(super) fn refund(&self, sent: SentBatch) {
-        self.lock().refund(sent);
+    /// Takes back a batch that was not stored.
+    pub(super) fn refund(&self, counted: CountedBatch) {
+        self.lock().refund(counted);
     }
 
     fn lock(&self) -> MutexGuard<'_, Quotas> {

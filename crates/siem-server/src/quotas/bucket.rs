@@ -37,6 +37,11 @@ impl Bucket {
     pub(super) fn charge(&mut self, cost: Duration, now: Duration) {
         self.full_at = self.full_at.max(now).saturating_add(cost);
     }
+
+    /// Gives back something that is refilled in `cost`.
+    pub(super) fn refund(&mut self, cost: Duration) {
+        self.full_at = self.full_at.saturating_sub(cost);
+    }
 }
 
 /// Buckets by sender. Full ones are forgotten.
@@ -86,7 +91,7 @@ impl Buckets {
     /// Takes back `amount` of a sender.
     pub(super) fn refund(&mut self, sender: u64, amount: u64, limit: u64, period: Duration) {
         if let Some(bucket) = self.0.get_mut(&sender) {
-            bucket.full_at = bucket.full_at.saturating_sub(cost(amount, limit, period));
+            bucket.refund(cost(amount, limit, period));
         }
     }
 

@@ -47,6 +47,14 @@ pub(crate) struct SentBatch {
     pub(crate) bytes: u64,
 }
 
+/// A batch that was counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct CountedBatch {
+    sent: SentBatch,
+    /// True if its machine was counted as a new one.
+    has_new_machine: bool,
+}
+
 /// A quota.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum QuotaKind {
@@ -133,7 +141,11 @@ impl Quotas {
     ///
     /// # Errors
     /// The quota; nothing was counted.
-    pub(crate) fn admit(&mut self, sent: SentBatch, now: Duration) -> Result<(), QuotaExceeded> {
+    pub(crate) fn admit(
+        &mut self,
+        sent: SentBatch,
+        now: Duration,
+    ) -> Result<CountedBatch, QuotaExceeded> {
         let QuotaLimits { device_bytes_per_day, token_bytes_per_day, .. } = self.limits;
         let exceeded =
             |quota| move |wait: Duration| QuotaExceeded { quota, retry_after: bounded(wait) };
@@ -141,29 +153,40 @@ impl Quotas {
         device.map_err(exceeded(QuotaKind::DeviceBytes))?;
         let token = self.tokens.check(sent.token, token_bytes_per_day, DAY, now);
         token.map_err(exceeded(QuotaKind::TokenBytes))?;
-        self.admit_machine(sent, now).map_err(exceeded(QuotaKind::Machines))?;
+        let machine = self.admit_machine(sent, now);
+        let has_new_machine = machine.map_err(exceeded(QuotaKind::Machines))?;
         self.devices.charge(sent.device, sent.bytes, device_bytes_per_day, DAY, now);
         self.tokens.charge(sent.token, sent.bytes, token_bytes_per_day, DAY, now);
-        Ok(())
+        Ok(CountedBatch { sent, has_new_machine })
     }
 
-    /// Takes back the bytes of a batch that the receiver could not store.
-    pub(crate) fn refund(&mut self, sent: SentBatch) {
+    /// Takes back a batch that the receiver did not store. If its machine was new, it is again.
+    pub(crate) fn refund(&mut self, counted: CountedBatch) {
+        let CountedBatch { sent, has_new_machine } = counted;
         let QuotaLimits { device_bytes_per_day, token_bytes_per_day, .. } = self.limits;
         self.devices.refund(sent.device, sent.bytes, device_bytes_per_day, DAY);
         self.tokens.refund(sent.token, sent.bytes, token_bytes_per_day, DAY);
+        if has_new_machine {
+            self.known.remove(&sent.machine);
+            if let Some(of_token) = self.machines.get_mut(&sent.token) {
+                of_token.bucket.refund(bucket::cost(1, self.limits.machines_per_hour, HOUR));
+            }
+        }
     }
 
-    /// Counts the machine of a batch if it is new. Returns the time to wait otherwise.
-    fn admit_machine(&mut self, sent: SentBatch, now: Duration) -> Result<(), Duration> {
+    /// Counts the machine of a batch if it is new, and reports whether it is.
+    ///
+    /// # Errors
+    /// The time to wait.
+    fn admit_machine(&mut self, sent: SentBatch, now: Duration) -> Result<bool, Duration> {
         let limit = self.limits.machines_per_hour;
         if limit == 0 || self.known.contains(&sent.machine) {
-            return Ok(());
+            return Ok(false);
         }
         if !self.is_learned {
             // It may be a machine of the store, and is not new later.
             self.known.insert(sent.machine);
-            return Ok(());
+            return Ok(false);
         }
         let step = bucket::cost(1, limit, HOUR);
         // Tokens are few: each was made by an operator.
@@ -172,7 +195,7 @@ impl Quotas {
             Ok(()) => {
                 of_token.bucket.charge(step, now);
                 self.known.insert(sent.machine);
-                Ok(())
+                Ok(true)
             }
             Err(wait) => {
                 // Each has a time of its own, at which the bucket has one more.

@@ -83,9 +83,23 @@ fn bytes_of_all_devices_count_for_the_token() {
 fn batch_that_could_not_be_stored_does_not_count() {
     let mut quotas = quotas(LIMITS);
     for _ in 0..100 {
-        quotas.admit(batch(1, 1, 1000), START).unwrap();
-        quotas.refund(batch(1, 1, 1000));
+        let counted = quotas.admit(batch(1, 1, 1000), START).unwrap();
+        quotas.refund(counted);
     }
+}
+
+#[test]
+fn new_machine_of_a_batch_that_was_not_stored_does_not_count() {
+    let mut quotas = quotas(LIMITS);
+    for machine in 0..100 {
+        let counted = quotas.admit(batch(1, machine, 1), START).unwrap();
+        quotas.refund(counted);
+    }
+    quotas.admit(batch(1, 100, 1), START).unwrap();
+    let counted = quotas.admit(batch(1, 100, 1), START).unwrap();
+    quotas.refund(counted);
+    assert!(quotas.known.contains(&100), "a batch before is stored");
+    assert!(!quotas.known.contains(&0), "none is stored");
 }
 
 #[test]
@@ -112,7 +126,7 @@ proptest! {
             now += Duration::from_secs(wait);
             let was_known = quotas.known.contains(&machine);
             match quotas.admit(batch(token, machine, bytes), now) {
-                Ok(()) => {
+                Ok(_) => {
                     if seen.insert(machine) {
                         begun.push((now, token));
                     }
