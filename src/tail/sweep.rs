@@ -360,10 +360,11 @@ impl Tail {
                 None => self.add_new_file(&path, stamp),
             }
         }
+        self.excuse_unlisted_files(&sweep.failed, number);
         // A file that was moved meanwhile may be where the sweep had already been. The next sweep
         // finds it.
         if !self.schedule.is_sweep_required() {
-            self.end_missing_files(&sweep.roots, &sweep.failed, intake);
+            self.end_missing_files(&sweep.roots, intake);
         }
         if !self.unreadable.is_empty() {
             let deleted = self.files.iter().filter(|(_, known)| known.is_deleted);
@@ -429,19 +430,31 @@ impl Tail {
         }
     }
 
+    /// Counts files below paths that could not be listed as found: only a sweep that lists a directory
+    /// can miss its files.
+    fn excuse_unlisted_files(&mut self, failed: &[PathBuf], sweep: u32) {
+        if failed.is_empty() {
+            return;
+        }
+        let is_unlisted = |known: &KnownFile| {
+            known.last_sweep != sweep
+                && !known.is_deleted
+                && failed.iter().any(|failed| known.path.starts_with(failed))
+        };
+        let unlisted: Vec<FileKey> =
+            self.files.iter().filter(|(_, known)| is_unlisted(known)).map(|(key, _)| key).collect();
+        for key in unlisted {
+            self.set_found(key, sweep);
+        }
+    }
+
     /// Ends the files that the sweep did not find although everything above them was listed.
-    fn end_missing_files(
-        &mut self,
-        roots: &[RootDirectory],
-        failed: &[PathBuf],
-        intake: &mut dyn Intake,
-    ) {
+    fn end_missing_files(&mut self, roots: &[RootDirectory], intake: &mut dyn Intake) {
         let sweep = self.schedule.sweeps;
         let is_missing = |known: &KnownFile| {
             known.last_sweep != sweep
                 && !known.is_deleted
                 && roots.iter().any(|root| known.path.starts_with(&root.configured))
-                && !failed.iter().any(|failed| known.path.starts_with(failed))
         };
         let mut missing: Vec<_> =
             self.files.iter().filter(|(_, known)| is_missing(known)).map(|(key, _)| key).collect();

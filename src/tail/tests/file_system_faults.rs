@@ -77,6 +77,23 @@ fn failing_calls_delete_nothing_and_cause_no_loop() {
     assert!(failed_kinds > 80, "{failed_kinds} faults had an effect");
 }
 
+/// A sweep that could not list the directory counted as one that missed the file.
+#[test]
+fn sweep_that_lists_nothing_misses_nothing() {
+    let mut world = TailFixture::new();
+    world.write("p/a.jsonl", "one\n");
+    world.read();
+    faults::inject(Call::List, &world.path("p"), Errno::IO.raw_os_error(), usize::MAX);
+    world.read();
+    assert!(faults::end() > 0);
+    fs::remove_file(world.path("p/a.jsonl")).unwrap();
+    world.tail.schedule.request_sweep_now();
+    world.tail.find_changes(&mut world.store);
+    assert_eq!(world.tail.survey().files, 1, "it may have been renamed");
+    world.read();
+    assert_eq!(world.tail.survey().files, 0);
+}
+
 /// The rest of a deleted file was given up after one error.
 #[test]
 fn deleted_file_is_read_after_a_failed_call() {
