@@ -10,7 +10,7 @@ use super::call_scope::in_scope;
 /// Runs a program of the system, so it is not for hooks that follow the usual path.
 ///
 /// # Errors
-/// The directory service does not answer within seconds.
+/// The directory service does not answer within seconds, or names of groups cannot be told apart.
 pub fn user_groups() -> io::Result<Vec<String>> {
     in_scope(Path::new(system::PROGRAM), system::names)
 }
@@ -23,7 +23,7 @@ mod system {
         process::{Child, Command, Stdio},
         sync::mpsc,
         thread,
-        time::Duration,
+        time::{Duration, Instant},
     };
 
     use rustix::process::{getegid, getgroups};
@@ -46,10 +46,16 @@ mod system {
         if let Some(lines) = output(getent, LIMIT)? {
             return Ok(named(&lines, &ids));
         }
-        let mut id = Command::new("id");
-        id.arg("-Gn");
-        if let Some(names) = output(id, LIMIT)? {
-            return Ok(names.split_whitespace().map(str::to_owned).collect());
+        let begun = Instant::now();
+        let id = |option: &str| {
+            let mut id = Command::new("id");
+            id.arg(option);
+            output(id, LIMIT.saturating_sub(begun.elapsed()))
+        };
+        if let Some(names) = id("-Gn")?
+            && let Some(listed) = id("-G")?
+        {
+            return one_word_names(&names, &listed);
         }
         Ok(named(&fs::read_to_string("/etc/group").unwrap_or_default(), &ids))
     }
@@ -103,11 +109,33 @@ mod system {
         names
     }
 
+    /// Returns the names in the output of `id -Gn` for the groups in that of `id -G`, without those of
+    /// groups that have only a number.
+    ///
+    /// # Errors
+    /// A name contains a space, so that it is not known where names end.
+    fn one_word_names(names: &str, ids: &str) -> io::Result<Vec<String>> {
+        let names: Vec<&str> = names.split_whitespace().collect();
+        let ids: Vec<&str> = ids.split_whitespace().collect();
+        if names.len() != ids.len() {
+            let problem = "`id -Gn` prints names of groups that contain spaces";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
+        }
+        let is_name = |name: &&str| !ids.contains(name);
+        Ok(names.into_iter().filter(is_name).map(str::to_owned).collect())
+    }
+
     #[cfg(test)]
     mod tests {
-        use std::time::Instant;
-
         use super::*;
+
+        #[test]
+        fn names_with_spaces_are_ambiguous() {
+            let names = one_word_names("staff 7 wheel\n", "50 7 0\n").unwrap();
+            assert_eq!(names, ["staff", "wheel"]);
+            let error = one_word_names("staff domain users\n", "50 1000\n").unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
 
         #[test]
         fn groups_are_named_by_their_ids() {
