@@ -48,6 +48,8 @@ enum RevertArgumentError {
     Exists(PathBuf),
     #[error("the older content is that of `{0}` now: there is nothing to go back to")]
     Same(String),
+    #[error("a content with serial {0} was served or is in place: there is no higher serial")]
+    HighestSerial(u64),
 }
 
 impl Revert {
@@ -66,7 +68,7 @@ impl Revert {
         if self.to.is_none() && current.is_some_and(|it| it.body == older) {
             return Err(Failure::failed(RevertArgumentError::Same(self.file)));
         }
-        let serial = self.next_serial(&folder, &set).map_err(history_error)?;
+        let serial = self.next_serial(&folder, &set)?;
         let now = humantime::format_rfc3339_seconds(SystemClock.now()).to_string();
         let body = with_serial(&older, serial, &now).map_err(Failure::failed)?;
         let is_signed = !set.keys.is_empty() || current.is_some_and(|it| it.minisig.is_some());
@@ -132,10 +134,13 @@ impl Revert {
     }
 
     /// Returns a serial that is higher than any that was served.
-    fn next_serial(&self, folder: &ConfigFolder, set: &FileSet) -> io::Result<u64> {
-        let served = folder.history().map(ConfigHistory::highest_serial).transpose()?.flatten();
+    fn next_serial(&self, folder: &ConfigFolder, set: &FileSet) -> Result<u64, Failure> {
+        let served = folder.history().map(ConfigHistory::highest_serial).transpose();
+        let served = served.map_err(history_error)?.flatten();
         let present = set.files.iter().filter_map(|file| file.config.serial);
-        Ok(present.chain(served).max().unwrap_or(0) + 1)
+        let highest = present.chain(served).max().unwrap_or(0);
+        let next = highest.checked_add(1);
+        next.ok_or_else(|| Failure::failed(RevertArgumentError::HighestSerial(highest)))
     }
 
     /// Puts the content in place. It goes to all devices of its audience.
