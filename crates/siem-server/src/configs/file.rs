@@ -112,6 +112,9 @@ pub enum FileProblem {
     /// A key of the organisation is wrong.
     #[error("the key of the organisation is wrong")]
     Key(#[source] MinisignError),
+    /// There are keys of the organisation, and none can be read.
+    #[error("no key of the organisation can be read: the signature cannot be verified")]
+    Unverified,
     /// The roll-out cannot be read.
     #[error("cannot read the roll-out `{name}{ROLLOUT}`")]
     RolloutUnreadable {
@@ -147,6 +150,7 @@ impl FileProblem {
             Self::Signature { .. } => "signature",
             Self::KeyUnreadable(_) => "key_unreadable",
             Self::Key(_) => "key",
+            Self::Unverified => "unverified",
             Self::RolloutUnreadable { .. } => "rollout_unreadable",
             Self::Rollout { .. } => "rollout_invalid",
         }

@@ -265,6 +265,10 @@ impl ConfigFolder {
                 .for_each(|it| it.is_settled = false);
             cache.keys.clone_from(&set.keys);
         }
+        // Without any key that can be read, no new content can be verified.
+        let can_verify = !set.keys.is_empty() || set.problems.is_empty();
+        let keys = set.keys.clone();
+        let keys = can_verify.then_some(&*keys);
         cache.entries.retain(|name, _| listing.configs.contains(name));
         let mut total = 0;
         for (at, name) in listing.configs.iter().enumerate() {
@@ -280,7 +284,7 @@ impl ConfigFolder {
             let known = cache.entries.remove(name).unwrap_or_default();
             let cached = match refused {
                 Some(problem) => self.refuse(name, known, problem),
-                None => self.refresh(&path, name, false, known, &set.keys),
+                None => self.refresh(&path, name, false, known, keys),
             };
             set.add(name, &cached);
             cache.entries.insert(name.clone(), cached);
@@ -288,7 +292,7 @@ impl ConfigFolder {
         if let Some(path) = &self.options.fallback {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             let known = cache.fallback.take().unwrap_or_default();
-            let cached = self.refresh(path, &name, true, known, &set.keys);
+            let cached = self.refresh(path, &name, true, known, keys);
             set.add(&name, &cached);
             if cached.served.is_none() {
                 set.fallback_problem = cached.problems.first().cloned();
@@ -311,14 +315,14 @@ impl ConfigFolder {
         cached
     }
 
-    /// Reads a file again if it changed.
+    /// Reads a file again if it changed. Without `keys`, no content can be verified.
     fn refresh(
         &self,
         path: &Path,
         name: &str,
         is_fallback: bool,
         known: CachedFile,
-        keys: &[OrganisationKey],
+        keys: Option<&[OrganisationKey]>,
     ) -> CachedFile {
         let stamps = stamps(path);
         if known.is_settled && known.stamps == stamps {
@@ -328,7 +332,10 @@ impl ConfigFolder {
             // It was removed on purpose, or never there.
             return CachedFile::default();
         }
-        let (read, mut problems) = file::read(path, name, is_fallback, keys);
+        let (read, mut problems) = match keys {
+            Some(keys) => file::read(path, name, is_fallback, keys),
+            None => (None, vec![FileProblem::Unverified]),
+        };
         // No further device gets a configuration whose roll-out is not known.
         let (rollout, is_rollout_broken) = match file::read_rollout(path, name) {
             Ok(rollout) => (rollout, false),
@@ -347,11 +354,12 @@ impl ConfigFolder {
             self.remember(read);
         }
         let before = || known.served.as_deref().cloned();
-        let served = read.or_else(before).or_else(|| self.last_good(name, is_fallback, keys));
+        let last_good = || keys.and_then(|keys| self.last_good(name, is_fallback, keys));
+        let served = read.or_else(before).or_else(last_good);
         let served =
             served.map(|served| Arc::new(ConfigFile { rollout, is_rollout_broken, ..served }));
         let cached = CachedFile {
-            is_settled: self.is_settled(&stamps) && self::stamps(path) == stamps,
+            is_settled: keys.is_some() && self.is_settled(&stamps) && self::stamps(path) == stamps,
             stamps,
             served,
             problems: problems.into_iter().map(Arc::new).collect(),

@@ -448,6 +448,21 @@ fn signature_is_verified_where_there_is_a_key() {
 }
 
 #[test]
+fn nothing_is_served_while_no_key_can_be_read() {
+    let data = Data::new();
+    data.write("a.json", &body(1));
+    assert_eq!(served(&data.server()), (Some(1), vec![]));
+    data.write("org.pub", "untrusted comment");
+    let folder = data.server();
+    assert_eq!(served(&folder), (None, vec!["key", "unverified"]));
+    fs::remove_file(data.path("org.pub")).unwrap();
+    assert_eq!(served(&folder), (Some(1), vec![]), "there is no key any more");
+    data.write("org.pub", "untrusted comment");
+    data.write("a.json", &body(2));
+    assert_eq!(served(&folder), (Some(1), vec!["key", "unverified"]), "its content before stays");
+}
+
+#[test]
 fn history_keeps_the_last_contents() {
     let data = Data::new();
     let folder = data.server();
