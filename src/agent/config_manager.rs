@@ -79,6 +79,8 @@ pub(super) struct ConfigManager {
     is_ordered: bool,
     /// True if the last request to the server failed.
     is_server_away: bool,
+    /// True if the groups of the user were not known when they last counted.
+    are_groups_unknown: bool,
     pub(super) status: StatusFile,
     pub(super) handle: AgentHandle,
     /// Outcome of the configuration that was tried last.
@@ -133,6 +135,7 @@ impl ConfigManager {
             refused: BTreeSet::new(),
             is_ordered: false,
             is_server_away: false,
+            are_groups_unknown: false,
             status,
             handle,
             outcome: ReloadOutcome::Unchanged,

@@ -12,7 +12,7 @@ use super::{
     super::{
         config_sequence::{ConfigCopy, HighestSerial},
         handle::ReloadOutcome,
-        managed_config::{self, Admission, Candidate, Refusal, StoredError},
+        managed_config::{self, Admission, AdmissionError, Candidate, Refusal, StoredError},
         poll_schedule::Outcome,
     },
     ConfigManager, HIGHEST_SERIAL,
@@ -157,11 +157,12 @@ impl ConfigManager {
             }
         };
         self.mark_server_reached();
-        (Outcome::Answered, self.evaluate_answer(answer))
+        self.evaluate_answer(answer)
     }
 
-    /// Evaluates a managed configuration: the configuration to put in force, if it is new and valid.
-    fn evaluate_answer(&mut self, answer: SignedConfig) -> Option<Candidate> {
+    /// Evaluates a managed configuration: the outcome for the schedule, and the configuration to put
+    /// in force, if it is new and valid.
+    fn evaluate_answer(&mut self, answer: SignedConfig) -> (Outcome, Option<Candidate>) {
         let now = self.context.clock.now();
         if self.manager.as_ref().is_some_and(|manager| manager.has_signed(&answer)) {
             self.status.change(|status| status.signed_at = Some(now));
@@ -170,7 +171,7 @@ impl ConfigManager {
             self.store(&answer);
             self.answer = Some(answer);
             self.clear_refusal(ConfigOrigin::Server);
-            return None;
+            return (Outcome::Answered, None);
         }
         let content = Digest::of(answer.body.as_bytes());
         let (settings, identity) = (&self.loaded.settings, &self.context.identity);
@@ -178,17 +179,38 @@ impl ConfigManager {
         let (highest, fresh) = (self.highest, ConfigCopy::Fresh);
         let admit = || managed_config::admit(&answer, is_of_organisation, identity, highest, fresh);
         let admitted = self.bounded(admit);
+        if let Err(error @ AdmissionError::Groups(_)) = &admitted {
+            self.note_unknown_groups(causes(error));
+            return (Outcome::Failed, None);
+        }
+        self.are_groups_unknown = false;
         let accepted = match admitted {
             Ok(Admission::Meant) => self.accept(Some(answer), TestScope::Managed),
             Ok(Admission::NotMeant) => {
                 self.note_other_audience(content);
-                return None;
+                return (Outcome::Answered, None);
             }
             Err(error) => Err(Refusal::new(&error, Digest::ZERO)),
         };
         let revision = accepted.as_ref().ok().and_then(|candidate| candidate.revision.clone());
         self.mark_attempted(ConfigOrigin::Server, revision);
-        accepted.map_err(|refusal| self.refuse(ConfigOrigin::Server, content, refusal.reason)).ok()
+        let refuse = |refusal: Refusal| {
+            self.refuse(ConfigOrigin::Server, content, refusal.reason);
+        };
+        (Outcome::Answered, accepted.map_err(refuse).ok())
+    }
+
+    /// Notes that it is not known whether a configuration is meant for this user. As with a server
+    /// that is away, what is in force stays, and nothing is reported: a refusal would count against
+    /// the roll-out of a configuration that may be fine.
+    fn note_unknown_groups(&mut self, reason: String) {
+        if !mem::replace(&mut self.are_groups_unknown, true) {
+            warn!(
+                code = "managed_config_fetch_failed",
+                reason, "managed configuration waits for the groups of the user"
+            );
+        }
+        self.outcome = ReloadOutcome::Unavailable(reason);
     }
 
     /// Logs once that a configuration is meant for others. As after a 404, what is in force stays:
