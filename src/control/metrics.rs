@@ -2,7 +2,10 @@
 //!
 //! Nothing is counted for them: each request reads what the agent knows anyway.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use metrics_endpoint::{
     Exposition, Labelled, Limits, MetricsAddress, MetricsListener, MetricsServer, Render,
@@ -19,7 +22,7 @@ use crate::{
         accounting::{Share, Totals},
         delivery::SinkProgress,
         ingest::IngestStatus,
-        outbox::{OutboxStats, SinkStats},
+        outbox::{Outbox, OutboxStats, SinkStats},
         runner::PipelineHandle,
     },
     platform::{Timestamp, memory},
@@ -46,11 +49,15 @@ pub(crate) async fn serve_metrics(
     if let Ok(address) = listener.address() {
         info!(code = "metrics_served", %address, "serving metrics at `/metrics`");
     }
-    Some(serve(listener, Arc::new(AgentMetrics(agent)), Limits::default()))
+    Some(serve(listener, Arc::new(AgentMetrics::new(agent)), Limits::default()))
 }
 
 /// Metrics of a running agent.
-struct AgentMetrics(AgentHandle);
+struct AgentMetrics {
+    agent: AgentHandle,
+    /// True while a thread reads figures of the outbox.
+    is_outbox_read: Arc<AtomicBool>,
+}
 
 impl Render for AgentMetrics {
     fn render(&self) -> Rendering<'_> {
@@ -59,26 +66,31 @@ impl Render for AgentMetrics {
 }
 
 impl AgentMetrics {
+    fn new(agent: AgentHandle) -> Self {
+        Self { agent, is_outbox_read: Arc::default() }
+    }
+
     async fn figures(&self) -> Exposition {
-        let (loaded, context) = self.0.in_force();
+        let (loaded, context) = self.agent.in_force();
         let now = context.clock.now();
         let mut figures = Exposition::default();
         let version = label("version", env!("CARGO_PKG_VERSION"));
         figures.gauges("ai_agent_build_info", "Version of the agent.", [(vec![version], 1.0)]);
-        let started = seconds(self.0.started_at());
+        let started = seconds(self.agent.started_at());
         let help = "Time of the start, in seconds since 1970.";
         figures.gauge("process_start_time_seconds", help, started);
         if let Some(bytes) = memory::resident() {
             let help = "Resident memory of the agent.";
             figures.gauge("process_resident_memory_bytes", help, float(bytes));
         }
-        let pipeline = self.0.pipeline().ok();
+        let pipeline = self.agent.pipeline().ok();
         let help = "1 while records are read and delivered, 0 during a start, restart or stop.";
         figures.gauge("ai_agent_running", help, flag(pipeline.is_some()));
-        add_config(&mut figures, &self.0.config_summary(now));
+        add_config(&mut figures, &self.agent.config_summary(now));
         if let Some(pipeline) = pipeline {
             let limit = loaded.settings.outbox.max_bytes;
-            add_pipeline(&mut figures, &pipeline, &context.trust.all(), limit, now).await;
+            let (trust, is_read) = (context.trust.all(), &self.is_outbox_read);
+            add_pipeline(&mut figures, &pipeline, is_read, &trust, limit, now).await;
         }
         figures
     }
@@ -100,17 +112,39 @@ fn add_config(figures: &mut Exposition, config: &ConfigSummary) {
     }
 }
 
+/// Resets a flag when it is dropped.
+struct ResetOnDrop(Arc<AtomicBool>);
+
+impl Drop for ResetOnDrop {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// Returns the figures of the outbox if it responds. While a disk that hangs keeps a thread that reads
+/// them, no other one is started.
+async fn outbox_stats(outbox: Arc<Outbox>, is_read: &Arc<AtomicBool>) -> Option<OutboxStats> {
+    if is_read.swap(true, Ordering::AcqRel) {
+        return None;
+    }
+    let reset = ResetOnDrop(Arc::clone(is_read));
+    let read = move || {
+        let _reset = reset;
+        outbox.stats()
+    };
+    timeout(STATUS_TIMEOUT, spawn_blocking(read)).await.ok()?.ok()?.ok()
+}
+
 async fn add_pipeline(
     figures: &mut Exposition,
     pipeline: &PipelineHandle,
+    is_outbox_read: &Arc<AtomicBool>,
     trust: &[ReceiverTrust],
     limit: u64,
     now: Timestamp,
 ) {
-    let outbox = Arc::clone(pipeline.outbox());
-    let stats = timeout(STATUS_TIMEOUT, spawn_blocking(move || outbox.stats()));
+    let stats = outbox_stats(Arc::clone(pipeline.outbox()), is_outbox_read);
     let (stats, reading) = tokio::join!(stats, pipeline.ingest_status(STATUS_TIMEOUT));
-    let stats = stats.ok().and_then(Result::ok).and_then(Result::ok);
     let help = "1 if reading responds.";
     figures.gauge("ai_agent_reading_responds", help, flag(reading.is_ok()));
     let help = "1 if the outbox responds.";
