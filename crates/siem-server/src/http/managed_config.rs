@@ -260,11 +260,24 @@ pub(super) async fn stats(shared: &Arc<Shared>) -> Option<ConfigStats> {
     reading.await.ok().flatten()
 }
 
+/// Halts the roll-outs that too many devices refuse, at the start: the process before may have ended
+/// between noting a refusal and this. Blocks for the file system.
+pub(super) fn halt_all_exceeded(shared: &Shared) {
+    let Some(registry) = shared.registry.as_deref().filter(|it| it.has_refusals()) else { return };
+    let set = shared.configs.current();
+    set.files.iter().for_each(|file| halt_exceeded(registry, file));
+}
+
 fn halt(shared: &Shared, registry: &Registry, hash: Digest) {
     let set = shared.configs.current();
-    let Some(file) = set.by_hash(&hash) else { return };
+    if let Some(file) = set.by_hash(&hash) {
+        halt_exceeded(registry, file);
+    }
+}
+
+fn halt_exceeded(registry: &Registry, file: &ConfigFile) {
     let Some(rollout) = &file.rollout else { return };
-    match registry.halt_if_exceeded(hash, rollout) {
+    match registry.halt_if_exceeded(file.hash, rollout) {
         Ok(Some(halted)) => error!(
             code = "rollout_halted",
             file = file.name,

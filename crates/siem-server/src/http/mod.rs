@@ -266,6 +266,7 @@ impl Receiver {
             cores: Arc::new(Semaphore::new(cores)),
         });
         shared.metrics.set_figures(Arc::downgrade(&(shared.clone() as Arc<dyn Figures>)));
+        managed_config::halt_all_exceeded(&shared);
         Router::new()
             .route(path::INGEST, post(ingest::ingest))
             .route(path::CONFIG, get(managed_config::config))

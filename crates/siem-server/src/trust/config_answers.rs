@@ -41,6 +41,9 @@ pub struct DeviceConfig {
     /// The configuration that it refused last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refused: Option<ConfigAnswer>,
+    /// True if an operator continued the roll-out in spite of this refusal.
+    #[serde(skip)]
+    is_refusal_accepted: bool,
 }
 
 /// A configuration, and when the device got or answered it.
@@ -61,8 +64,6 @@ pub struct ConfigAnswer {
 pub(super) struct RolloutMark {
     /// Time since which it is halted.
     pub(super) halted: Option<String>,
-    /// Number of refusals that an operator accepted.
-    pub(super) accepted: u64,
 }
 
 /// A line of `config-answers.ndjson`.
@@ -114,19 +115,24 @@ impl Fold for ConfigAnswers {
                 let now = hash.and_then(|hash| answer(hash, at, None));
                 let before = std::mem::replace(&mut device.in_force, now);
                 let refused = device.refused.take_if(|it| Some(it.hash) == hash);
+                device.is_refusal_accepted &= refused.is_none();
                 self.superfluous += u64::from(before.is_some()) + u64::from(refused.is_some());
             }
             AnswerLine::Refused { at, machine, user, os, hash, reason } => {
                 let Some(device) = self.device(machine, user, os) else { return };
                 let before = std::mem::replace(&mut device.refused, answer(hash, at, Some(reason)));
+                device.is_refusal_accepted = false;
                 self.superfluous += u64::from(before.is_some());
             }
             AnswerLine::Halted { at, hash, .. } => {
                 self.rollouts.entry(hash).or_default().halted = Some(at);
             }
-            AnswerLine::Resumed { hash, refused, .. } => {
-                let accepted = RolloutMark { halted: None, accepted: refused };
-                self.rollouts.insert(hash, accepted);
+            AnswerLine::Resumed { hash, .. } => {
+                self.rollouts.insert(hash, RolloutMark::default());
+                // The same devices when the file is read again: a refusal that came later is below.
+                for device in self.devices.values_mut().filter(|it| it.refuses(&hash)) {
+                    device.is_refusal_accepted = true;
+                }
             }
         }
     }
@@ -157,6 +163,13 @@ impl Fold for ConfigAnswers {
             AnswerLine::Halted { .. } | AnswerLine::Resumed { .. } => true,
         };
         remains.then_some(line)
+    }
+}
+
+impl DeviceConfig {
+    /// Reports whether this is the configuration that the device refused last.
+    fn refuses(&self, hash: &Digest) -> bool {
+        self.refused.as_ref().is_some_and(|it| it.hash == *hash)
     }
 }
 
@@ -205,6 +218,12 @@ impl ConfigAnswers {
 
     pub(super) fn halted(&self) -> impl Iterator<Item = Digest> {
         self.rollouts.iter().filter(|(_, mark)| mark.halted.is_some()).map(|(hash, _)| *hash)
+    }
+
+    /// Number of devices that refuse a configuration, without those whose refusal an operator accepted.
+    pub(super) fn new_refusals(&self, hash: &Digest) -> u64 {
+        let is_new = |it: &&DeviceConfig| it.refuses(hash) && !it.is_refusal_accepted;
+        self.devices.values().filter(is_new).count() as u64
     }
 
     /// Number of devices that have a configuration in force, and of those that refuse it.
@@ -304,11 +323,15 @@ mod tests {
     #[test]
     fn resumed_rollout_accepts_the_refusals_before() {
         let hash = Digest::of(b"1");
-        let halted = AnswerLine::Halted { at: "1".into(), hash, applied: 0, refused: 3 };
-        let mut answers = fold(&[halted]);
+        let halted = AnswerLine::Halted { at: "2".into(), hash, applied: 0, refused: 1 };
+        let mut answers = fold(&[refused("1", hash), halted]);
         assert_eq!(answers.halted().collect::<Vec<_>>(), [hash]);
-        answers.apply(AnswerLine::Resumed { at: "2".into(), hash, refused: 3 });
+        assert_eq!(answers.new_refusals(&hash), 1);
+        answers.apply(AnswerLine::Resumed { at: "3".into(), hash, refused: 1 });
         assert_eq!(answers.halted().count(), 0);
-        assert_eq!(answers.rollout(&hash).unwrap().accepted, 3);
+        assert_eq!((answers.counts(&hash), answers.new_refusals(&hash)), ((0, 1), 0));
+        answers.apply(in_force("4", Some(hash)));
+        answers.apply(refused("5", hash));
+        assert_eq!(answers.new_refusals(&hash), 1, "it had applied it since");
     }
 }

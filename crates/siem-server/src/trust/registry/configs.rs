@@ -52,6 +52,11 @@ impl Registry {
         self.answers.read(|answers| answers.halted().collect())
     }
 
+    /// Reports whether any device refuses a configuration.
+    pub(crate) fn has_refusals(&self) -> bool {
+        self.answers.read(|answers| answers.devices().any(|device| device.refused.is_some()))
+    }
+
     /// Notes that a configuration was offered to a device.
     ///
     /// # Errors
@@ -148,10 +153,10 @@ impl Registry {
     ) -> Result<Option<HaltedRollout>, RegistryError> {
         let at = self.now();
         let decide = |answers: &ConfigAnswers| {
-            let mark = answers.rollout(&hash).cloned().unwrap_or_default();
+            let is_halted = answers.rollout(&hash).is_some_and(|mark| mark.halted.is_some());
             let (applied, refused) = answers.counts(&hash);
-            let is_exceeded = rollout.is_exceeded(applied, refused.saturating_sub(mark.accepted));
-            if mark.halted.is_some() || !is_exceeded {
+            let is_exceeded = rollout.is_exceeded(applied, answers.new_refusals(&hash));
+            if is_halted || !is_exceeded {
                 return Ok::<_, JournalError>((None, None));
             }
             let line = AnswerLine::Halted { at, hash, applied, refused };
