@@ -1,7 +1,7 @@
 //! A fleet that returns after an outage, simulated on a virtual clock.
 //!
 //! Turns, memory, `Retry-After` and quotas are those of the receiver. Networks, processors and the disk are
-//! times that pass. `SIEM_SERVER_AGENTS` sets the number of agents; with `--no-capture` the tests print
+//! times that pass. `AI_AGENT_RETURNING_AGENTS` sets the number of agents; with `--no-capture` the tests print
 //! tables.
 
 use std::{
@@ -303,7 +303,7 @@ async fn simulate(agents: u64, spread: Duration, quotas: QuotaLimits) -> Outcome
 }
 
 fn agents() -> u64 {
-    let text = std::env::var("SIEM_SERVER_AGENTS").unwrap_or_default();
+    let text = std::env::var("AI_AGENT_RETURNING_AGENTS").unwrap_or_default();
     text.parse().unwrap_or(1000)
 }
 

@@ -37,7 +37,7 @@ const FULL: [(&str, &str); 7] = [
     ("AI_AGENT_HOSTILE_CASES", "480"),
     ("AI_AGENT_LINE_MIB", "1024"),
     ("AI_AGENT_STORE_MIB", "1024"),
-    ("SIEM_SERVER_AGENTS", "20000"),
+    ("AI_AGENT_RETURNING_AGENTS", "20000"),
 ];
 
 /// Time that each step may take in CI, in seconds: about 1.5 times what it takes from a cold clone on two
