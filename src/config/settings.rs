@@ -1,6 +1,10 @@
 //! Typed and validated settings.
 
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Component, Path, PathBuf},
+    time::Duration,
+};
 
 use metrics_endpoint::{AddressError, MetricsAddress};
 use schemars::JsonSchema;
@@ -302,7 +306,7 @@ impl Tables {
             agent: self.agent.settings(paths, merged)?,
             shipping: self.shipping.settings(merged)?,
             outbox: self.outbox.settings(merged)?,
-            metrics_listen: self.metrics.address(merged)?,
+            metrics_listen: self.metrics.address(paths, merged)?,
             compliance: self.compliance.settings(merged)?,
             require_signature: self.managed.require_signature,
             pipeline,
@@ -437,11 +441,32 @@ impl OutboxTable {
 }
 
 impl MetricsTable {
-    fn address(&self, merged: &Merged) -> Result<Option<MetricsAddress>, ConfigError> {
+    fn address(
+        &self,
+        paths: &Paths,
+        merged: &Merged,
+    ) -> Result<Option<MetricsAddress>, ConfigError> {
         let Some(text) = &self.listen else { return Ok(None) };
-        let address = text.parse().map_err(|error: AddressError| {
-            merged.value_error("metrics.listen", format!("is {text:?}, {error}"))
-        });
-        address.map(Some)
+        let wrong = |problem: String| {
+            merged.value_error("metrics.listen", format!("is {text:?}, {problem}"))
+        };
+        let address: MetricsAddress =
+            text.parse().map_err(|error: AddressError| wrong(error.to_string()))?;
+        if let MetricsAddress::Unix(socket) = &address
+            && exposes_home(socket, &paths.home)
+        {
+            let problem = "must be in a directory of its own, without `..`, such as one in the \
+                           runtime directory: the agent may write to all of it";
+            return Err(wrong(problem.to_owned()));
+        }
+        Ok(Some(address))
     }
+}
+
+/// Returns whether the directory of a socket, to which the agent may write, is or contains the home
+/// directory, or may do so.
+fn exposes_home(socket: &Path, home: &Path) -> bool {
+    let has_parent_dirs = socket.components().any(|part| part == Component::ParentDir);
+    let is_above = |dir: &Path| dir.parent().is_none() || home.starts_with(dir);
+    has_parent_dirs || socket.parent().is_none_or(is_above)
 }

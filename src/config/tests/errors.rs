@@ -144,6 +144,24 @@ fn error_names_layer_key_and_accepted_value() {
     }
 }
 
+/// The directory of the socket is one that the agent may write to.
+#[cfg(unix)]
+#[test]
+fn socket_of_metrics_has_a_directory_of_its_own() {
+    let listen = |socket: &str| {
+        let machine = Machine::new();
+        let socket = machine.paths.home.join(socket);
+        machine.user(&format!("metrics.listen = \"unix:{}\"", socket.display()))
+    };
+    for socket in ["/agent", "/./agent", "agent", "../agent", "run/../agent"] {
+        let error = listen(socket).error();
+        assert!(error.contains("must be in a directory of its own"), "{socket}: {error}");
+    }
+    for socket in ["/none/agent", "run/agent"] {
+        assert!(listen(socket).settings().metrics_listen.is_some(), "{socket}");
+    }
+}
+
 #[test]
 fn error_names_every_kind_of_layer() {
     let wrong = "shipping.batch_size = 0";
