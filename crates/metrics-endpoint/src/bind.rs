@@ -95,6 +95,11 @@ impl MetricsListener {
         }
     }
 
+    /// Returns whether clients connect through TCP, as browsers can.
+    pub(crate) fn is_tcp(&self) -> bool {
+        matches!(self.0, Inner::Tcp(_))
+    }
+
     /// The file of the socket.
     pub(crate) fn file(&self) -> SocketFile {
         #[cfg(unix)]

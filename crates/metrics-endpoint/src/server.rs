@@ -1,6 +1,12 @@
 //! Answers `GET /metrics`. A slow, flooding or vanished client affects the others little.
 
-use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    net::{Ipv4Addr, Ipv6Addr},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -71,7 +77,8 @@ impl Drop for MetricsServer {
 /// Starts to serve metrics. Nothing runs while no client is connected.
 #[must_use]
 pub fn serve(listener: MetricsListener, render: Arc<dyn Render>, limits: Limits) -> MetricsServer {
-    let service = Arc::new(Service { render, limits, last: Mutex::default() });
+    let hosts = if listener.is_tcp() { Hosts::Local } else { Hosts::Any };
+    let service = Arc::new(Service { render, limits, hosts, last: Mutex::default() });
     let file = listener.file();
     MetricsServer { task: tokio::spawn(accept(listener, service)).abort_handle(), file }
 }
@@ -101,9 +108,20 @@ async fn accept(listener: MetricsListener, service: Arc<Service>) {
     }
 }
 
+/// Values of the header `Host` that are accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Hosts {
+    /// Each one.
+    Any,
+    /// `localhost` and literal addresses. A website can give its own name the address of this machine,
+    /// and read the response in the browser of a user.
+    Local,
+}
+
 struct Service {
     render: Arc<dyn Render>,
     limits: Limits,
+    hosts: Hosts,
     /// The last text, and the time at which it was rendered.
     last: Mutex<Option<(Instant, Arc<str>)>>,
 }
@@ -125,9 +143,8 @@ impl Service {
 
 async fn connection_task(mut stream: Box<dyn Stream>, service: Arc<Service>) {
     let Limits { request_bytes, patience, .. } = service.limits;
-    let Ok(request) = timeout(patience, read_request(&mut *stream, request_bytes)).await else {
-        return;
-    };
+    let reading = read_request(&mut *stream, request_bytes, service.hosts);
+    let Ok(request) = timeout(patience, reading).await else { return };
     let response = match request {
         Request::Closed => return,
         Request::Metrics { with_body } => {
@@ -163,7 +180,7 @@ enum Request {
 }
 
 /// Reads the headers of a request. One with a body is answered, and its body is not read.
-async fn read_request(stream: &mut (impl Stream + ?Sized), limit: usize) -> Request {
+async fn read_request(stream: &mut (impl Stream + ?Sized), limit: usize, hosts: Hosts) -> Request {
     let (mut head, mut buffer) = (Vec::new(), [0; 1024]);
     loop {
         let Ok(length @ 1..) = stream.read(&mut buffer).await else { return Request::Closed };
@@ -171,7 +188,7 @@ async fn read_request(stream: &mut (impl Stream + ?Sized), limit: usize) -> Requ
         let from = head.len().saturating_sub(3);
         head.extend_from_slice(&buffer[..length]);
         if head[from..].windows(4).any(|end| end == b"\r\n\r\n") {
-            return parse(&head);
+            return parse(&head, hosts);
         }
         if head.len() > limit {
             return Request::Refused("431 Request Header Fields Too Large");
@@ -179,13 +196,16 @@ async fn read_request(stream: &mut (impl Stream + ?Sized), limit: usize) -> Requ
     }
 }
 
-fn parse(head: &[u8]) -> Request {
+fn parse(head: &[u8], hosts: Hosts) -> Request {
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
     let Ok(line) = std::str::from_utf8(line) else { return Request::Refused("400 Bad Request") };
     let parts: Vec<&str> = line.split(' ').collect();
     let [method, target, version] = parts[..] else { return Request::Refused("400 Bad Request") };
     if !version.starts_with("HTTP/1.") {
         return Request::Refused("505 HTTP Version Not Supported");
+    }
+    if hosts == Hosts::Local && !are_hosts_local(head) {
+        return Request::Refused("421 Misdirected Request");
     }
     if target.split('?').next() != Some(PATH) {
         return Request::Refused("404 Not Found");
@@ -195,6 +215,37 @@ fn parse(head: &[u8]) -> Request {
         "HEAD" => Request::Metrics { with_body: false },
         _ => Request::Refused("405 Method Not Allowed"),
     }
+}
+
+/// Returns whether each header `Host` is local. Programs may send none.
+fn are_hosts_local(head: &[u8]) -> bool {
+    head.split(|byte| *byte == b'\n').skip(1).all(|line| {
+        let mut parts = line.splitn(2, |byte| *byte == b':');
+        let name = parts.next().unwrap_or_default();
+        if !name.trim_ascii().eq_ignore_ascii_case(b"host") {
+            return true;
+        }
+        let value = parts.next().unwrap_or_default().trim_ascii();
+        std::str::from_utf8(value).is_ok_and(is_local)
+    })
+}
+
+/// Returns whether a host, with or without a port, is `localhost` or a literal address.
+fn is_local(host: &str) -> bool {
+    if let Some((address, port)) = host.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        let has_port = port.is_empty() || port.strip_prefix(':').is_some_and(is_port);
+        return has_port && address.parse::<Ipv6Addr>().is_ok();
+    }
+    let name = match host.split_once(':') {
+        Some((name, port)) if is_port(port) => name,
+        Some(_) => return false,
+        None => host,
+    };
+    name.eq_ignore_ascii_case("localhost") || name.parse::<Ipv4Addr>().is_ok()
+}
+
+fn is_port(text: &str) -> bool {
+    text.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 fn response(status: &str, kind: &str, body: &str, with_body: bool) -> String {

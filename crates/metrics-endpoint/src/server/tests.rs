@@ -75,6 +75,44 @@ async fn metrics_are_served_at_their_path_only() {
     }
 }
 
+/// A website whose name has the address of this machine could read the metrics in a browser.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn names_of_other_hosts_are_refused() {
+    let (_server, address, _) = started(Limits::default()).await;
+    let status = async |headers: &str| {
+        let response = answer(address, &format!("GET /metrics HTTP/1.1\r\n{headers}\r\n")).await;
+        response.split(' ').nth(1).unwrap().to_owned()
+    };
+    for host in ["localhost", "LOCALHOST:9464", "127.0.0.1:9464", "[::1]:9464", "[::1]"] {
+        assert_eq!(status(&format!("Host: {host}\r\n")).await, "200", "{host:?}");
+    }
+    for host in
+        ["example.com", "example.com:9464", "localhost.example.com", "127.0.0.1.example.com", ""]
+    {
+        assert_eq!(status(&format!("Accept: */*\r\nhost:{host}\r\n")).await, "421", "{host:?}");
+    }
+    assert_eq!(status("Host: localhost\r\nHost: example.com\r\n").await, "421");
+    assert_eq!(status("").await, "200");
+}
+
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn any_host_is_accepted_on_a_socket() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("metrics");
+    let listener = MetricsListener::bind(&MetricsAddress::Unix(path.clone())).await.unwrap();
+    let _server = serve(listener, Arc::<Counting>::default(), Limits::default());
+    let asking = spawn_blocking(move || {
+        let mut stream = std::os::unix::net::UnixStream::connect(path).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: agent\r\n\r\n").unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).unwrap();
+        response
+    });
+    assert!(asking.await.unwrap().starts_with("HTTP/1.1 200 "));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn many_requests_cost_one_rendering() {
     let limits = Limits { reuse: Duration::from_secs(3600), ..Limits::default() };
