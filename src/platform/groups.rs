@@ -10,7 +10,7 @@ use super::call_scope::in_scope;
 /// Runs a program of the system, so it is not for hooks that follow the usual path.
 ///
 /// # Errors
-/// The directory service does not answer within seconds, or names of groups cannot be told apart.
+/// The directory service does not answer within seconds, or names of groups are ambiguous.
 pub fn user_groups() -> io::Result<Vec<String>> {
     in_scope(Path::new(system::PROGRAM), system::names)
 }

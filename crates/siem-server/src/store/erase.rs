@@ -144,7 +144,7 @@ impl StoreHandle {
         self.request(Job::Rotate)?.blocking_recv().map_err(io::Error::other)?
     }
 
-    /// Returns all epochs, from their files. Each is read when it is asked for: those of a large fleet
+    /// Returns all epochs, from their files. Each is read when the iterator reaches it: those of a large fleet
     /// do not fit in memory together.
     pub(crate) fn epochs(&self) -> io::Result<impl Iterator<Item = io::Result<EpochLines>>> {
         let stems = recover::stems(&self.machines)?;
