@@ -63,7 +63,10 @@ impl Kind {
     ) -> io::Result<HostileFile> {
         let path = place.path(home, random);
         fs::create_dir_all(path.parent().expect("it is in the home"))?;
-        let before = fs::read(&path).ok();
+        // An endless device may be there, from the case before.
+        let is_file =
+            fs::symlink_metadata(&path).is_ok_and(|it| it.is_file() && it.len() < 1 << 20);
+        let before = is_file.then(|| fs::read(&path)).and_then(Result::ok);
         remove(&path);
         let mut scene =
             Scene { home: home.path(), path, random, open: Vec::new(), sockets: Vec::new() };
