@@ -194,16 +194,20 @@ fn batches(receiver: &Receiver) -> Vec<(u64, u64, String)> {
         files.iter().find(|path| path.extension().is_some_and(|it| it == "ndjson")).unwrap();
     let stored = fs::read(lines).unwrap();
     let mut batches = Vec::new();
-    for file in files.iter().filter(|file| *file != lines) {
-        let text = fs::read(file).unwrap();
+    for file in files.iter().filter(|path| path.extension().is_some_and(|it| it == "index")) {
+        let index = fs::read(file).unwrap();
+        let mut rest = &index[..];
         let mut hash = String::new();
-        for note in String::from_utf8_lossy(&text).lines() {
-            let Ok(note) = serde_json::from_str::<Value>(note) else { continue };
+        // A record has the sizes of its three parts after four bytes; the first part is at 32.
+        while let Some((head, parts)) = rest.split_first_chunk::<32>() {
+            let [note, values, starts] = [4, 8, 12]
+                .map(|at| u32::from_le_bytes(head[at..at + 4].try_into().unwrap()) as usize);
+            rest = &parts[note + values + starts..];
+            let note: Value = serde_json::from_slice(&parts[..note]).unwrap();
             let (Some(at), Some(bytes)) = (note["lines_at"].as_u64(), note["bytes"].as_u64())
             else {
                 continue;
             };
-            // The hash is noted when it changes.
             if let Some(other) = note["who"]["config_hash"].as_str() {
                 other.clone_into(&mut hash);
             }
