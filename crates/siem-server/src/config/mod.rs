@@ -1,8 +1,8 @@
 //! Configuration of a receiver: one TOML file, overridden by the environment and by arguments.
 //!
-//! Each table is a file in [`tables`] with a struct, and a method `check` for what a type cannot say.
+//! Each table is a file in `tables` with a struct, and a method `check` for what a type cannot say.
 //! The defaults are those of `config/siem-server.toml`, which documents every key. To add a table: add the
-//! struct, a field of [`Settings`], a call in [`Settings::check`], and the keys in that file.
+//! struct, a field of [`Settings`], a call in `Settings::check`, and the keys in that file.
 
 mod layer;
 mod load;

@@ -1,6 +1,6 @@
 //! The fleet as rows: one for each machine, user and device, with what is wrong with it.
 //!
-//! Pure: the store passes [`EpochFacts`] of one machine after the other, and gets a page of rows and
+//! Pure: the store passes `EpochFacts` of one machine after the other, and gets a page of rows and
 //! the totals of all.
 
 mod cursor;
