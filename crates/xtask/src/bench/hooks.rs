@@ -3,7 +3,6 @@
 use std::{
     fs::{self, File},
     io::Write as _,
-    os::unix::fs::DirBuilderExt as _,
     path::Path,
     process::{Command, Stdio},
     thread,
@@ -37,7 +36,10 @@ pub(super) fn measure(agent: &Path, bench: &Path) -> Result<Runs, Failure> {
         if home.try_exists()? {
             fs::remove_dir_all(&home)?;
         }
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(&state)?;
+        let mut private = fs::DirBuilder::new();
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o700);
+        private.recursive(true).create(&state)?;
         let policy = json!({ "permitted_email_domains": ["company.com"], "action": "block" });
         let kept = json!({ "compliance": policy, "config_hash": "0".repeat(64), "at": 1 });
         fs::write(state.join("policy.json"), kept.to_string())?;
