@@ -41,5 +41,7 @@ mod tail;
 mod test_context;
 mod text;
 mod units;
+mod update;
+mod version;
 
-pub use cli::{command_line, main};
+pub use cli::{command_line, main, main_of};

@@ -114,7 +114,7 @@ impl Agent {
             let events = events.chain(tampered);
             events.for_each(|event| pipeline.inbox.report(event));
             let (state, epoch) = (lock.dir().display(), pipeline.outbox.epoch());
-            let version = env!("CARGO_PKG_VERSION");
+            let version = crate::version::version();
             info!(code = "agent_started", %state, epoch, version, "started");
             let ended = match &mode {
                 RunMode::Once(report) => {

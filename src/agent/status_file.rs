@@ -100,7 +100,7 @@ impl StatusFile {
         }
         let contents = StatusFileContents {
             pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::version::version().to_owned(),
             started_at: self.started_at.to_string(),
             config: Some(ConfigReport::new(&self.config, self.started_at)),
         };

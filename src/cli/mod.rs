@@ -44,6 +44,8 @@ use self::{failure::Failure, service::ServiceAction};
 use crate::{
     logging::{self, Level},
     platform::{core_dumps, memory},
+    update::guard,
+    version::{self, version},
 };
 
 /// Exit codes of all commands, for their help. docs/scripts.md lists what they mean for each.
@@ -55,7 +57,7 @@ Exit codes:
 
 /// Ship Claude Code session logs to a SIEM without losing a byte
 #[derive(Parser)]
-#[command(name = "ai-agent", version, arg_required_else_help = true, after_help = EXIT_CODES)]
+#[command(name = "ai-agent", version = version(), arg_required_else_help = true, after_help = EXIT_CODES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -167,11 +169,25 @@ pub fn command_line() -> clap::Command {
     <Arguments as clap::CommandFactory>::command()
 }
 
+/// Runs the command line of a program with stages of its own, and with a version of its own such as
+/// `env!("CARGO_PKG_VERSION")`: updates compare it, and it is in heartbeats and in `--version`.
+///
+/// Exit codes as of [`main()`].
+#[must_use]
+pub fn main_of(version: &'static str) -> ExitCode {
+    version::set(version);
+    main()
+}
+
 /// Runs the command line: the whole `main` of the agent, and of an agent with stages of your own.
 ///
 /// Exit codes: 0 success, 1 failure, 2 wrong arguments or configuration.
 #[must_use]
 pub fn main() -> ExitCode {
+    // Before everything else that could fail: it replaces a new program that does not run.
+    if let Some(exit) = guard::enter(std::env::args_os()) {
+        return exit;
+    }
     memory::share_one_heap();
     core_dumps::disable();
     // Claude Code runs a hook for each prompt, so it skips the argument parser.

@@ -74,7 +74,7 @@ impl AgentMetrics {
         let (loaded, context) = self.agent.in_force();
         let now = context.clock.now();
         let mut figures = Exposition::default();
-        let version = label("version", env!("CARGO_PKG_VERSION"));
+        let version = label("version", crate::version::version());
         figures.gauges("ai_agent_build_info", "Version of the agent.", [(vec![version], 1.0)]);
         let started = seconds(self.agent.started_at());
         let help = "Time of the start, in seconds since 1970.";

@@ -314,12 +314,12 @@ pub(super) enum DecodeError {
     #[error(
         "ai-agent {} speaks version {VERSION} of the control protocol, the request has version \
          {requested}: use the `ai-agent` that is running, or restart it after an upgrade",
-        env!("CARGO_PKG_VERSION")
+        crate::version::version()
     )]
     OtherVersion { requested: u32 },
     #[error(
         "the running ai-agent {} does not know this request: restart it after an upgrade",
-        env!("CARGO_PKG_VERSION")
+        crate::version::version()
     )]
     Unknown(#[source] serde_json::Error),
     #[error("the request is longer than {MAX_REQUEST} bytes")]

@@ -127,7 +127,7 @@ impl ControlService {
         let started_at = self.agent.started_at();
         ProcessStatus {
             pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::version::version().to_owned(),
             started_at: Some(started_at.to_string()),
             uptime_seconds: Some((now - started_at).as_secs()),
             memory_bytes: memory::resident(),

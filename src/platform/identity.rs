@@ -39,7 +39,7 @@ pub fn identify(state_dir: Option<&Path>) -> DetectedIdentity {
         user: or_unknown("user name", whoami::username()),
         os: Os::CURRENT.name().to_owned(),
         arch: std::env::consts::ARCH.to_owned(),
-        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        agent_version: crate::version::version().to_owned(),
     };
     DetectedIdentity { identity, warnings }
 }

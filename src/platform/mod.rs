@@ -25,6 +25,7 @@ mod log_reader;
 mod long_path;
 pub mod memory;
 mod os;
+pub mod own_program;
 mod paths;
 mod power;
 pub mod priority;

@@ -7,14 +7,15 @@ use std::{
 };
 
 /// Modules of the crate from top to bottom: a module imports from its own layer and those below.
-const LAYERS: [&[&str]; 7] = [
+const LAYERS: [&[&str]; 8] = [
     &["cli", "internals"],
     &["control"],
     &["agent"],
+    &["update"],
     &["pipeline"],
     &["stages"],
     &["compliance", "config", "frame", "logging", "siem", "tail"],
-    &["event", "platform", "text", "units"],
+    &["event", "platform", "text", "units", "version"],
 ];
 
 /// Prefix of modules whose files implement the methods of one type, so that they import each other.

@@ -68,7 +68,7 @@ impl Arguments {
         let pid = wait_until_running(&context.state_dir, before)?;
         print(format_args!(
             "ai-agent {} is running (PID {pid}), and starts at each login",
-            env!("CARGO_PKG_VERSION")
+            crate::version::version()
         ))?;
         self.set_linger(service)?;
         print_path_hint(service.installed())

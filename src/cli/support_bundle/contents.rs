@@ -146,7 +146,7 @@ fn list(files: &[BundleFile], has_log: bool, now: Timestamp) -> Value {
     json!({
         "version": JSON_VERSION,
         "at": now.to_string(),
-        "agent": env!("CARGO_PKG_VERSION"),
+        "agent": crate::version::version(),
         "os": Os::CURRENT.name(),
         "arch": std::env::consts::ARCH,
         "files": files.iter().map(file).collect::<Vec<_>>(),

@@ -234,7 +234,7 @@ impl Ingest {
 
     /// Prepares the first step.
     pub(super) fn begin(&mut self) {
-        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let version = crate::version::version().to_owned();
         let started = AgentEvent::AgentStarted { version, epoch: self.outbox.epoch() };
         self.inbox.keep_open(started.into());
         let due = self.clock.uptime() + self.heartbeat_interval();

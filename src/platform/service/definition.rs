@@ -25,10 +25,7 @@ impl Service {
         Ok(match self.os {
             Os::Linux | Os::Macos => text.into_bytes(),
             // The task scheduler requires UTF-16 with a byte order mark.
-            Os::Windows => {
-                let text = format!("\u{feff}{}", text.replace('\n', "\r\n"));
-                text.encode_utf16().flat_map(u16::to_le_bytes).collect()
-            }
+            Os::Windows => utf16(&text),
         })
     }
 }
@@ -48,6 +45,7 @@ pub struct NotText {
 /// Uses only those hardening options that need no user namespace, since many systems do not permit
 /// one: <https://www.freedesktop.org/software/systemd/man/latest/systemd.exec.html>.
 fn unit(program: &str) -> String {
+    let guard = unit_guard(program);
     let program = unit_word(program);
     format!(
         "# Written by `ai-agent install`, removed by `ai-agent uninstall`.
@@ -58,7 +56,7 @@ StartLimitIntervalSec=0
 
 [Service]
 Type=notify
-ExecStart={program} run
+{guard}ExecStart={program} run
 ExecReload=/bin/kill -HUP $MAINPID
 # Restarts after a clean exit too, for example if a user kills the process.
 Restart=always
@@ -83,6 +81,19 @@ MemoryMax=512M
 
 [Install]
 WantedBy=default.target
+"
+    )
+}
+
+/// Returns the lines that run the guard of the previous program before each start, while the record of an
+/// update says that the new program has not proved that it runs. The shell tests that without a process.
+fn unit_guard(program: &str) -> String {
+    const SCRIPT: &str = r#"read -r line 2>/dev/null <"$$0.update.json" || exit 0; case $$line in *unconfirmed*|*rolling-back*) exec "$$0.previous" guard-update "$$0";; esac"#;
+
+    let program = unit_word(program);
+    format!(
+        "# After an update that is not confirmed, the previous program counts the starts of the new one.
+ExecStartPre=-/bin/sh -c '{SCRIPT}' {program}
 "
     )
 }
@@ -183,8 +194,14 @@ fn task(program: &str, user: &str) -> String {
     )
 }
 
+/// Encodes a text in UTF-16 with a byte order mark and the line endings of Windows.
+pub(super) fn utf16(text: &str) -> Vec<u8> {
+    let text = format!("\u{feff}{}", text.replace('\n', "\r\n"));
+    text.encode_utf16().flat_map(u16::to_le_bytes).collect()
+}
+
 /// Escapes a text for XML.
-fn xml(text: &str) -> String {
+pub(super) fn xml(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
@@ -246,6 +263,8 @@ ConditionUser=!@system
         let unit = service(Os::Linux, "/home/u").definition(PROGRAM);
         let unit = unit.replace(FIRST_LINE, FIRST_LINES_OF_SAMPLE);
         let unit = unit.replace(LIMIT, &[CONDITION, LIMIT].concat());
+        // The program of the machine is not updated by the agent.
+        let unit = unit.replace(&unit_guard(PROGRAM), "");
         assert_eq!(unit, include_str!("../../../config/mdm/ai-agent.service"));
         let list = service(Os::Macos, "/home/u").definition(PROGRAM);
         assert_eq!(list, include_str!("../../../config/mdm/ai-agent.plist"));

@@ -8,9 +8,11 @@ mod definition;
 mod manager_command;
 mod notify;
 mod status;
+mod supervisor_job;
 mod user_service;
 
 pub use manager_command::{ManagerCommand, ManagerCommandError};
 pub use notify::Notify;
 pub use status::ServiceStatus;
+pub use supervisor_job::SupervisorJob;
 pub use user_service::Service;

@@ -1,0 +1,200 @@
+//! The first act of the program: it counts starts of a new program that is not confirmed, and brings the
+//! previous one back.
+
+use std::{
+    ffi::{OsStr, OsString},
+    process::ExitCode,
+    sync::OnceLock,
+    thread,
+    time::Duration,
+};
+
+use super::{
+    program_files::{ProgramFiles, UpdateLock},
+    record::{RollbackReason, UpdateRecord, UpdateState},
+    steps::{Reach, reach},
+    supervisor,
+    swap::{self, RestoreError},
+};
+use crate::{platform::own_program, text::causes};
+
+/// Start at which the previous program comes back.
+const MAX_STARTS: u32 = 3;
+/// Longest time that a new program may take until it is confirmed.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(120);
+/// Longest time to wait for another process that holds the lock; the program then starts uncounted.
+const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// Files of this process's program, if it is new and not confirmed.
+static UNCONFIRMED: OnceLock<ProgramFiles> = OnceLock::new();
+
+/// Runs before everything else in `main`. For `run` with a new program that is not confirmed, counts the
+/// start, and at the third one replaces this process with the previous program. Also runs the hidden
+/// commands of the guard and the supervisor.
+///
+/// Returns the exit code of a process that has nothing more to do. Without an update, reads at most one
+/// file that does not exist.
+pub(crate) fn enter(arguments: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
+    let arguments: Vec<OsString> = arguments.into_iter().skip(1).collect();
+    if let Some(exit) = supervisor::run_hidden_command(&arguments) {
+        return Some(exit);
+    }
+    if !is_run(&arguments) {
+        return None;
+    }
+    let files = ProgramFiles::of_current().ok()?;
+    UpdateRecord::read(&files).filter(UpdateRecord::is_pending)?;
+    let lock = UpdateLock::take_within(&files, LOCK_WAIT).ok();
+    let started = match &lock {
+        Some(lock) => count_start(lock, invocation().as_deref(), &reach),
+        None => Started::New,
+    };
+    drop(lock);
+    match started {
+        Started::Other => None,
+        Started::New => {
+            UNCONFIRMED.get_or_init(|| files.clone());
+            thread::spawn(move || roll_back_after(&files, timeout(CONFIRM_TIMEOUT)));
+            None
+        }
+        Started::RolledBack => {
+            let run = own_program::run_in_place(files.program(), &arguments);
+            // The service manager starts the previous program if this process could not.
+            Some(
+                run.map_or(ExitCode::FAILURE, |code| {
+                    ExitCode::from(u8::try_from(code).unwrap_or(1))
+                }),
+            )
+        }
+    }
+}
+
+/// Returns whether a command line is that of the agent.
+fn is_run(arguments: &[OsString]) -> bool {
+    let mut arguments = arguments.iter();
+    while let Some(argument) = arguments.next() {
+        if argument == "--config" {
+            arguments.next();
+        } else if !argument.as_encoded_bytes().starts_with(b"-") {
+            return argument == "run" && !arguments.any(|argument| argument == "--test");
+        }
+    }
+    false
+}
+
+/// Returns the name of this invocation of the service, which its processes share.
+pub(super) fn invocation() -> Option<String> {
+    std::env::var_os("INVOCATION_ID").as_deref().and_then(OsStr::to_str).map(str::to_owned)
+}
+
+/// Returns a timeout, which tests with a debug build can shorten.
+pub(super) fn timeout(production: Duration) -> Duration {
+    let shorter = cfg!(debug_assertions)
+        .then(|| std::env::var("AI_AGENT_TEST_UPDATE_TIMEOUT_MS").ok()?.parse().ok())
+        .flatten();
+    shorter.map_or(production, |millis| production.min(Duration::from_millis(millis)))
+}
+
+/// Program that was started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Started {
+    /// A new program that is not confirmed.
+    New,
+    /// The new program, which was replaced by the previous one.
+    RolledBack,
+    /// Any other program.
+    Other,
+}
+
+/// Counts a start of the program in place, and brings the previous one back if there were too many.
+pub(super) fn count_start(
+    lock: &UpdateLock,
+    invocation: Option<&str>,
+    reach: Reach<'_>,
+) -> Started {
+    let Some(mut record) = swap::recover(lock).filter(UpdateRecord::is_pending) else {
+        return Started::Other;
+    };
+    let reason = record.reason;
+    let is_counted = invocation.is_some() && record.invocation.as_deref() == invocation;
+    let mut is_stored = true;
+    if !is_counted && record.state == UpdateState::Unconfirmed {
+        record.starts += 1;
+        record.invocation = invocation.map(str::to_owned);
+        is_stored = reach(super::steps::Step::WriteRecord)
+            .and_then(|()| record.write(lock.files()))
+            .is_ok();
+    }
+    let (reason, detail) = match record.state {
+        UpdateState::RollingBack => {
+            let detail = record.detail.clone().unwrap_or_default();
+            (reason.unwrap_or(RollbackReason::Interrupted), detail)
+        }
+        _ if record.starts >= MAX_STARTS => {
+            let starts = record.starts;
+            (RollbackReason::Crashed, format!("it was started {starts} times and never confirmed"))
+        }
+        // Starts that are not counted could go on for ever.
+        _ if !is_stored => (RollbackReason::Crashed, "its starts could not be counted".to_owned()),
+        _ => return Started::New,
+    };
+    match swap::restore(lock, record, reason, &detail, reach) {
+        Ok(_) => Started::RolledBack,
+        // The new program is all there is.
+        Err(_) => Started::New,
+    }
+}
+
+/// Brings the previous program back and ends this process, unless it was confirmed within `limit`.
+fn roll_back_after(files: &ProgramFiles, limit: Duration) {
+    thread::sleep(limit);
+    let Ok(lock) = UpdateLock::take_within(files, LOCK_WAIT) else { return };
+    let detail = format!("it made no progress within {} s", limit.as_secs());
+    if roll_back(&lock, RollbackReason::NotConfirmed, &detail, &reach).is_ok_and(|done| done) {
+        tracing::error!(
+            code = "update_rolled_back",
+            "the new program was not confirmed in time: the previous one is back, restarting"
+        );
+        std::process::exit(1);
+    }
+}
+
+/// Brings the previous program back if the new one is in place and not confirmed; returns whether it did.
+pub(super) fn roll_back(
+    lock: &UpdateLock,
+    reason: RollbackReason,
+    detail: &str,
+    reach: Reach<'_>,
+) -> Result<bool, RestoreError> {
+    match swap::recover(lock).filter(UpdateRecord::is_pending) {
+        Some(record) => swap::restore(lock, record, reason, detail, reach).map(|_| true),
+        None => Ok(false),
+    }
+}
+
+/// Returns whether this process runs a new program that must be confirmed.
+pub(crate) fn is_unconfirmed() -> bool {
+    UNCONFIRMED.get().is_some()
+}
+
+/// Records that the new program runs: the caller has seen that this process makes progress.
+///
+/// # Errors
+/// Description of the failure; the caller tries again.
+pub(crate) fn confirm() -> Result<(), String> {
+    let Some(files) = UNCONFIRMED.get() else { return Ok(()) };
+    confirm_at(files, &reach)
+}
+
+pub(super) fn confirm_at(files: &ProgramFiles, reach: Reach<'_>) -> Result<(), String> {
+    let lock = UpdateLock::take_within(files, LOCK_WAIT).map_err(|error| causes(&error))?;
+    let Some(mut record) = UpdateRecord::read(files) else { return Ok(()) };
+    if record.state != UpdateState::Unconfirmed {
+        return Ok(());
+    }
+    record.state = UpdateState::Confirmed;
+    let written = reach(super::steps::Step::WriteRecord).and_then(|()| record.write(lock.files()));
+    written.map_err(|error| causes(&error))?;
+    own_program::remove_old(files.program());
+    Ok(())
+}

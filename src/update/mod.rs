@@ -1,0 +1,19 @@
+//! Updates of the program.
+//!
+//! A new program is copied beside the running one, tested and renamed into its place; the previous one is
+//! kept. The record beside the program says which of the two is in place and if the new one has proved
+//! that it runs. Until then three parties can bring the previous one back, each on its own: the new
+//! program's [`guard`], the service manager, which runs the guard of the previous program before each
+//! start, and the [`supervisor`], a process of the previous program.
+
+pub(crate) mod child;
+pub(crate) mod guard;
+pub(crate) mod program_files;
+pub(crate) mod record;
+pub(crate) mod self_test;
+pub(crate) mod steps;
+pub(crate) mod supervisor;
+pub(crate) mod swap;
+
+#[cfg(all(test, unix))]
+mod tests;

@@ -1,0 +1,342 @@
+//! Replacement of the program by a new one, and of the new one by the previous one.
+//!
+//! After a power cut at any moment the program in place is one of the two, whole. The record is written
+//! before a program is renamed, so that whichever program starts next knows what was intended.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use siem_protocol::Digest;
+
+use super::{
+    child::{self, ChildEnd, ChildError},
+    program_files::{ProgramFiles, UpdateLock, digest_of},
+    record::{RollbackReason, UpdateRecord, UpdateState},
+    steps::{Reach, Step},
+};
+use crate::{
+    platform::{Timestamp, own_program},
+    text::causes,
+};
+
+/// Longest time that a program may take to print its version.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// A verified program to install.
+#[derive(Debug)]
+pub(crate) struct NewProgram<'a> {
+    /// File with the program.
+    pub(crate) staged: &'a Path,
+    /// SHA-256 of the file, as verified.
+    pub(crate) sha256: Digest,
+    /// Version of the running program.
+    pub(crate) from: &'a str,
+    /// Version of the new program.
+    pub(crate) to: &'a str,
+    pub(crate) at: Timestamp,
+}
+
+/// Reason why a program was not installed. The program in place is the one that was there before.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InstallError {
+    #[error("the update to {to} has not been confirmed yet")]
+    InProgress { to: String },
+    #[error("the program in place is the same file already")]
+    Same,
+    #[error("the downloaded file has changed since it was verified")]
+    Changed,
+    #[error("the new program does not run: {0}")]
+    NotExecutable(String),
+    #[error("cannot start the process that would bring the previous program back")]
+    NoSupervisor(#[source] io::Error),
+    #[error("cannot {action} `{}`", path.display())]
+    Io {
+        action: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl InstallError {
+    /// Returns the code of the reason.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            Self::InProgress { .. } => "in-progress",
+            Self::Same => "same-program",
+            Self::Changed => "changed-on-disk",
+            Self::NotExecutable(_) => "not-executable",
+            Self::NoSupervisor(_) => "no-supervisor",
+            Self::Io { source, .. } if own_program::is_busy(source) => "file-in-use",
+            Self::Io { source, .. } => match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "disk-full",
+                io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+                    "not-writable"
+                }
+                _ => "io",
+            },
+        }
+    }
+}
+
+/// Reason why the previous program was not put back.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RestoreError {
+    #[error("there is no previous program to go back to")]
+    NoPrevious,
+    #[error("`{}` is not the previous program: it was changed", .0.display())]
+    Changed(PathBuf),
+    #[error("cannot put the previous program back")]
+    Io(#[from] io::Error),
+}
+
+/// Puts a verified program into place and records it as unconfirmed. `supervise` starts the process that
+/// brings the previous one back if the new one is not confirmed.
+///
+/// # Errors
+/// [`InstallError`]; the previous program is in place.
+pub(crate) fn install(
+    lock: &UpdateLock,
+    new: &NewProgram<'_>,
+    supervise: &dyn Fn() -> io::Result<()>,
+    reach: Reach<'_>,
+) -> Result<UpdateRecord, InstallError> {
+    let files = lock.files();
+    if let Some(record) = recover(lock).filter(UpdateRecord::is_pending) {
+        return Err(InstallError::InProgress { to: record.to });
+    }
+    let from = digest_of(files.program()).map_err(failed("read", files.program()))?;
+    if from == new.sha256 {
+        return Err(InstallError::Same);
+    }
+    let next = files.next();
+    let placed = copy(files, new, reach)
+        .and_then(|()| keep_previous(files, reach))
+        .and_then(|()| record(files, from, new, reach))
+        .and_then(|record| put_into_place(files, record, supervise, reach));
+    let record = placed.inspect_err(|_| drop(own_program::remove_if_present(&next)))?;
+    let runs = reach(Step::RunNew).map_err(|error| error.to_string());
+    if let Err(why) = runs.and_then(|()| check_runs(files.program(), Some(new.to))) {
+        let restored = restore(lock, record, RollbackReason::NotExecutable, &why, reach);
+        let why = restored.err().map_or(why.clone(), |error| format!("{why}; {}", causes(&error)));
+        return Err(InstallError::NotExecutable(why));
+    }
+    Ok(record)
+}
+
+fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> InstallError + use<> {
+    let path = path.to_owned();
+    move |source| InstallError::Io { action, path: path.clone(), source }
+}
+
+/// Copies the new program beside the running one.
+fn copy(files: &ProgramFiles, new: &NewProgram<'_>, reach: Reach<'_>) -> Result<(), InstallError> {
+    let next = files.next();
+    let copied = || {
+        reach(Step::CopyNew)?;
+        own_program::remove_if_present(&next)?;
+        fs::copy(new.staged, &next)?;
+        own_program::make_executable(&next)?;
+        digest_of(&next)
+    };
+    match copied().map_err(failed("write", &next))? {
+        digest if digest == new.sha256 => Ok(()),
+        _ => Err(InstallError::Changed),
+    }
+}
+
+fn keep_previous(files: &ProgramFiles, reach: Reach<'_>) -> Result<(), InstallError> {
+    let previous = files.previous();
+    reach(Step::KeepPrevious)
+        .and_then(|()| own_program::link_or_copy(files.program(), &previous))
+        .map_err(failed("write", &previous))
+}
+
+fn record(
+    files: &ProgramFiles,
+    from: Digest,
+    new: &NewProgram<'_>,
+    reach: Reach<'_>,
+) -> Result<UpdateRecord, InstallError> {
+    let record = UpdateRecord::new((new.from, from), (new.to, new.sha256), new.at);
+    reach(Step::WriteRecord)
+        .and_then(|()| record.write(files))
+        .map_err(failed("write", &files.record()))?;
+    Ok(record)
+}
+
+fn put_into_place(
+    files: &ProgramFiles,
+    mut record: UpdateRecord,
+    supervise: &dyn Fn() -> io::Result<()>,
+    reach: Reach<'_>,
+) -> Result<UpdateRecord, InstallError> {
+    let started = reach(Step::StartSupervisor).and_then(|()| supervise());
+    let placed = started.map_err(InstallError::NoSupervisor).and_then(|()| {
+        reach(Step::Swap)
+            .and_then(|()| own_program::replace(&files.next(), files.program()))
+            .map_err(failed("replace", files.program()))
+    });
+    if let Err(error) = placed {
+        record.state = UpdateState::Interrupted;
+        record.failed(RollbackReason::Interrupted, &causes(&error));
+        // If this fails, the next start of the program finds that it was not replaced.
+        drop(record.write(files));
+        return Err(error);
+    }
+    Ok(record)
+}
+
+/// Checks that a program runs and prints `version`, or any version.
+///
+/// # Errors
+/// Description of the failure.
+pub(super) fn check_runs(program: &Path, version: Option<&str>) -> Result<(), String> {
+    let ended = child::run(Command::new(program).arg("--version"), VERSION_TIMEOUT);
+    let ChildEnd { status, stdout, .. } = ended.map_err(|error: ChildError| causes(&error))?;
+    let printed = stdout.trim();
+    match version {
+        _ if !status.success() => Err(format!("`--version` ended with {status}")),
+        Some(version) if printed != format!("ai-agent {version}") => {
+            let printed: String = printed.chars().take(80).collect();
+            Err(format!("it prints `{printed}` as its version, in place of {version}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Program in the place of the service's program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum InPlace {
+    Previous,
+    New,
+    /// Neither: it was put there by other means, or is damaged.
+    Other,
+    /// Windows has renamed one program away and not the other one to its place.
+    None,
+}
+
+/// Returns which program of an update is in place; `None` if the file cannot be read.
+pub(super) fn in_place(files: &ProgramFiles, record: &UpdateRecord) -> Option<InPlace> {
+    match digest_of(files.program()) {
+        Ok(digest) if digest == record.to_sha256 => Some(InPlace::New),
+        Ok(digest) if digest == record.from_sha256 => Some(InPlace::Previous),
+        Ok(_) => Some(InPlace::Other),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(InPlace::None),
+        Err(_) => None,
+    }
+}
+
+/// Returns the record of the last update, after completing one whose process ended in between. Only an
+/// update whose new program is in place is then still pending.
+pub(super) fn recover(lock: &UpdateLock) -> Option<UpdateRecord> {
+    let files = lock.files();
+    let mut record = UpdateRecord::read(files)?;
+    if !record.is_pending() {
+        return Some(record);
+    }
+    match in_place(files, &record)? {
+        InPlace::New => return Some(record),
+        InPlace::Previous if record.state == UpdateState::RollingBack => {
+            record.state = UpdateState::RolledBack;
+        }
+        InPlace::Previous => {
+            record.state = UpdateState::Interrupted;
+            record.failed(RollbackReason::Interrupted, "the process that installed it has ended");
+        }
+        InPlace::Other if check_runs(files.program(), None).is_ok() => {
+            record.state = UpdateState::Replaced;
+        }
+        InPlace::Other | InPlace::None => {
+            if fill_place(files, &record).ok()? == InPlace::New {
+                return Some(record);
+            }
+            record.state = UpdateState::RolledBack;
+            if record.reason.is_none() {
+                record.failed(RollbackReason::Interrupted, "no program that runs was in place");
+            }
+        }
+    }
+    // If this fails, the next start does the same again.
+    drop(record.write(files));
+    drop(own_program::remove_if_present(&files.next()));
+    Some(record)
+}
+
+/// Puts the previous program into the empty place, or if it is lost too, the new one.
+fn fill_place(files: &ProgramFiles, record: &UpdateRecord) -> io::Result<InPlace> {
+    let programs = [
+        (files.previous(), record.from_sha256, InPlace::Previous),
+        (files.next(), record.to_sha256, InPlace::New),
+    ];
+    let is_whole = |path: &Path, digest| digest_of(path).is_ok_and(|found| found == digest);
+    let whole = programs.iter().find(|(path, digest, _)| is_whole(path, *digest));
+    let (path, _, which) = whole.ok_or(io::ErrorKind::NotFound)?;
+    own_program::replace(path, files.program())?;
+    Ok(*which)
+}
+
+/// Puts the previous program back.
+///
+/// # Errors
+/// [`RestoreError`]; the new program is in place.
+pub(super) fn restore(
+    lock: &UpdateLock,
+    mut record: UpdateRecord,
+    reason: RollbackReason,
+    detail: &str,
+    reach: Reach<'_>,
+) -> Result<UpdateRecord, RestoreError> {
+    let files = lock.files();
+    let previous = files.previous();
+    match digest_of(&previous) {
+        Ok(digest) if digest == record.from_sha256 => {}
+        Ok(_) => return Err(RestoreError::Changed(previous)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Err(RestoreError::NoPrevious);
+        }
+        Err(error) => return Err(error.into()),
+    }
+    record.state = UpdateState::RollingBack;
+    record.failed(reason, detail);
+    // A full disk must not keep the previous program away: a rename needs no space.
+    drop(reach(Step::WriteRecord).and_then(|()| record.write(files)));
+    reach(Step::Restore)?;
+    own_program::replace(&previous, files.program())?;
+    record.state = UpdateState::RolledBack;
+    drop(reach(Step::WriteRecord).and_then(|()| record.write(files)));
+    Ok(record)
+}
+
+/// Puts the previous program back at the request of a person.
+///
+/// # Errors
+/// [`RestoreError`]; the program in place is unchanged.
+pub(crate) fn roll_back_by_hand(
+    lock: &UpdateLock,
+    reach: Reach<'_>,
+) -> Result<UpdateRecord, RestoreError> {
+    let record = recover(lock).ok_or(RestoreError::NoPrevious)?;
+    if in_place(lock.files(), &record) != Some(InPlace::New) {
+        return Err(RestoreError::NoPrevious);
+    }
+    restore(lock, record, RollbackReason::ByHand, "`ai-agent update rollback`", reach)
+}
+
+/// Marks the last update as reported: its event is stored.
+///
+/// # Errors
+/// The error of the system: the event will be repeated.
+pub(crate) fn mark_reported(lock: &UpdateLock) -> io::Result<()> {
+    match UpdateRecord::read(lock.files()) {
+        Some(mut record) if !record.is_pending() && !record.reported => {
+            record.reported = true;
+            record.write(lock.files())
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,423 @@
+//! Updates that end or fail at every step.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt as _,
+    panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use super::{
+    guard::{self, Started},
+    program_files::{ProgramFiles, UpdateLock, digest_of},
+    record::{RollbackReason, UpdateRecord, UpdateState},
+    steps::Step,
+    swap::{self, InstallError, NewProgram, RestoreError},
+};
+use crate::platform::Timestamp;
+
+/// Directory with a program of version 0.1.0, and a new one.
+struct Bench {
+    dir: tempfile::TempDir,
+    files: ProgramFiles,
+}
+
+/// Script that prints a version, as the agent does.
+fn script(version: &str) -> String {
+    format!("#!/bin/sh\necho ai-agent {version}\n")
+}
+
+impl Bench {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ProgramFiles::of(&dir.path().join("ai-agent"));
+        write_program(files.program(), &script("0.1.0"));
+        write_program(&dir.path().join("staged"), &script("0.2.0"));
+        Self { dir, files }
+    }
+
+    fn staged(&self) -> PathBuf {
+        self.dir.path().join("staged")
+    }
+
+    fn install(
+        &self,
+        reach: &(dyn Fn(Step) -> io::Result<()> + Sync),
+    ) -> Result<UpdateRecord, InstallError> {
+        let staged = self.staged();
+        let new = NewProgram {
+            staged: &staged,
+            sha256: digest_of(&staged).unwrap(),
+            from: "0.1.0",
+            to: "0.2.0",
+            at: Timestamp(1),
+        };
+        let lock = UpdateLock::try_take(&self.files).unwrap();
+        swap::install(&lock, &new, &|| Ok(()), reach)
+    }
+
+    fn installed() -> Self {
+        let bench = Self::new();
+        bench.install(&ok).unwrap();
+        bench
+    }
+
+    fn state(&self) -> Option<UpdateState> {
+        UpdateRecord::read(&self.files).map(|record| record.state)
+    }
+
+    /// Version of the program in place, which must be one of the two, whole and executable.
+    fn version(&self) -> &'static str {
+        let program = self.files.program();
+        assert_eq!(fs::metadata(program).unwrap().permissions().mode() & 0o100, 0o100);
+        let content = fs::read_to_string(program).unwrap();
+        let whole = ["0.1.0", "0.2.0"].into_iter().find(|version| content == script(version));
+        whole.unwrap_or_else(|| panic!("`{content}` is in place"))
+    }
+
+    /// Starts the program in place as the service manager does.
+    fn start(&self, reach: &(dyn Fn(Step) -> io::Result<()> + Sync)) -> Started {
+        guard::count_start(&UpdateLock::try_take(&self.files).unwrap(), None, reach)
+    }
+}
+
+fn write_program(path: &Path, content: &str) {
+    fs::write(path, content).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+}
+
+fn ok(_: Step) -> io::Result<()> {
+    Ok(())
+}
+
+/// Runs `action` again and again, and ends it before the first, second, ... step, until it reaches its
+/// end. `check` is called after each.
+fn at_every_step(
+    mut action: impl FnMut(&(dyn Fn(Step) -> io::Result<()> + Sync)),
+    fault: impl Fn(Step) -> io::Result<()> + Sync,
+) -> usize {
+    for last in 0.. {
+        let count = AtomicUsize::new(0);
+        let has_failed = AtomicUsize::new(0);
+        action(&|step| {
+            if count.fetch_add(1, Ordering::Relaxed) != last {
+                return Ok(());
+            }
+            has_failed.store(1, Ordering::Relaxed);
+            fault(step)
+        });
+        if has_failed.into_inner() == 0 {
+            return last;
+        }
+    }
+    unreachable!()
+}
+
+/// Ends the process of `action` at a step: no code of it runs afterwards, and its locks are released.
+fn killed(action: impl FnOnce()) {
+    drop(catch_unwind(AssertUnwindSafe(action)));
+}
+
+fn kill(_: Step) -> io::Result<()> {
+    resume_unwind(Box::new("killed"))
+}
+
+#[test]
+fn new_program_is_in_place_until_it_is_confirmed() {
+    let bench = Bench::installed();
+    assert_eq!((bench.version(), bench.state()), ("0.2.0", Some(UpdateState::Unconfirmed)));
+    assert_eq!(fs::read_to_string(bench.files.previous()).unwrap(), script("0.1.0"));
+    assert!(!bench.files.next().try_exists().unwrap());
+    assert_eq!(bench.start(&ok), Started::New);
+    guard::confirm_at(&bench.files, &ok).unwrap();
+    for _ in 0..5 {
+        assert_eq!(bench.start(&ok), Started::Other);
+    }
+    assert_eq!((bench.version(), bench.state()), ("0.2.0", Some(UpdateState::Confirmed)));
+}
+
+#[test]
+fn kill_at_every_step_of_an_install_leaves_a_whole_program() {
+    let steps = at_every_step(
+        |reach| {
+            let bench = Bench::new();
+            killed(|| drop(bench.install(reach)));
+            let version = bench.version();
+            let started = bench.start(&ok);
+            let expected = if version == "0.2.0" { Started::New } else { Started::Other };
+            assert_eq!((started, bench.version()), (expected, version));
+            if version == "0.2.0" {
+                // The new program never runs: the second and third start, and the previous one is back.
+                assert_eq!(bench.start(&ok), Started::New);
+                assert_eq!(bench.start(&ok), Started::RolledBack);
+                assert_eq!(bench.version(), "0.1.0");
+            }
+            assert_ne!(bench.state(), Some(UpdateState::Unconfirmed));
+            // An update is possible again.
+            bench.install(&ok).unwrap();
+            assert_eq!(bench.version(), "0.2.0");
+        },
+        kill,
+    );
+    assert_eq!(steps, 6);
+}
+
+#[test]
+fn error_at_every_step_of_an_install_keeps_the_old_program() {
+    let full = |_| Err(io::ErrorKind::StorageFull.into());
+    let mut reasons = Vec::new();
+    at_every_step(
+        |reach| {
+            let bench = Bench::new();
+            if let Err(error) = bench.install(reach) {
+                reasons.push(error.code());
+                assert_eq!(bench.version(), "0.1.0", "{error}");
+                assert!(!bench.files.next().try_exists().unwrap());
+                assert_eq!(bench.start(&ok), Started::Other);
+                assert_eq!(bench.version(), "0.1.0");
+                bench.install(&ok).unwrap();
+            }
+        },
+        full,
+    );
+    let full = "disk-full";
+    assert_eq!(reasons, [full, full, full, "no-supervisor", full, "not-executable"]);
+}
+
+#[test]
+fn kill_at_every_step_of_a_rollback_leaves_the_previous_program() {
+    let steps = at_every_step(
+        |reach| {
+            let bench = Bench::installed();
+            assert_eq!(bench.start(&ok), Started::New);
+            assert_eq!(bench.start(&ok), Started::New);
+            killed(|| drop(bench.start(reach)));
+            let version = bench.version();
+            match bench.start(&ok) {
+                Started::RolledBack => assert_eq!(version, "0.2.0"),
+                Started::Other => assert_eq!(version, "0.1.0"),
+                Started::New => panic!("a new program that crashed three times is started again"),
+            }
+            assert_eq!(bench.version(), "0.1.0");
+            let record = UpdateRecord::read(&bench.files).unwrap();
+            assert!(!record.is_pending());
+            assert_eq!(bench.start(&ok), Started::Other);
+        },
+        kill,
+    );
+    assert_eq!(steps, 4);
+}
+
+#[test]
+fn full_disk_does_not_keep_the_previous_program_away() {
+    let bench = Bench::installed();
+    let full = |step| match step {
+        Step::WriteRecord => Err(io::ErrorKind::StorageFull.into()),
+        _ => Ok(()),
+    };
+    // The starts cannot be counted.
+    assert_eq!(bench.start(&full), Started::RolledBack);
+    assert_eq!(bench.version(), "0.1.0");
+    assert_eq!(bench.start(&ok), Started::Other);
+    assert_eq!(bench.version(), "0.1.0");
+    assert!(!UpdateRecord::read(&bench.files).unwrap().is_pending());
+}
+
+#[test]
+fn kill_at_the_confirmation_does_not_lose_a_good_program() {
+    let steps = at_every_step(
+        |reach| {
+            let bench = Bench::installed();
+            assert_eq!(bench.start(&ok), Started::New);
+            killed(|| drop(guard::confirm_at(&bench.files, reach)));
+            if bench.start(&ok) == Started::New {
+                guard::confirm_at(&bench.files, &ok).unwrap();
+            }
+            assert_eq!((bench.version(), bench.state()), ("0.2.0", Some(UpdateState::Confirmed)));
+        },
+        kill,
+    );
+    assert_eq!(steps, 1);
+}
+
+#[test]
+fn program_that_does_not_run_at_its_place_is_replaced_at_once() {
+    for (content, what) in [
+        ("#!/none/such\n", "an interpreter that does not exist"),
+        ("#!/bin/sh\nexit 7\n", "a program that fails"),
+        ("#!/bin/sh\necho ai-agent 0.3.0\n", "another version"),
+        ("", "no program"),
+    ] {
+        let bench = Bench::new();
+        write_program(&bench.staged(), content);
+        let error = bench.install(&ok).unwrap_err();
+        assert!(matches!(error, InstallError::NotExecutable(_)), "{what}: {error}");
+        assert_eq!(
+            (bench.version(), bench.state()),
+            ("0.1.0", Some(UpdateState::RolledBack)),
+            "{what}"
+        );
+        let record = UpdateRecord::read(&bench.files).unwrap();
+        assert_eq!(record.reason, Some(RollbackReason::NotExecutable));
+    }
+}
+
+#[test]
+fn second_update_waits_until_the_first_is_confirmed() {
+    let bench = Bench::installed();
+    write_program(&bench.staged(), &script("0.3.0"));
+    let error = bench.install(&ok).unwrap_err();
+    assert!(matches!(&error, InstallError::InProgress { to } if to == "0.2.0"), "{error}");
+    assert_eq!(fs::read_to_string(bench.files.previous()).unwrap(), script("0.1.0"));
+    guard::confirm_at(&bench.files, &ok).unwrap();
+    write_program(&bench.staged(), &script("0.2.0"));
+    assert!(matches!(bench.install(&ok), Err(InstallError::Same)));
+}
+
+#[test]
+fn two_agents_that_update_at_once_install_one_program() {
+    let bench = Bench::new();
+    let held = UpdateLock::try_take(&bench.files).unwrap();
+    let other = UpdateLock::try_take(&bench.files).unwrap_err();
+    assert_eq!(other.kind(), io::ErrorKind::WouldBlock);
+    drop(held);
+    bench.install(&ok).unwrap();
+    assert!(matches!(bench.install(&ok), Err(InstallError::InProgress { .. })));
+}
+
+#[test]
+fn file_that_changed_after_its_verification_is_not_installed() {
+    let bench = Bench::new();
+    let staged = bench.staged();
+    let sha256 = digest_of(&staged).unwrap();
+    write_program(&staged, "#!/bin/sh\necho evil\n");
+    let new = NewProgram { staged: &staged, sha256, from: "0.1.0", to: "0.2.0", at: Timestamp(1) };
+    let lock = UpdateLock::try_take(&bench.files).unwrap();
+    let error = swap::install(&lock, &new, &|| Ok(()), &ok).unwrap_err();
+    assert!(matches!(error, InstallError::Changed), "{error}");
+    assert_eq!((bench.version(), bench.state()), ("0.1.0", None));
+}
+
+/// An administrator or `ai-agent install` may put another program into place at any time.
+#[test]
+fn program_that_came_by_other_means_is_never_replaced() {
+    let bench = Bench::installed();
+    let other = script("0.9.0");
+    write_program(bench.files.program(), &other);
+    for _ in 0..5 {
+        assert_eq!(bench.start(&ok), Started::Other);
+    }
+    assert_eq!(fs::read_to_string(bench.files.program()).unwrap(), other);
+    assert_eq!(bench.state(), Some(UpdateState::Replaced));
+    let lock = UpdateLock::try_take(&bench.files).unwrap();
+    let refused = swap::roll_back_by_hand(&lock, &ok).unwrap_err();
+    assert!(matches!(refused, RestoreError::NoPrevious), "{refused}");
+}
+
+/// A file system may lose content in a power cut despite the sync, and Windows renames in two steps.
+#[test]
+fn damaged_or_missing_program_is_replaced_by_the_previous_one() {
+    for content in [None, Some(""), Some("\x7fELF half")] {
+        let bench = Bench::installed();
+        match content {
+            None => fs::remove_file(bench.files.program()).unwrap(),
+            Some(content) => write_program(bench.files.program(), content),
+        }
+        assert_eq!(bench.start(&ok), Started::Other);
+        assert_eq!((bench.version(), bench.state()), ("0.1.0", Some(UpdateState::RolledBack)));
+    }
+}
+
+#[test]
+fn lost_or_damaged_previous_program_keeps_the_new_one_in_place() {
+    for content in [None, Some("half")] {
+        let bench = Bench::installed();
+        match content {
+            None => fs::remove_file(bench.files.previous()).unwrap(),
+            Some(content) => write_program(&bench.files.previous(), content),
+        }
+        for _ in 0..5 {
+            assert_eq!(bench.start(&ok), Started::New);
+            assert_eq!(bench.version(), "0.2.0");
+        }
+        guard::confirm_at(&bench.files, &ok).unwrap();
+        assert_eq!(bench.state(), Some(UpdateState::Confirmed));
+    }
+}
+
+#[test]
+fn start_is_counted_once_by_both_guards() {
+    let bench = Bench::installed();
+    for invocation in ["a", "b"] {
+        for _ in 0..2 {
+            let lock = UpdateLock::try_take(&bench.files).unwrap();
+            assert_eq!(guard::count_start(&lock, Some(invocation), &ok), Started::New);
+        }
+    }
+    let lock = UpdateLock::try_take(&bench.files).unwrap();
+    assert_eq!(guard::count_start(&lock, Some("c"), &ok), Started::RolledBack);
+}
+
+#[test]
+fn person_gets_the_previous_program_back_once() {
+    let bench = Bench::installed();
+    guard::confirm_at(&bench.files, &ok).unwrap();
+    let lock = UpdateLock::try_take(&bench.files).unwrap();
+    let record = swap::roll_back_by_hand(&lock, &ok).unwrap();
+    assert_eq!(record.reason, Some(RollbackReason::ByHand));
+    assert_eq!((bench.version(), bench.state()), ("0.1.0", Some(UpdateState::RolledBack)));
+    assert!(matches!(swap::roll_back_by_hand(&lock, &ok), Err(RestoreError::NoPrevious)));
+}
+
+#[test]
+fn read_only_directory_is_found_before_anything_is_written() {
+    use crate::update::program_files::NotReplaceable;
+
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("ai-agent");
+    write_program(&program, &script("0.1.0"));
+    let files = ProgramFiles::of(&program);
+    files.check_replaceable().unwrap();
+    // A directory in the place of the lock simulates a missing permission, which root would not notice.
+    fs::remove_file(dir.path().join("ai-agent.update.lock")).unwrap();
+    fs::create_dir(dir.path().join("ai-agent.update.lock")).unwrap();
+    let refused = files.check_replaceable().unwrap_err();
+    assert!(matches!(refused, NotReplaceable::NotWritable { .. }), "{refused}");
+}
+
+#[test]
+fn supervisor_replaces_a_program_that_is_never_confirmed() {
+    let bench = Bench::installed();
+    let soon = std::time::Duration::from_millis(1);
+    assert!(super::supervisor::supervise(&bench.files, soon, &ok));
+    let record = UpdateRecord::read(&bench.files).unwrap();
+    assert_eq!((bench.version(), record.state), ("0.1.0", UpdateState::RolledBack));
+    assert_eq!(record.reason, Some(RollbackReason::NotConfirmed));
+    assert!(!super::supervisor::supervise(&bench.files, soon, &ok), "nothing is left to do");
+}
+
+#[test]
+fn supervisor_ends_when_the_new_program_is_confirmed() {
+    let bench = Bench::installed();
+    guard::confirm_at(&bench.files, &ok).unwrap();
+    let soon = std::time::Duration::from_millis(1);
+    assert!(!super::supervisor::supervise(&bench.files, soon, &ok));
+    assert_eq!(bench.version(), "0.2.0");
+}
+
+#[test]
+fn record_of_a_newer_release_or_damaged_touches_no_program() {
+    let bench = Bench::installed();
+    let text = fs::read_to_string(bench.files.record()).unwrap();
+    assert!(text.ends_with("}\n") && text.matches('\n').count() == 1, "{text}");
+    for other in
+        [text.replace("\"v\":1", "\"v\":2"), text.replace("unconfirmed", "new"), "{".into()]
+    {
+        fs::write(bench.files.record(), other).unwrap();
+        for _ in 0..4 {
+            assert_eq!(bench.start(&ok), Started::Other);
+        }
+        assert_eq!(bench.version(), "0.2.0");
+    }
+}
