@@ -16,12 +16,13 @@ pub mod reader;
 pub mod retry_after;
 pub mod tool_call;
 pub mod trust;
+pub mod update;
 
 /// A target: accepts any bytes, and panics if a check fails.
 pub type Target = fn(&[u8]);
 
 /// All targets, with the names of their corpora.
-pub const TARGETS: [(&str, Target); 11] = [
+pub const TARGETS: [(&str, Target); 12] = [
     ("activity", activity::run),
     ("audit", audit::run),
     ("config", config::run),
@@ -33,4 +34,5 @@ pub const TARGETS: [(&str, Target); 11] = [
     ("retry_after", retry_after::run),
     ("tool_call", tool_call::run),
     ("trust", trust::run),
+    ("update", update::run),
 ];

@@ -109,6 +109,11 @@ fn trust() {
 }
 
 #[test]
+fn update() {
+    replay("update", CHANGES);
+}
+
+#[test]
 fn every_fuzz_target_has_a_small_corpus() {
     let (mut count, mut bytes) = (0, 0);
     for (name, _) in bodies::TARGETS {

@@ -26,6 +26,7 @@ pub mod nul_runs;
 pub mod sign;
 pub mod statement;
 pub mod totals;
+pub mod update;
 mod wire;
 
 pub use agent_event::AgentEvent;

@@ -4,7 +4,11 @@
 //! first (`ED`, the default since minisign 0.10) is accepted. The older one is refused: it adds
 //! nothing here, and one form leaves less to choose for a forger.
 
-use std::{fmt, str::FromStr};
+use std::{
+    fmt,
+    io::{self, Read},
+    str::FromStr,
+};
 
 use data_encoding::BASE64;
 use minisign_verify::{Error, PublicKey, Signature};
@@ -13,6 +17,9 @@ use crate::note::weakness;
 
 /// Maximum size of the text of a signature, in bytes.
 pub const MAX_SIGNATURE_BYTES: usize = 4 << 10;
+
+/// Size of the buffer for a body that is read.
+const READ_BYTES: usize = 64 << 10;
 
 const UNTRUSTED: &str = "untrusted comment:";
 
@@ -45,13 +52,42 @@ impl OrganisationKey {
     /// # Ok::<(), siem_protocol::minisign::MinisignError>(())
     /// ```
     pub fn verify(&self, body: &[u8], minisig: &str) -> Result<Minisigned, MinisignError> {
-        if minisig.len() > MAX_SIGNATURE_BYTES || minisig.lines().count() != 4 {
-            return Err(MinisignError::Signature);
-        }
-        let signature = Signature::decode(minisig)?;
+        let signature = decode(minisig)?;
         self.key.verify(body, &signature, false)?;
         Ok(Minisigned { trusted_comment: signature.trusted_comment().to_owned() })
     }
+
+    /// Verifies a detached signature of all that `body` still has to read, without holding it in memory.
+    ///
+    /// # Errors
+    /// [`ReadError`]: nothing of the signature may be used. `body` was read to its end, or until it
+    /// failed, only with [`ReadError::Io`] and [`MinisignError::WrongSignature`].
+    pub fn verify_reader(
+        &self,
+        body: &mut impl Read,
+        minisig: &str,
+    ) -> Result<Minisigned, ReadError> {
+        let signature = decode(minisig)?;
+        let mut verifier = self.key.verify_stream(&signature).map_err(MinisignError::from)?;
+        let mut buffer = vec![0; READ_BYTES];
+        loop {
+            match body.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(count) => verifier.update(&buffer[..count]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(ReadError::Io(error)),
+            }
+        }
+        verifier.finalize().map_err(MinisignError::from)?;
+        Ok(Minisigned { trusted_comment: signature.trusted_comment().to_owned() })
+    }
+}
+
+fn decode(minisig: &str) -> Result<Signature, MinisignError> {
+    if minisig.len() > MAX_SIGNATURE_BYTES || minisig.lines().count() != 4 {
+        return Err(MinisignError::Signature);
+    }
+    Ok(Signature::decode(minisig)?)
 }
 
 impl FromStr for OrganisationKey {
@@ -124,6 +160,17 @@ pub enum MinisignError {
     /// The signature does not belong to the body, the trusted comment or the key.
     #[error("the minisign signature is wrong")]
     WrongSignature,
+}
+
+/// Error of the verification of a body that is read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The signature or the key.
+    #[error(transparent)]
+    Minisign(#[from] MinisignError),
+    /// The body cannot be read.
+    #[error("cannot read the signed file")]
+    Io(#[source] io::Error),
 }
 
 impl From<Error> for MinisignError {

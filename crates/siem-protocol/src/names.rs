@@ -40,6 +40,10 @@ pub mod path {
     pub const KEYS: &str = "/keys";
     /// Receives device keys.
     pub const ENROLL: &str = "/enroll";
+    /// Returns artifacts: their names follow after `/`.
+    pub const UPDATE: &str = "/update";
+    /// Returns the manifest of updates for a platform.
+    pub const UPDATE_MANIFEST: &str = "/update/manifest.json";
 }
 
 /// Types of problems: values of `type` in the body of an error.
@@ -72,6 +76,8 @@ pub mod problem {
     pub const QUOTA: &str = "urn:ai-agent:problem:quota";
     /// There is no managed configuration.
     pub const NO_CONFIG: &str = "urn:ai-agent:problem:no-config";
+    /// There is no update for this platform, or no artifact of this name.
+    pub const NO_UPDATE: &str = "urn:ai-agent:problem:no-update";
     /// The managed configuration is invalid.
     pub const CONFIG: &str = "urn:ai-agent:problem:config";
     /// The receiver failed.
@@ -215,8 +221,12 @@ pub mod event {
     pub const POLICY_TAMPERED: &str = "policy_tampered";
     /// A response that asks the agent to give something up has no valid signature.
     pub const RECEIPT_UNTRUSTED: &str = "receipt_untrusted";
-    /// A new version of the agent was installed.
+    /// A newer version of the agent was found that is not installed automatically.
+    pub const UPDATE_AVAILABLE: &str = "update_available";
+    /// A new version of the agent was installed and works.
     pub const UPDATE_INSTALLED: &str = "update_installed";
+    /// A new version of the agent could not be installed, or was rolled back.
+    pub const UPDATE_FAILED: &str = "update_failed";
     /// A new version of the agent was refused.
     pub const UPDATE_REFUSED: &str = "update_refused";
 }

@@ -8,14 +8,7 @@ use std::{collections::BTreeSet, fmt::Write as _, fs, path::PathBuf};
 
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value;
-use siem_protocol::{
-    AgentEvent, Totals,
-    agent_event::Heartbeat,
-    names::event::{UPDATE_INSTALLED, UPDATE_REFUSED},
-};
-
-/// Names that the protocol reserves; no agent sends them yet.
-const RESERVED: [&str; 2] = [UPDATE_INSTALLED, UPDATE_REFUSED];
+use siem_protocol::{AgentEvent, Totals, agent_event::Heartbeat};
 
 const BEGIN: &str = "<!-- events: generated, do not edit -->\n";
 const END: &str = "<!-- events: end -->\n";
@@ -71,9 +64,6 @@ fn table() -> String {
             write!(data, "{comma}optional: {}", list(object, &optional)).unwrap();
         }
         writeln!(table, "| `{name}` | {meaning} | {data} |").unwrap();
-    }
-    for name in RESERVED {
-        writeln!(table, "| `{name}` | Reserved: updates are not implemented | |").unwrap();
     }
     table
 }

@@ -99,6 +99,7 @@ impl Ingest {
             config: self.config_status.for_heartbeat(self.clock.now()),
             trust: (self.trust)(),
             transport: self.config_status.now().transport,
+            update: None,
         };
         let heartbeat = AgentEvent::Heartbeat(Box::new(heartbeat));
         let enrichers = &mut self.stages.enrichers;

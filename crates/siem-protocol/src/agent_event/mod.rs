@@ -10,6 +10,7 @@ mod outbox;
 mod receiver_trust;
 mod trust;
 mod unreadable;
+mod update;
 
 use std::collections::BTreeMap;
 
@@ -28,6 +29,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 pub use trust::{DeviceKeyReason, PolicyFile, PolicyTampering, UntrustedAnswer};
 pub use unreadable::UnreadableReason;
+pub use update::{UpdateMode, UpdateReason, UpdateState, UpdateSummary};
 
 use crate::{
     Digest,
@@ -382,6 +384,46 @@ pub enum AgentEvent {
         /// Last number of the batch, `null` if the request was not a batch.
         last_seq: Option<u64>,
     },
+    /// A newer version of the agent is meant for this machine, and waits for a person or another tool
+    /// to install it. Sent once for each version.
+    UpdateAvailable {
+        /// Version that is installed.
+        from: String,
+        /// Version that is available.
+        to: String,
+        /// Reason why the agent does not install it.
+        reason: UpdateReason,
+    },
+    /// A new version of the agent was installed, and makes progress.
+    UpdateInstalled {
+        /// Version before.
+        from: String,
+        /// Version that runs now.
+        to: String,
+    },
+    /// A new version of the agent could not be installed, or it was installed and did not make
+    /// progress, so that the previous one runs again.
+    UpdateFailed {
+        /// Version that runs.
+        from: String,
+        /// Version that was to be installed.
+        to: String,
+        /// Cause.
+        reason: UpdateReason,
+        /// The error, or the last lines of the log of the version that failed.
+        detail: String,
+    },
+    /// The manifest of updates or an artifact was refused: it is not what the organisation signed.
+    UpdateRefused {
+        /// Version that runs.
+        from: String,
+        /// Version that was refused, `null` if the manifest cannot be read.
+        to: Option<String>,
+        /// Cause.
+        reason: UpdateReason,
+        /// The error.
+        detail: String,
+    },
     /// A test event of `ai-agent doctor --canary`.
     Canary {
         /// Random id of the test.
@@ -419,6 +461,9 @@ pub struct Heartbeat {
     /// Transport of the sinks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transport: Option<Transport>,
+    /// Updates of the agent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<UpdateSummary>,
 }
 
 /// A file that no longer holds the bytes read before.
@@ -509,6 +554,10 @@ impl AgentEvent {
             Self::DeviceKeyCreated { .. } => event::DEVICE_KEY_CREATED,
             Self::PolicyTampered { .. } => event::POLICY_TAMPERED,
             Self::ReceiptUntrusted { .. } => event::RECEIPT_UNTRUSTED,
+            Self::UpdateAvailable { .. } => event::UPDATE_AVAILABLE,
+            Self::UpdateInstalled { .. } => event::UPDATE_INSTALLED,
+            Self::UpdateFailed { .. } => event::UPDATE_FAILED,
+            Self::UpdateRefused { .. } => event::UPDATE_REFUSED,
             Self::Canary { .. } => event::CANARY,
         }
     }
@@ -528,6 +577,8 @@ impl AgentEvent {
                 reason: DeviceKeyReason::First | DeviceKeyReason::Rotated,
                 ..
             }
+            | Self::UpdateAvailable { .. }
+            | Self::UpdateInstalled { .. }
             | Self::Canary { .. } => severity::INFO,
             Self::EpochStarted(started) if started.reason != EpochReason::Conflict => {
                 severity::INFO
@@ -539,7 +590,9 @@ impl AgentEvent {
             {
                 severity::HIGH
             }
-            Self::PolicyTampered { .. } | Self::ReceiptUntrusted { .. } => severity::HIGH,
+            Self::PolicyTampered { .. }
+            | Self::ReceiptUntrusted { .. }
+            | Self::UpdateRefused { .. } => severity::HIGH,
             _ => severity::WARNING,
         }
     }
@@ -609,6 +662,17 @@ mod tests {
                 problem: UntrustedAnswer::WrongKey,
                 epoch: None,
                 last_seq: None,
+            },
+            AgentEvent::UpdateAvailable {
+                from: "0.2.0".to_owned(),
+                to: "0.3.0".to_owned(),
+                reason: UpdateReason::MachineWide,
+            },
+            AgentEvent::UpdateRefused {
+                from: "0.2.0".to_owned(),
+                to: None,
+                reason: UpdateReason::Manifest,
+                detail: "d".to_owned(),
             },
         ];
         for event in events {

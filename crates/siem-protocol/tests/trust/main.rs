@@ -8,6 +8,7 @@ mod minisign_signer;
 mod minisign;
 mod notes;
 mod statements;
+mod update;
 mod wire;
 
 use siem_protocol::note::{NoteSigner, SigningKey, VerifierKey};
