@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Updates of the agent, in a heartbeat.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub struct UpdateSummary {
     /// Setting of the machine.
