@@ -26,6 +26,7 @@ pub(crate) mod startable;
 pub(crate) mod status_file;
 #[cfg(test)]
 mod tests;
+mod update_confirm;
 mod watchdog;
 
 pub(crate) use config_sources::ConfigSources;

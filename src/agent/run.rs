@@ -18,7 +18,7 @@ use super::{
     restart_limit::RestartLimit,
     silent_places,
     startable::Startable,
-    watchdog,
+    update_confirm, watchdog,
 };
 use crate::{
     config::ConfigError,
@@ -215,7 +215,7 @@ async fn run_until_stopped(
     events.into_iter().for_each(|event| running.report(event));
     notify.ready();
     let failed = running.failed();
-    let pulse = running.liveness_probe();
+    let (pulse, progress) = (running.liveness_probe(), running.liveness_probe());
     let handle = manager.handle.clone();
     let (device, clock) = (manager.context.device.clone(), Arc::clone(&manager.context.clock));
     let updates = ConfigUpdates::new(&mut running, manager, monitor, orders, first_request);
@@ -224,6 +224,7 @@ async fn run_until_stopped(
         fault = failed => End::Fault(fault),
         () = device_key::restart_wanted(&device, &*clock) => End::DeviceKey,
         never = watchdog::feed(notify, pulse) => match never {},
+        never = update_confirm::confirm(progress, || ()) => match never {},
     };
     match &end {
         End::Stopped => {

@@ -32,7 +32,7 @@ pub(super) async fn feed(
 }
 
 /// Probe of the thread that runs the sinks.
-struct NetworkThread {
+pub(super) struct NetworkThread {
     has_run: Arc<AtomicBool>,
 }
 
@@ -44,7 +44,7 @@ impl Default for NetworkThread {
 
 impl NetworkThread {
     /// Returns whether the thread ran a task since the last call.
-    fn has_progressed(&self) -> bool {
+    pub(super) fn has_progressed(&self) -> bool {
         let progressed = self.has_run.swap(false, Ordering::Relaxed);
         let runs = Arc::clone(&self.has_run);
         tokio::spawn(async move { runs.store(true, Ordering::Relaxed) });

@@ -164,6 +164,14 @@ pub(super) fn answer_hook(name: &str) -> ExitCode {
     ExitCode::from(answer.exit_code())
 }
 
+/// Answers each hook as a call of Claude Code would, without output and report: a test of a new program.
+pub(super) fn answer_every_hook() {
+    let Some((environment, paths)) = home(Environment::from_process()) else { return };
+    if let Some(knowledge) = Knowledge::gather(&environment, &paths) {
+        Hook::ALL.into_iter().for_each(|hook| drop(knowledge.answer(hook)));
+    }
+}
+
 /// Finds the policy. If its files cannot be read in time, the machine's policy counts alone.
 fn find_policy(paths: &Paths) -> Option<HookPolicy> {
     let of_call = paths.clone();

@@ -24,6 +24,7 @@ mod output;
 mod progress_bar;
 mod reload;
 mod run;
+mod self_test;
 mod service;
 mod signal_task;
 mod stages;
@@ -193,6 +194,10 @@ pub fn main() -> ExitCode {
     // Claude Code runs a hook for each prompt, so it skips the argument parser.
     if let Some(hook) = hook_answer::plain_hook(std::env::args_os()) {
         return hook_answer::answer_hook(&hook);
+    }
+    // The previous release starts a new one with it, whatever commands the new one has.
+    if let Some(test) = self_test::SelfTest::requested(std::env::args_os()) {
+        return test.run();
     }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,

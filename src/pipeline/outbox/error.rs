@@ -65,7 +65,7 @@ impl OutboxError {
     }
 
     /// Returns true if the store is damaged, as opposed to temporarily inaccessible.
-    pub(in crate::pipeline) fn is_damage(&self) -> bool {
+    pub(crate) fn is_damage(&self) -> bool {
         match self {
             Self::Damaged { .. } | Self::Misplaced { .. } => true,
             Self::Store { source, path, .. } => match &**source {

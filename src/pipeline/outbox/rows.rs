@@ -6,13 +6,20 @@ use data_encoding::BASE64;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use siem_protocol::{ChainPoint, Digest, agent_event::DeadLetterTotals};
 
-use super::{super::accounting::Totals, tables::SCHEMA, unreported::UnreportedEvent};
+use super::{
+    super::accounting::Totals,
+    tables::{SCHEMA, StoreFormat},
+    unreported::UnreportedEvent,
+};
 use crate::platform::Timestamp;
 
 /// OutboxState of the whole outbox as of the last commit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct OutboxState {
     pub(super) schema: u32,
+    /// Lowest schema whose agents can use the store; only the same one if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) readable_from: Option<u32>,
     pub(super) epoch: String,
     /// Sequence number of the next entry.
     pub(super) next_seq: u64,
@@ -47,6 +54,9 @@ pub(super) struct OutboxState {
     /// Events to report, which are removed once an entry is stored.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(super) unreported: Vec<UnreportedEvent>,
+    /// Members of a newer release, kept for its return.
+    #[serde(flatten)]
+    pub(super) other: serde_json::Map<String, serde_json::Value>,
 }
 
 impl OutboxState {
@@ -54,6 +64,7 @@ impl OutboxState {
     pub(super) fn new(epoch: String) -> Self {
         Self {
             schema: SCHEMA,
+            readable_from: None,
             epoch,
             next_seq: 1,
             chain: Digest::ZERO,
@@ -68,6 +79,16 @@ impl OutboxState {
             creation: None,
             device: None,
             unreported: Vec::new(),
+            other: serde_json::Map::new(),
+        }
+    }
+
+    /// Raises the format to `format`. A store of a newer release keeps its own.
+    pub(super) fn migrate_to(&mut self, format: StoreFormat) {
+        let StoreFormat { schema, readable_from } = format;
+        if self.schema <= schema {
+            self.schema = schema;
+            self.readable_from = Some(readable_from).filter(|from| *from < schema);
         }
     }
 

@@ -19,7 +19,7 @@ use super::{
     migrate,
     rows::OutboxState,
     store_file::{Opener, StoreFile, file_opener},
-    tables::{self, SCHEMA},
+    tables::{self, StoreFormat},
 };
 use crate::platform::{Timestamp, free_space};
 
@@ -31,6 +31,7 @@ pub struct Outbox {
     /// `None` after an error: redb refuses every write on a handle that has failed once.
     pub(super) database: RwLock<Option<Database>>,
     pub(super) opener: Opener,
+    pub(super) format: StoreFormat,
     pub(super) path: PathBuf,
     pub(super) file: Mutex<StoreFile>,
     pub(super) registrations: Mutex<Vec<SinkRegistration>>,
@@ -126,10 +127,24 @@ impl Outbox {
         outbox.initialize(existed, fill)
     }
 
+    /// Opens the outbox as an agent whose stores have the layout `format`.
+    #[cfg(test)]
+    pub(super) fn open_in_format(
+        path: &Path,
+        sinks: &[SinkRegistration],
+        format: StoreFormat,
+    ) -> Result<Self, OutboxError> {
+        let mut outbox = Self::unopened(path, file_opener(path), sinks, "epoch-1".to_owned());
+        outbox.format = format;
+        let existed = outbox.reopen(&mut outbox.state(), OpenReason::Start)?;
+        outbox.initialize(existed, |_, _| Ok(()))
+    }
+
     fn unopened(path: &Path, opener: Opener, sinks: &[SinkRegistration], epoch: String) -> Self {
         Self {
             database: RwLock::new(None),
             opener,
+            format: StoreFormat::CURRENT,
             path: path.to_owned(),
             file: Mutex::default(),
             registrations: Mutex::new(sinks.to_vec()),
@@ -153,11 +168,12 @@ impl Outbox {
         fill: impl FnOnce(&WriteTransaction, &mut OutboxState) -> Result<(), redb::Error>,
     ) -> Result<Self, OutboxError> {
         self.existed = existed;
+        let format = self.format;
         self.write("open", |transaction, state| {
             if state.schema <= migrate::LAST_WITHOUT_CHECKSUMS {
                 migrate::protect_rows(transaction)?;
             }
-            state.schema = SCHEMA;
+            state.migrate_to(format);
             tables::create_all(transaction)?;
             cursor_rows::register(transaction, state, &self.registrations())?;
             if !existed {

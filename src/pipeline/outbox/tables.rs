@@ -28,8 +28,27 @@ pub(super) const STATE: &str = "state";
 /// Key of the state row's checksum in [`META`].
 pub(super) const STATE_CHECKSUM: &str = "seal";
 
-/// Version of the table layout. A store with a higher version is refused and left untouched.
+/// Version of the table layout. A store with a higher version is used if it says that this one is enough,
+/// or else refused and left untouched.
 pub(super) const SCHEMA: u32 = 3;
+
+/// Lowest version whose agents can use a store of [`SCHEMA`]. A release that raises the schema keeps the
+/// one of the minor release before, so that an update can be rolled back.
+const READABLE_FROM: u32 = SCHEMA;
+
+/// Version of the layout in which a store is written.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct StoreFormat {
+    /// Version of the layout.
+    pub(super) schema: u32,
+    /// Lowest version whose agents can use the store.
+    pub(super) readable_from: u32,
+}
+
+impl StoreFormat {
+    /// Format of this release.
+    pub(super) const CURRENT: Self = Self { schema: SCHEMA, readable_from: READABLE_FROM };
+}
 
 /// Creates the tables that do not exist yet, so that readers can rely on all of them.
 pub(super) fn create_all(transaction: &WriteTransaction) -> Result<(), TableError> {

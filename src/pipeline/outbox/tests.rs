@@ -2,6 +2,7 @@
 
 mod epoch_device;
 mod format_document;
+mod next_release;
 mod sinks;
 
 use std::{ops::ControlFlow, path::Path, time::Duration};

@@ -19,7 +19,7 @@ use super::{
     rows::{OutboxState, from_json, to_json},
     store::OpenReason,
     store_file::StoreFile,
-    tables::{META, SCHEMA, STATE, STATE_CHECKSUM},
+    tables::{META, STATE, STATE_CHECKSUM},
 };
 use crate::platform::file;
 
@@ -141,23 +141,32 @@ impl Outbox {
         Ok((opened, row))
     }
 
-    /// Parses the state row, the schema version first: a newer schema may have any other members.
+    /// Parses the state row, the schema version first: a newer schema that this one cannot use may have any
+    /// other members.
     fn parse_state(&self, row: &StateRow) -> Result<OutboxState, OutboxError> {
         #[derive(Deserialize)]
         struct SchemaOnly {
             schema: u32,
+            readable_from: Option<u32>,
         }
         const INVALID: &str = "the state row is invalid";
 
-        let Some(SchemaOnly { schema: found }) = from_json(&row.json) else {
+        let Some(SchemaOnly { schema: found, readable_from }) = from_json(&row.json) else {
             return Err(self.damaged(INVALID));
         };
         let state = match found {
+            0 => None,
             1 => migrate::state_from_1(&row.json),
             migrate::LAST_WITHOUT_CHECKSUMS => from_json(&row.json),
-            SCHEMA if row.has_checksum => from_json(&row.json),
-            0 | SCHEMA => None,
-            newer => return Err(OutboxError::Newer { path: self.path.clone(), found: newer }),
+            found if found <= self.format.schema => {
+                row.has_checksum.then(|| from_json(&row.json)).flatten()
+            }
+            newer => {
+                let is_readable = readable_from.is_some_and(|from| from <= self.format.schema);
+                let state = (is_readable && row.has_checksum).then(|| from_json(&row.json));
+                let refused = || OutboxError::Newer { path: self.path.clone(), found: newer };
+                return state.flatten().ok_or_else(refused);
+            }
         };
         state.ok_or_else(|| self.damaged(INVALID))
     }

@@ -53,6 +53,7 @@ fn format_document_lists_every_member() {
     let creation = CreationReport { previous_epoch: None, damage: None };
     let state = OutboxState {
         creation: Some(creation),
+        readable_from: Some(1),
         device: Some(EpochDevice { key: String::new(), since: Timestamp(0) }),
         unreported: vec![siem_protocol::AgentEvent::AgentStopped {}.into()],
         ..OutboxState::new(String::new())
