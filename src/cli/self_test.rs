@@ -56,7 +56,8 @@ impl SelfTest {
     fn execute(&self) -> Result<(), Failure> {
         let context = CliContext::new(self.config.as_deref())?;
         let startable = context.load_startable()?;
-        open_copy_of_store(&startable.loaded().settings.agent.state_dir).map_err(Failure::failed)?;
+        open_copy_of_store(&startable.loaded().settings.agent.state_dir)
+            .map_err(Failure::failed)?;
         hook_answer::answer_every_hook();
         Ok(())
     }
