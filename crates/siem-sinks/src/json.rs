@@ -41,12 +41,14 @@ fn escape(bytes: &[u8], room: &mut [u8; ROOM]) -> (usize, usize) {
     {
         let word = u64::from_le_bytes(*word);
         room[to..to + 8].copy_from_slice(&word.to_le_bytes());
-        let plain = plain_bytes(word);
+        let Some(plain) = plain_bytes(word) else {
+            // A branch, so that the next word is read before the escapes of this one are known.
+            (from, to) = (from + 8, to + 8);
+            continue;
+        };
         (from, to) = (from + plain, to + plain);
-        if plain < 8 {
-            to += write_byte(&mut room[to..], bytes[from]);
-            from += 1;
-        }
+        to += write_byte(&mut room[to..], bytes[from]);
+        from += 1;
     }
     while to <= ROOM - STEP && from < bytes.len() {
         to += write_byte(&mut room[to..], bytes[from]);
@@ -55,8 +57,8 @@ fn escape(bytes: &[u8], room: &mut [u8; ROOM]) -> (usize, usize) {
     (from, to)
 }
 
-/// Returns the number of bytes before the first one, in memory, that is escaped.
-fn plain_bytes(word: u64) -> usize {
+/// Returns the number of bytes before the first one, in memory, that is escaped; `None` if none is.
+fn plain_bytes(word: u64) -> Option<usize> {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     const HIGH: u64 = ONES << 7;
 
@@ -65,7 +67,7 @@ fn plain_bytes(word: u64) -> usize {
     let less = |word: u64, limit: u64| word.wrapping_sub(ONES * limit) & !word & HIGH;
     let equal = |byte: u8| less(word ^ (ONES * u64::from(byte)), 1);
     let escaped = equal(b'"') | equal(b'\\') | less(word, 0x20);
-    escaped.trailing_zeros() as usize / 8
+    (escaped != 0).then(|| escaped.trailing_zeros() as usize / 8)
 }
 
 fn is_escaped(byte: u8) -> bool {
