@@ -48,6 +48,14 @@ pub trait Sink: Send {
         Acknowledged::default()
     }
 
+    /// Returns whether each entry is sent with its epoch and number, or an id, by which the receiver can
+    /// drop one that it has already. If not, acknowledgements are stored at once, with a sync of
+    /// their own, since each that a crash loses is a duplicate. If so, they are stored within a second,
+    /// usually with the next entries.
+    fn repetitions_are_recognisable(&self) -> bool {
+        self.acknowledged() == Acknowledged::Verified
+    }
+
     /// Tests the connection without delivering anything, at most for `within`; `None` if the sink
     /// has no such test. Returns a description of the receiver for people, or the reason, without
     /// secrets, why a batch would not be accepted. `ai-agent doctor` calls it.

@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use ai_agent_stage::Acknowledged;
 use siem_protocol::ChainPoint;
 use tokio::{
     sync::{mpsc, watch},
@@ -151,7 +150,7 @@ impl TaskLoop {
         let has_moved = moved.is_some();
         if let Some(CursorMove { seq, is_first }) = moved {
             self.schedule.acknowledged(Position::in_numbering_of(&head, seq), is_first, now);
-            if self.schedule.must_persist(now) || !self.recognises_repetitions() {
+            if self.schedule.must_persist(now) || !self.task.sink.repetitions_are_recognisable() {
                 self.persist_acks().await;
             }
         }
@@ -181,12 +180,6 @@ impl TaskLoop {
             return Round::End;
         }
         Round::Pause(Pause::until_entries())
-    }
-
-    /// Returns whether the receiver drops entries that it has already. With other receivers, each
-    /// acknowledgement that a crash loses is a duplicate.
-    fn recognises_repetitions(&self) -> bool {
-        self.task.sink.acknowledged() == Acknowledged::Verified
     }
 
     /// Stores the acknowledgements, or schedules another attempt.

@@ -193,6 +193,11 @@ impl Sink for HttpSiem {
         }
     }
 
+    /// A batch has its epoch and its numbers, with any kind of acknowledgement.
+    fn repetitions_are_recognisable(&self) -> bool {
+        true
+    }
+
     fn encoding(&self) -> Encoding {
         self.encoding
     }
