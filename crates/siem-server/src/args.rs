@@ -43,6 +43,10 @@ pub(crate) struct Args {
     /// directory]
     #[arg(long, value_name = "DIR")]
     configs: Option<PathBuf>,
+    /// Folder with releases of the agent, as `cargo xtask dist` writes it [default: `dist` in the data
+    /// directory, else beside it]
+    #[arg(long, value_name = "DIR")]
+    dist: Option<PathBuf>,
     /// Lowest level of trust in senders to accept: `shared` (the token and the secret of the
     /// fleet), `first-use` (and device keys), or `enrolled` (confirmed device keys only). With this
     /// option, a key of the receiver is made if there is none [default: the level chosen last, else
@@ -97,6 +101,7 @@ impl Args {
         settings.store.directory.clone_from(&self.data);
         settings.managed.config_file.clone_from(&self.config);
         settings.managed.folder.clone_from(&self.configs);
+        settings.update.dist.clone_from(&self.dist);
         settings.trust.level = self.trust;
         settings.trust.receiver_name.clone_from(&self.receiver_name);
         settings.shutdown.delay = TimeSpan(Duration::ZERO);

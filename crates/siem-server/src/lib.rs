@@ -39,6 +39,7 @@ pub mod store;
 mod testing;
 pub mod tls;
 pub mod trust;
+pub mod updates;
 mod write_timeout;
 
 pub use clock::{Clock, SystemClock};

@@ -29,15 +29,35 @@ pub(crate) fn read_regular_file(path: &Path, limit: u64) -> io::Result<Vec<u8>> 
 
 /// Opens a file without waiting for a writer of a FIFO.
 fn open(path: &Path) -> io::Result<File> {
+    open_with(path, true)
+}
+
+/// Opens a file without waiting for a writer of a FIFO, unless `path` is a symbolic link.
+///
+/// # Errors
+/// Errors of the file system.
+pub(crate) fn open_without_link(path: &Path) -> io::Result<File> {
+    if cfg!(not(unix)) && std::fs::symlink_metadata(path)?.is_symlink() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "a symbolic link"));
+    }
+    open_with(path, false)
+}
+
+fn open_with(path: &Path, follows_links: bool) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true);
     #[cfg(unix)]
     {
         use std::os::unix::fs::OpenOptionsExt as _;
 
-        let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
+        use rustix::fs::OFlags;
+
+        let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+        let flags = if follows_links { flags } else { flags | OFlags::NOFOLLOW };
         options.custom_flags(flags.bits().cast_signed());
     }
+    #[cfg(not(unix))]
+    let _ = follows_links;
     options.open(path)
 }
 

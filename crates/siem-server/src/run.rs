@@ -32,6 +32,7 @@ use crate::{
     store::{DataFormat, FileStore, FileStoreOptions, FormatError, OpenError, StoreLock},
     tls::{ServerTls, TlsFiles, log_reload},
     trust::{Registry, RegistryError, RegistryOptions},
+    updates::ReleaseFolder,
 };
 
 /// Connections of the listener for probes.
@@ -163,7 +164,8 @@ impl Process {
             .with_registry(registry)
             .with_readiness(readiness.clone())
             .with_fleet(settings.fleet.thresholds())
-            .with_config_folder(managed_configurations(&settings));
+            .with_config_folder(managed_configurations(&settings))
+            .with_releases(release_folder(&settings));
         let (listener, bound) = bind(settings.http.listen).await?;
         let _metrics = start_metrics(&settings, metrics.clone()).await?;
         if let Some(address) = settings.probe.listen {
@@ -263,6 +265,13 @@ pub fn managed_configurations(settings: &Settings) -> FolderOptions {
     options.folder = settings.managed.folder.clone().or(options.folder);
     options.fallback = settings.managed.config_file.clone().or(options.fallback);
     options
+}
+
+/// Returns the place of the releases that agents receive.
+#[must_use]
+pub fn release_folder(settings: &Settings) -> ReleaseFolder {
+    let dist = settings.update.dist.clone().map(ReleaseFolder::new);
+    dist.unwrap_or_else(|| ReleaseFolder::of_data(&settings.store.directory))
 }
 
 fn tls_files(settings: &Settings) -> Option<TlsFiles> {

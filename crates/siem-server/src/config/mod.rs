@@ -45,6 +45,8 @@ pub struct Settings {
     pub trust: TrustTable,
     /// Configuration that agents receive.
     pub managed: ManagedTable,
+    /// Releases of the agent.
+    pub update: UpdateTable,
     /// Limits on requests.
     pub limits: LimitsTable,
     /// What counts as a problem of a machine.

@@ -5,7 +5,9 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de::DeserializeOwned};
 use serde_json::Value;
-use siem_protocol::agent_event::{ConfigOrigin, Transport, TrustState};
+use siem_protocol::agent_event::{
+    ConfigOrigin, Transport, TrustState, UpdateMode, UpdateReason, UpdateState,
+};
 
 use crate::{clock, ledger::is_zero};
 
@@ -51,6 +53,9 @@ pub struct Heartbeat {
     /// Level of trust of that receiver.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trust_level: Option<String>,
+    /// Updates of the agent; absent for one that knows none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<UpdateFigures>,
 }
 
 impl Heartbeat {
@@ -63,6 +68,32 @@ impl Heartbeat {
     pub(super) fn is_untrusted(&self) -> bool {
         self.trust == Some(TrustState::ReceiptUntrusted)
     }
+
+    /// Reports whether the last update was refused, failed or was rolled back.
+    pub(super) fn is_update_failed(&self) -> bool {
+        let state = self.update.as_ref().and_then(|update| update.state);
+        matches!(state, Some(UpdateState::Failed | UpdateState::RolledBack))
+    }
+}
+
+/// Updates of an agent.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UpdateFigures {
+    /// Setting of the machine; absent if it is not known to this release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mode: Option<UpdateMode>,
+    /// State of the last update; absent if it is not known to this release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<UpdateState>,
+    /// Version that the state is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+    /// Cause of the state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<UpdateReason>,
+    /// Time of the last check that reached the server, by the agent's clock, RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checked_at: Option<String>,
 }
 
 /// A configuration that an agent refused.
@@ -118,6 +149,7 @@ impl HeartbeatText<'_> {
             transport: data.transport,
             trust,
             trust_level: trust_level.map(|text| shortened(&text)),
+            update: data.update.map(Update::figures),
         })
     }
 }
@@ -165,6 +197,35 @@ struct Data {
     config: Option<Config>,
     #[serde(deserialize_with = "known")]
     trust: Option<Trust>,
+    #[serde(deserialize_with = "known")]
+    update: Option<Update>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Update {
+    #[serde(deserialize_with = "known")]
+    mode: Option<UpdateMode>,
+    #[serde(deserialize_with = "known")]
+    state: Option<UpdateState>,
+    #[serde(deserialize_with = "known")]
+    version: Option<String>,
+    #[serde(deserialize_with = "known")]
+    reason: Option<UpdateReason>,
+    #[serde(deserialize_with = "known")]
+    checked_at: Option<String>,
+}
+
+impl Update {
+    fn figures(self) -> UpdateFigures {
+        UpdateFigures {
+            mode: self.mode,
+            state: self.state,
+            version: self.version.map(|text| shortened(&text)),
+            reason: self.reason,
+            checked_at: self.checked_at.map(|text| shortened(&text)),
+        }
+    }
 }
 
 #[derive(Default, Deserialize)]

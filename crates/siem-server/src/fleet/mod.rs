@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 pub use cursor::{Cursor, InvalidCursor};
 pub(crate) use heartbeat::HeartbeatText;
-pub use heartbeat::{ConfigRefusal, Heartbeat};
+pub use heartbeat::{ConfigRefusal, Heartbeat, UpdateFigures};
 #[cfg(test)]
 use page::Page;
 pub(crate) use page::PageBuilder;

@@ -9,6 +9,9 @@ use super::{
     rows::{self, EpochFacts, Limits, RowEpochs},
 };
 
+/// Number of versions that are counted each.
+const MAX_VERSIONS: usize = 100;
+
 /// Rows that a query asks for, and the totals.
 #[derive(Debug)]
 pub(crate) struct Page {
@@ -136,6 +139,15 @@ fn count(
     for problem in problems {
         *totals.problems.entry(*problem).or_default() += 1;
     }
+    if !row.replaced {
+        count_version(totals, &facts[row.epochs[0]].identity.agent_version);
+    }
+}
+
+pub(super) fn count_version(totals: &mut FleetTotals, version: &str) {
+    let is_known = totals.versions.contains_key(version);
+    let version = if is_known || totals.versions.len() < MAX_VERSIONS { version } else { "other" };
+    *totals.versions.entry(version.to_owned()).or_default() += 1;
 }
 
 fn fleet_row(

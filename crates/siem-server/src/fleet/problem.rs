@@ -42,11 +42,13 @@ pub enum FleetProblem {
     Unreadable,
     /// The agent does not trust the answers of a receiver.
     Untrusted,
+    /// The agent refused an update, could not install it, or rolled it back.
+    UpdateFailed,
 }
 
 impl FleetProblem {
     /// All problems, in the order in which a row lists them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Quiet,
         Self::NoHeartbeat,
         Self::Behind,
@@ -62,6 +64,7 @@ impl FleetProblem {
         Self::Plain,
         Self::Unreadable,
         Self::Untrusted,
+        Self::UpdateFailed,
     ];
 
     /// Returns the name, as in requests and responses.
@@ -83,6 +86,7 @@ impl FleetProblem {
             Self::Plain => "plain",
             Self::Unreadable => "unreadable",
             Self::Untrusted => "untrusted",
+            Self::UpdateFailed => "update_failed",
         }
     }
 }

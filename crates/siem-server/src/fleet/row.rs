@@ -84,4 +84,8 @@ pub struct FleetTotals {
     pub healthy: u64,
     /// Number of rows with each problem that occurs.
     pub problems: BTreeMap<FleetProblem, u64>,
+    /// Number of rows with each version of the agent, without those that were replaced. After 100 versions,
+    /// the rows with others are under `other`: senders choose the names.
+    #[serde(default)]
+    pub versions: BTreeMap<String, u64>,
 }

@@ -226,6 +226,7 @@ impl Limits {
             P::Plain => beat.is_some_and(Heartbeat::is_plain),
             P::Unreadable => beat.is_some_and(|beat| beat.unreadable > 0),
             P::Untrusted => beat.is_some_and(Heartbeat::is_untrusted),
+            P::UpdateFailed => beat.is_some_and(Heartbeat::is_update_failed),
         }
     }
 

@@ -6,11 +6,11 @@ use std::{
 use proptest::prelude::*;
 use siem_protocol::{
     Identity,
-    agent_event::{ConfigOrigin, Transport, TrustState},
+    agent_event::{ConfigOrigin, Transport, TrustState, UpdateReason, UpdateState},
     statement::DeviceState,
 };
 
-use super::*;
+use super::{page::count_version, *};
 use crate::{clock, trust::DeviceKey};
 
 /// An epoch of the simulated fleet; times are minutes.
@@ -175,6 +175,20 @@ fn beat(at: u64) -> Heartbeat {
     Heartbeat { at: at.clone(), received_at: at, ..Heartbeat::default() }
 }
 
+fn updating(state: UpdateState) -> Heartbeat {
+    let update = UpdateFigures { state: Some(state), ..UpdateFigures::default() };
+    Heartbeat { update: Some(update), ..beat(10) }
+}
+
+#[test]
+fn versions_are_counted_within_a_limit() {
+    let mut totals = FleetTotals::default();
+    (0..150).for_each(|n| count_version(&mut totals, &format!("0.{}.0", n % 120)));
+    let versions = totals.versions;
+    assert_eq!(versions.values().sum::<u64>(), 150);
+    assert_eq!((versions.len(), versions["0.7.0"], versions["other"]), (101, 2, 20));
+}
+
 #[test]
 fn problems_follow_from_times_and_the_last_heartbeat() {
     let refusal =
@@ -196,6 +210,9 @@ fn problems_follow_from_times_and_the_last_heartbeat() {
             10,
             vec!["untrusted"],
         ),
+        (updating(UpdateState::Failed), 10, vec!["update_failed"]),
+        (updating(UpdateState::RolledBack), 10, vec!["update_failed"]),
+        (updating(UpdateState::Unconfirmed), 10, vec![]),
     ];
     for (heartbeat, now, expected) in cases {
         let shown = format!("{heartbeat:?}");
@@ -229,7 +246,8 @@ fn heartbeat_of_a_later_release_is_read_as_far_as_it_is_known() {
         "dead_lettered":{"siem":{"entries":3,"bytes":9},"other":{"entries":4}},"transport":"carrier",
         "config":{"applied":{"revision":"r-1","at":""},"refused":{"from":"server","reason":"no","at":"t"}},
         "trust":{"receivers":[{"state":"confirmed","level":"enrolled"},{"state":"new"},
-        {"state":"pending","level":"first-use"}]}}"#;
+        {"state":"pending","level":"first-use"}]},
+        "update":{"mode":"later","state":"rolled_back","version":"0.3.0","reason":"no_progress"}}"#;
     let found = figures(data).unwrap();
     let expected = Heartbeat {
         seq: 7,
@@ -249,6 +267,12 @@ fn heartbeat_of_a_later_release_is_read_as_far_as_it_is_known() {
         transport: None,
         trust: Some(TrustState::Pending),
         trust_level: Some("first-use".into()),
+        update: Some(UpdateFigures {
+            state: Some(UpdateState::RolledBack),
+            version: Some("0.3.0".into()),
+            reason: Some(UpdateReason::NoProgress),
+            ..UpdateFigures::default()
+        }),
     };
     assert_eq!(found, expected);
     assert_eq!(figures("{}"), None);

@@ -293,13 +293,13 @@ fn halt_exceeded(registry: &Registry, file: &ConfigFile) {
     }
 }
 
-fn ascii(text: &str) -> HeaderValue {
+pub(super) fn ascii(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).expect("hexadecimal digits, base64 and quotes make a header value")
 }
 
 /// Returns the nonce of the request. Only 16 bytes in hex are signed: with any other text, the
 /// signature of a response could be valid for a batch.
-fn nonce(headers: &HeaderMap) -> Result<Option<&str>, Rejection> {
+pub(super) fn nonce(headers: &HeaderMap) -> Result<Option<&str>, Rejection> {
     let Some(value) = headers.get(header::NONCE) else { return Ok(None) };
     let nonce = value.to_str().map_err(|_| Rejection::Nonce)?;
     let right = nonce.len() == 32 && nonce.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -307,7 +307,7 @@ fn nonce(headers: &HeaderMap) -> Result<Option<&str>, Rejection> {
 }
 
 /// Reports whether a value of `If-None-Match` names `etag`, by the weak comparison of RFC 9110.
-fn matches(value: &HeaderValue, etag: &str) -> bool {
+pub(super) fn matches(value: &HeaderValue, etag: &str) -> bool {
     let value = value.to_str().unwrap_or_default();
     value
         .split(',')

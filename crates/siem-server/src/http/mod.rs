@@ -1,5 +1,7 @@
 //! HTTP interface of the receiver: an axum router with a [`Storage`] behind it.
 
+mod artifact_body;
+mod byte_range;
 mod enroll;
 mod ingest;
 mod intake;
@@ -15,6 +17,7 @@ mod simulation;
 mod statements;
 mod stats_query;
 mod turns;
+mod updates;
 
 use std::{
     fmt,
@@ -48,7 +51,7 @@ pub(crate) use refusal_log::{RefusalLog, Requested};
 use retry_spread::RetrySpread;
 use siem_protocol::names::{header, path};
 use tokio::sync::Semaphore;
-use turns::Sender;
+use turns::{Sender, Turns};
 
 use crate::{
     clock::{Clock, SystemClock},
@@ -61,22 +64,34 @@ use crate::{
     secrets::Keys,
     store::Storage,
     trust::{Grant, Registry, Scope},
+    updates::ReleaseFolder,
 };
 
 /// Methods and paths of the router, below the endpoint.
-pub const ROUTES: [(&str, &str); 8] = [
+pub const ROUTES: [(&str, &str); 10] = [
     ("post", path::INGEST),
     ("get", path::CONFIG),
     ("get", path::KEYS),
     ("post", path::ENROLL),
+    ("get", path::UPDATE_MANIFEST),
+    ("get", ARTIFACT),
     ("get", "/stats"),
     ("get", "/healthz"),
     ("get", "/readyz"),
     ("get", "/openapi.json"),
 ];
 
+/// Path of artifacts.
+const ARTIFACT: &str = "/update/{artifact}";
+
 /// Returns the route that a path belongs to, or `other`.
 pub(crate) fn path_of_route(path: &str) -> &'static str {
+    let is_artifact = path.rsplit_once('/').is_some_and(|(folder, name)| {
+        folder.ends_with(path::UPDATE) && name.starts_with("ai-agent-")
+    });
+    if is_artifact {
+        return ARTIFACT;
+    }
     let mut routes = ROUTES.iter().map(|(_, route)| *route);
     routes.find(|route| path.ends_with(route)).unwrap_or("other")
 }
@@ -140,6 +155,7 @@ pub struct Receiver {
     registry: Option<Arc<Registry>>,
     config_file: Option<PathBuf>,
     config_folder: Option<FolderOptions>,
+    releases: Option<ReleaseFolder>,
     clock: Arc<dyn Clock>,
     limits: Limits,
     fleet: FleetThresholds,
@@ -166,6 +182,7 @@ impl Receiver {
             registry: None,
             config_file: None,
             config_folder: None,
+            releases: None,
             clock,
             limits,
             fleet,
@@ -196,6 +213,13 @@ impl Receiver {
     #[must_use]
     pub fn with_config_folder(mut self, options: FolderOptions) -> Self {
         self.config_folder = Some(options);
+        self
+    }
+
+    /// Serves the releases of the agent in this folder, which is read with each request.
+    #[must_use]
+    pub fn with_releases(mut self, folder: ReleaseFolder) -> Self {
+        self.releases = Some(folder);
         self
     }
 
@@ -253,6 +277,8 @@ impl Receiver {
             storage: self.storage,
             registry: self.registry,
             configs: ConfigFolder::new(folder),
+            releases: self.releases,
+            downloads: Turns::new(updates::DOWNLOADS, limits.patience),
             clock: self.clock,
             limits,
             fleet: self.fleet,
@@ -272,6 +298,8 @@ impl Receiver {
             .route(path::CONFIG, get(managed_config::config))
             .route(path::KEYS, get(enroll::keys))
             .route(path::ENROLL, post(enroll::enroll))
+            .route(path::UPDATE_MANIFEST, get(updates::manifest))
+            .route(ARTIFACT, get(updates::artifact))
             .route("/stats", get(observe::stats))
             .route("/healthz", get(observe::healthz))
             .route("/readyz", get(readyz))
@@ -290,6 +318,10 @@ struct Shared {
     registry: Option<Arc<Registry>>,
     /// Managed configurations.
     configs: ConfigFolder,
+    /// Releases of the agent.
+    releases: Option<ReleaseFolder>,
+    /// Turns of artifacts that are sent.
+    downloads: Turns,
     clock: Arc<dyn Clock>,
     limits: Limits,
     /// Limits from which `/stats` shows a problem.

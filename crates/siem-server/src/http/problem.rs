@@ -24,6 +24,7 @@ use crate::{
     quotas::QuotaExceeded,
     store::StoreError,
     trust::{EnrollError, EnrollRefusal, RegistryError, policy::Denial},
+    updates::CatalogError,
 };
 
 /// Problems that say something about the device: it believes them only with a signature.
@@ -88,6 +89,16 @@ pub(super) enum Rejection {
     Claim(&'static str),
     #[error("the managed configuration cannot be served: {}", .0.text())]
     Config(Arc<FileProblem>),
+    #[error("there is no update for this platform")]
+    NoUpdate,
+    #[error("there is no artifact of this name")]
+    NoArtifact,
+    #[error("the parameter `{0}` is missing, repeated, or has no valid value")]
+    UpdateQuery(&'static str),
+    #[error("the range is beyond the end of the artifact")]
+    Range,
+    #[error("updates cannot be served")]
+    Updates(#[source] CatalogError),
     #[error("cannot sign the receipt")]
     Sign(#[source] SignError),
     #[error("cannot note which managed configuration is offered")]
@@ -146,6 +157,7 @@ impl Rejection {
             | Self::Enroll(_)
             | Self::StatsQuery(_)
             | Self::Claim(_)
+            | Self::UpdateQuery(_)
             | Self::Nonce => (S::BAD_REQUEST, problem::MALFORMED, "malformed request"),
             Self::Store(StoreError::Conflict { .. }) => {
                 (S::CONFLICT, problem::CONFLICT, "does not continue what is held")
@@ -162,7 +174,9 @@ impl Rejection {
             Self::Config(_) => {
                 (S::INTERNAL_SERVER_ERROR, problem::CONFIG, "managed configuration refused")
             }
-            Self::Sign(_) | Self::Registry(_) | Self::Panicked => {
+            Self::NoUpdate | Self::NoArtifact => (S::NOT_FOUND, problem::NO_UPDATE, "no update"),
+            Self::Range => (S::RANGE_NOT_SATISFIABLE, problem::MALFORMED, "range beyond the end"),
+            Self::Sign(_) | Self::Registry(_) | Self::Updates(_) | Self::Panicked => {
                 (S::INTERNAL_SERVER_ERROR, problem::INTERNAL, "internal error")
             }
         }
@@ -233,14 +247,16 @@ impl Rejection {
         cause.map_or_else(|| self.to_string(), |cause| format!("{self}: {cause}"))
     }
 
-    /// Returns what is logged; `None` for an agent that asks for a configuration that is not there.
+    /// Returns what is logged; `None` for an agent that asks for a configuration or an update that is not
+    /// there.
     fn refused(&self) -> Option<Refused> {
-        if matches!(self, Self::NoConfig) {
+        if matches!(self, Self::NoConfig | Self::NoUpdate) {
             return None;
         }
         let cause = match self {
             Self::Store(error) => error.source().map(ToString::to_string),
             Self::Enroll(error) => error.source().map(ToString::to_string),
+            Self::Updates(error) => Some(crate::run::causes(error)),
             _ => None,
         };
         let (status, kind, title) = self.kind();

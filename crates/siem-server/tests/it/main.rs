@@ -27,3 +27,4 @@ mod service;
 mod settings;
 mod stats;
 mod trust;
+mod updates;

@@ -6,6 +6,7 @@ use schemars::generate::{SchemaGenerator, SchemaSettings};
 use serde_json::{Value, json};
 use siem_protocol::{
     BatchHeader, EnrollAnswer, EnrollRequest, KeysAnswer, ManagedConfig, Problem, Receipt,
+    update::UpdateManifest,
 };
 use siem_server::{
     OPENAPI, ROUTES,
@@ -22,6 +23,7 @@ fn document() -> Value {
     let keys_answer = schema::<KeysAnswer>(&mut schemas);
     let enroll_request = schema::<EnrollRequest>(&mut schemas);
     let enroll_answer = schema::<EnrollAnswer>(&mut schemas);
+    let manifest = schema::<UpdateManifest>(&mut schemas);
     schema::<Problem>(&mut schemas);
     let problems = |codes: &[(&str, &str)]| -> serde_json::Map<String, Value> {
         codes.iter().map(|(code, text)| ((*code).to_owned(), problem(text))).collect()
@@ -61,13 +63,7 @@ fn document() -> Value {
         ("500", "The configuration's file cannot be read, or agents would refuse it."),
     ]);
     let mut found = answer("The managed configuration, its bytes as they are in the file.", config);
-    found["headers"] = json!({
-        "ETag": { "schema": { "type": "string" } },
-        "X-Siem-Signature": {
-            "description": "HMAC-SHA256 over nonce, newline and body, when the request has a nonce.",
-            "schema": { "type": "string", "pattern": "^[0-9a-f]{64}$" },
-        },
-    });
+    found["headers"] = found_headers();
     managed.insert("200".into(), found);
     managed.insert("304".into(), json!({ "description": "Unchanged; signed over an empty body." }));
     let mut held = problems(&[
@@ -94,7 +90,34 @@ fn document() -> Value {
         ("503", "Not available now; `Retry-After` says when to come again."),
     ]);
     enroll.insert("200".into(), answer("What is known of the device.", enroll_answer));
+    let mut updates = problems(&[
+        ("400", "`os`, `arch` or `version` is missing or wrong, or the nonce is."),
+        ("401", "The bearer token is missing or wrong."),
+        ("403", "The token does not permit it."),
+        ("404", "There is no release for the platform."),
+        ("500", "The releases cannot be read."),
+    ]);
+    let mut listed = answer("The releases newer than `version`, the newest first.", manifest);
+    listed["headers"] = found_headers();
+    updates.insert("200".into(), listed);
+    updates.insert("304".into(), json!({ "description": "Unchanged; signed over an empty body." }));
+    let mut artifact = problems(&[
+        ("401", "The bearer token is missing or wrong."),
+        ("403", "The token does not permit it."),
+        ("404", "The manifest lists no such artifact."),
+        ("416", "The range is beyond the end; `Content-Range` names the size."),
+        ("500", "The artifact is not a regular file, or not as listed."),
+        ("503", "Too many artifacts are sent; `Retry-After` says when to come again."),
+    ]);
+    for (code, what) in [("200", "The program."), ("206", "A part of the program.")] {
+        let content = json!({ "application/octet-stream": {
+            "schema": { "type": "string", "format": "binary" },
+        } });
+        artifact.insert(code.into(), json!({ "description": what, "content": content }));
+    }
+    artifact.insert("304".into(), json!({ "description": "Unchanged." }));
     let text = |name: &str, required: bool, what: &str| json!({ "name": name, "in": "header", "required": required, "description": what, "schema": { "type": "string" } });
+    let query = |name: &str, required: bool, what: &str| json!({ "name": name, "in": "query", "required": required, "description": what, "schema": { "type": "string" } });
     let identity: Vec<Value> = [
         "X-Siem-Machine-Id",
         "X-Siem-Hostname",
@@ -157,6 +180,32 @@ fn document() -> Value {
                 },
                 "responses": enroll,
             } },
+            "/update/manifest.json": { "get": {
+                "operationId": "update_manifest",
+                "summary": "Lists the releases of the agent for a platform",
+                "parameters": [
+                    query("os", true, "`linux`, `macos` or `windows`."),
+                    query("arch", true, "`x86_64` or `aarch64`."),
+                    query("version", false, "Version of the agent; absent for all releases."),
+                    text("X-Siem-Nonce", false, "16 random bytes in hex; the answer is then signed."),
+                    text("If-None-Match", false, "The ETag of what the agent has."),
+                ],
+                "responses": updates,
+            } },
+            "/update/{artifact}": { "get": {
+                "operationId": "update_artifact",
+                "summary": "Returns a program of a release",
+                "parameters": [
+                    json!({
+                        "name": "artifact", "in": "path", "required": true,
+                        "description": "Its name in the manifest.", "schema": { "type": "string" },
+                    }),
+                    text("Range", false, "One range of bytes; several are ignored."),
+                    text("If-Range", false, "The ETag of the part that the agent has."),
+                    text("If-None-Match", false, "The ETag of what the agent has."),
+                ],
+                "responses": artifact,
+            } },
             "/stats": { "get": {
                 "operationId": "stats",
                 "summary": "Tells what is held, and who is quiet, behind or has gaps",
@@ -182,6 +231,17 @@ fn document() -> Value {
         "components": {
             "securitySchemes": { "bearer": { "type": "http", "scheme": "bearer" } },
             "schemas": schemas.take_definitions(true),
+        },
+    })
+}
+
+/// Headers of a signed response.
+fn found_headers() -> Value {
+    json!({
+        "ETag": { "schema": { "type": "string" } },
+        "X-Siem-Signature": {
+            "description": "HMAC-SHA256 over nonce, newline and body, when the request has a nonce.",
+            "schema": { "type": "string", "pattern": "^[0-9a-f]{64}$" },
         },
     })
 }

@@ -4,9 +4,10 @@ use std::{path::PathBuf, time::SystemTime};
 
 use clap::Args;
 use serde::Serialize;
+use siem_protocol::agent_event::UpdateState;
 use siem_server::{
     Clock as _, SystemClock,
-    fleet::{FleetProblem, FleetRow, FleetTotals, StatsQuery},
+    fleet::{FleetProblem, FleetRow, FleetTotals, StatsQuery, UpdateFigures},
     store::read_stats,
 };
 
@@ -75,7 +76,7 @@ impl Fleet {
         output::table(
             [
                 "MACHINE", "USER", "HOST", "DEVICE", "STATE", "SEEN", "ENTRIES", "WAITING",
-                "REVISION", "PROBLEMS",
+                "REVISION", "VERSION", "UPDATE", "PROBLEMS",
             ],
             &rows,
         )?;
@@ -119,7 +120,7 @@ impl Fleet {
     }
 }
 
-fn cells(row: &FleetRow, now: SystemTime) -> [String; 10] {
+fn cells(row: &FleetRow, now: SystemTime) -> [String; 12] {
     let waiting = row
         .heartbeat
         .as_ref()
@@ -137,8 +138,21 @@ fn cells(row: &FleetRow, now: SystemTime) -> [String; 10] {
         row.entries.to_string(),
         waiting.unwrap_or_default(),
         output::shortened(&revision.unwrap_or_default(), LONGEST_NAME),
+        output::shortened(&row.agent_version, LONGEST_NAME),
+        row.heartbeat
+            .as_ref()
+            .and_then(|beat| beat.update.as_ref())
+            .map(update)
+            .unwrap_or_default(),
         problems.join(" "),
     ]
+}
+
+/// Formats the state of an update: `rolled_back 0.3.0`.
+fn update(update: &UpdateFigures) -> String {
+    let state = update.state.map(UpdateState::as_str).unwrap_or_default();
+    let version = update.version.as_deref().unwrap_or_default();
+    output::shortened(format!("{state} {version}").trim(), LONGEST_NAME)
 }
 
 /// Formats how long ago a time was, by its largest unit.
@@ -168,6 +182,14 @@ fn summary(report: &Report) -> String {
     for (problem, count) in &matching.problems {
         text.push_str(&format!(", {count} {problem}"));
     }
+    let versions: Vec<_> = matching
+        .versions
+        .iter()
+        .map(|(version, count)| format!("{count} with {version}"))
+        .collect();
+    if versions.len() > 1 {
+        text.push_str(&format!("; {}", output::plain(&versions.join(", "))));
+    }
     text
 }
 
@@ -194,5 +216,11 @@ mod tests {
         let matching = FleetTotals { rows: 1, machines: 1, problems, ..FleetTotals::default() };
         let report = Report { totals, matching, rows: Vec::new() };
         assert_eq!(summary(&report), "1 of 3 rows, 1 machine, 0 without problems, 1 gap");
+
+        let versions = [("0.2.0".to_owned(), 2), ("0.3.0".to_owned(), 1)].into();
+        let matching = FleetTotals { rows: 3, machines: 2, versions, ..FleetTotals::default() };
+        let report = Report { matching, ..report };
+        let expected = "3 rows, 2 machines, 0 without problems; 2 with 0.2.0, 1 with 0.3.0";
+        assert_eq!(summary(&report), expected);
     }
 }

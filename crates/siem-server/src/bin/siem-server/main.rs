@@ -17,6 +17,7 @@ mod managed;
 mod output;
 mod serve;
 mod tokens;
+mod update;
 
 use std::{
     io,
@@ -60,6 +61,9 @@ enum Command {
     #[command(subcommand)]
     Tokens(tokens::Command),
     Fleet(fleet::Fleet),
+    /// Manage the releases that agents update to
+    #[command(subcommand)]
+    Update(update::Command),
     Entries(entries::Entries),
     Line(line::Line),
     Backup(backup::Backup),
@@ -168,6 +172,7 @@ fn main() -> ExitCode {
         Command::Devices(command) => command.execute(),
         Command::Tokens(command) => command.execute(),
         Command::Fleet(fleet) => fleet.execute(),
+        Command::Update(command) => command.execute(),
         Command::Entries(entries) => entries.execute(),
         Command::Line(line) => line.execute(),
         Command::Backup(backup) => backup.execute(),

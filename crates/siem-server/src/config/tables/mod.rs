@@ -14,6 +14,7 @@ mod shutdown;
 mod store;
 mod tls;
 mod trust;
+mod update;
 
 pub use fleet::FleetTable;
 pub use http::HttpTable;
@@ -29,6 +30,7 @@ pub use shutdown::ShutdownTable;
 pub use store::StoreTable;
 pub use tls::TlsTable;
 pub use trust::TrustTable;
+pub use update::UpdateTable;
 
 use super::Findings;
 

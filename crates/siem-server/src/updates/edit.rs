@@ -1,0 +1,86 @@
+//! Changes of the catalog by commands.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
+};
+
+use siem_protocol::update::{ManifestError, ReleaseCatalog};
+
+use super::{CatalogError, ReleaseFolder, folder::CATALOG};
+use crate::configs::replace_public_file;
+
+/// Name of the file that commands lock.
+const LOCK: &str = ".manifest.lock";
+/// Time to wait for another command.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Time between two attempts to take the lock.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Error of a change of the catalog, which is as before.
+#[derive(Debug, thiserror::Error)]
+pub enum EditError<E: std::error::Error + 'static> {
+    /// The catalog cannot be used.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// Another command changes the folder, for longer than 10 s.
+    #[error("another command changes `{0}`")]
+    Locked(PathBuf),
+    /// The change is refused.
+    #[error(transparent)]
+    Refused(E),
+    /// The changed catalog would not be valid.
+    #[error("the changed catalog would not be valid")]
+    Invalid(#[source] ManifestError),
+    /// A file cannot be written.
+    #[error("cannot write `{path}`")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Reason given by the system.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Changes the catalog of a folder by `edit`, which gets the folder. A server that reads it meanwhile, and a
+/// restart after a crash, see the old or the new one. Without a catalog, the change begins with an empty one.
+///
+/// # Errors
+/// [`EditError`].
+pub fn edit_catalog<T, E: std::error::Error + 'static>(
+    releases: &ReleaseFolder,
+    edit: impl FnOnce(&Path, &mut ReleaseCatalog) -> Result<T, E>,
+) -> Result<T, EditError<E>> {
+    let folder = releases.path();
+    let failed = |path: PathBuf| move |source| EditError::Write { path, source };
+    fs::create_dir_all(&folder).map_err(failed(folder.clone()))?;
+    let _lock = lock(&folder)?;
+    let releases = ReleaseFolder::new(&folder);
+    let mut catalog = releases.catalog()?.unwrap_or_default();
+    let edited = edit(&folder, &mut catalog).map_err(EditError::Refused)?;
+    let text = catalog.to_json().map_err(EditError::Invalid)?;
+    let path = folder.join(CATALOG);
+    replace_public_file(&path, &text).map_err(failed(path))?;
+    Ok(edited)
+}
+
+fn lock<E: std::error::Error + 'static>(folder: &Path) -> Result<File, EditError<E>> {
+    let path = folder.join(LOCK);
+    let failed = |source| EditError::Write { path: path.clone(), source };
+    let file = File::create(&path).map_err(failed)?;
+    let begun = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+            Err(TryLockError::WouldBlock) if begun.elapsed() > PATIENCE => {
+                return Err(EditError::Locked(folder.to_owned()));
+            }
+            Err(TryLockError::WouldBlock) => thread::sleep(PAUSE),
+        }
+    }
+}
