@@ -163,7 +163,8 @@ impl UpdateRelease {
         }
         let found = signed?;
         let expected = TrustedComment { version: self.version.clone(), platform: platform.clone() };
-        if found.trusted_comment() == expected.to_string() {
+        let expected = expected.to_string();
+        if found.trusted_comment() == expected {
             return Ok(());
         }
         let found = found.trusted_comment().to_owned();
@@ -239,7 +240,7 @@ pub enum ArtifactError {
         /// Trusted comment of the signature.
         found: String,
         /// Comment that it should have.
-        expected: TrustedComment,
+        expected: String,
     },
     /// The file cannot be read.
     #[error("cannot read the artifact")]

@@ -98,7 +98,7 @@ pub(super) enum Rejection {
     #[error("the range is beyond the end of the artifact")]
     Range,
     #[error("updates cannot be served")]
-    Updates(#[source] CatalogError),
+    Updates(#[source] Box<CatalogError>),
     #[error("cannot sign the receipt")]
     Sign(#[source] SignError),
     #[error("cannot note which managed configuration is offered")]
@@ -256,7 +256,7 @@ impl Rejection {
         let cause = match self {
             Self::Store(error) => error.source().map(ToString::to_string),
             Self::Enroll(error) => error.source().map(ToString::to_string),
-            Self::Updates(error) => Some(crate::run::causes(error)),
+            Self::Updates(error) => Some(crate::run::causes(&**error)),
             _ => None,
         };
         let (status, kind, title) = self.kind();

@@ -32,7 +32,7 @@ use super::{
     managed_config::{ascii, matches, nonce},
     problem::Rejection,
 };
-use crate::{trust::Scope, updates::OpenedArtifact};
+use crate::{trust::Scope, updates::{CatalogError, OpenedArtifact}};
 
 /// Number of artifacts that are sent at a time. Each is an open file and a buffer.
 pub(super) const DOWNLOADS: usize = 48;
@@ -58,7 +58,7 @@ async fn find_manifest(
     let query = ManifestQuery::parse(query)?;
     let folder = shared.releases.clone().ok_or(Rejection::NoUpdate)?;
     let reading = tokio::task::spawn_blocking(move || folder.catalog());
-    let catalog = reading.await.map_err(|_| Rejection::Panicked)?.map_err(Rejection::Updates)?;
+    let catalog = reading.await.map_err(|_| Rejection::Panicked)?.map_err(unusable)?;
     let manifest = catalog.and_then(|catalog| query.manifest(&catalog));
     let body = manifest.ok_or(Rejection::NoUpdate)?.to_json();
     let etag = format!("\"{}\"", Digest::of(&body));
@@ -135,7 +135,7 @@ async fn find_artifact(shared: &Arc<Shared>, parts: &Parts) -> Result<Response, 
     let name = artifact_name(parts).ok_or(Rejection::NoArtifact)?;
     let folder = shared.releases.clone().ok_or(Rejection::NoArtifact)?;
     let opening = tokio::task::spawn_blocking(move || folder.open(&name));
-    let opened = opening.await.map_err(|_| Rejection::Panicked)?.map_err(Rejection::Updates)?;
+    let opened = opening.await.map_err(|_| Rejection::Panicked)?.map_err(unusable)?;
     let OpenedArtifact { file, size, sha256 } = opened.ok_or(Rejection::NoArtifact)?;
 
     let etag = format!("\"{sha256}\"");
@@ -177,6 +177,10 @@ async fn find_artifact(shared: &Arc<Shared>, parts: &Parts) -> Result<Response, 
     }
     add_cache_headers(to, &etag);
     Ok(response)
+}
+
+fn unusable(error: CatalogError) -> Rejection {
+    Rejection::Updates(Box::new(error))
 }
 
 /// Returns the name in the path of a request, which is the last part of it.
