@@ -32,7 +32,10 @@ use super::{
     managed_config::{ascii, matches, nonce},
     problem::Rejection,
 };
-use crate::{trust::Scope, updates::{CatalogError, OpenedArtifact}};
+use crate::{
+    trust::Scope,
+    updates::{CatalogError, OpenedArtifact},
+};
 
 /// Number of artifacts that are sent at a time. Each is an open file and a buffer.
 pub(super) const DOWNLOADS: usize = 48;
