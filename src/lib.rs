@@ -40,7 +40,6 @@ mod tail;
 #[cfg(test)]
 mod test_context;
 mod text;
-mod units;
 mod update;
 mod version;
 

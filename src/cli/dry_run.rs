@@ -18,8 +18,8 @@ use crate::{
         dry_run::{DryRun, Summary},
         record_stages::{Disposition, Observation},
     },
-    units::Size,
 };
+use config_text::Size;
 
 /// Prints the entries to standard output and the summary to standard error; with `json`, prints the
 /// verdicts to standard output, and the summary as the last line.

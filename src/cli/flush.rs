@@ -8,8 +8,8 @@ use super::{context::CliContext, failure::Failure, output::print};
 use crate::{
     control::{self, Request, Response},
     text::counted,
-    units::Time,
 };
+use config_text::Time;
 
 /// Additional time that the agent has to respond.
 const GRACE: Duration = Duration::from_secs(10);

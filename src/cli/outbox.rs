@@ -14,8 +14,8 @@ use crate::{
         protocol::{EntrySummary, ForgottenSink, OutboxRequest, OutboxStatus, Verification},
     },
     text::counted,
-    units::Size,
 };
+use config_text::Size;
 
 /// Inspect queued entries, whether the agent is running or not
 #[derive(Args)]

@@ -11,8 +11,8 @@ use figment::error::{Actual, Kind};
 use super::{
     origin::{LayerOrigin, Location},
     secret,
-    toml_text::SyntaxError,
 };
+use config_text::toml_text::SyntaxError;
 
 /// Reason why a configuration is refused.
 #[derive(Debug, thiserror::Error)]

@@ -5,10 +5,8 @@ use figment::{
     value::{Dict, Map, Value},
 };
 
-use super::{
-    origin::{LayerOrigin, Location},
-    toml_text::LineIndex,
-};
+use super::origin::{LayerOrigin, Location};
+use config_text::toml_text::LineIndex;
 
 /// Values of one origin.
 #[derive(Clone)]

@@ -15,9 +15,9 @@ use super::{
     locks::KeyPattern,
     origin::LayerOrigin,
     read_layers::{MAX_FILE_BYTES, files_of},
-    toml_text::SyntaxError,
 };
 use crate::platform::{Paths, file};
+use config_text::toml_text::SyntaxError;
 
 /// Table of the policy.
 const COMPLIANCE: &str = "compliance";

@@ -32,7 +32,6 @@ mod sink;
 mod template;
 #[cfg(test)]
 mod tests;
-mod toml_text;
 mod transport;
 mod warning;
 

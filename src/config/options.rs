@@ -8,7 +8,7 @@ use serde::Deserialize as _;
 
 use super::secret;
 #[cfg(test)]
-use super::toml_text;
+use config_text::toml_text;
 
 /// Table of a stage without `type`, `enabled` and the keys that the pipeline reads itself. `Debug`
 /// prints no values.

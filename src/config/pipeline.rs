@@ -12,7 +12,8 @@ use super::{
     sink::SinkSettings,
     warning::ConfigWarning,
 };
-use crate::{platform::secure_file, units::Size};
+use crate::platform::secure_file;
+use config_text::Size;
 
 /// Filters of every pipeline, in the order in which they run if the list omits them.
 pub(super) const BUILT_IN_FILTERS: [&str; 6] =

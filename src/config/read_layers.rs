@@ -23,10 +23,10 @@ use super::{
     origin::{LayerOrigin, Location},
     pipeline::{BUILT_IN_FILTERS, KINDS},
     sink::{HTTP_SIEM, has_option},
-    toml_text::{self, ParsedToml},
     warning::ConfigWarning,
 };
 use crate::platform::{Environment, call_scope::in_scope, file};
+use config_text::toml_text::{self, ParsedToml};
 
 /// Maximum size of a configuration file. Its parser takes up to 70 bytes of memory for each byte.
 pub(super) const MAX_FILE_BYTES: u64 = 1 << 20;

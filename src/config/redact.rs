@@ -119,7 +119,7 @@ fn masked_url(mut text: String, hides_path: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::toml_text;
+    use config_text::toml_text;
 
     #[test]
     fn secrets_in_urls_are_masked() {

@@ -3,7 +3,8 @@
 use schemars::Schema;
 use serde_json::{Map, Value, json};
 
-use super::{layer, pipeline::KINDS, read_layers, settings::Tables, sink, toml_text};
+use super::{layer, pipeline::KINDS, read_layers, settings::Tables, sink};
+use config_text::toml_text;
 
 /// JSON Schema of one stage type.
 pub struct StageSchema {

@@ -19,11 +19,8 @@ use super::{
     error::ConfigError, inline_tests::TestTable, managed::ManagedAllowlist, merged::Merged,
     options::OptionTable, sink::SinkSettings,
 };
-use crate::{
-    compliance::policy,
-    platform::Paths,
-    units::{Size, Time},
-};
+use crate::{compliance::policy, platform::Paths};
+use config_text::{Size, Time};
 
 /// All settings, with defaults filled in and ranges checked.
 #[derive(Clone, Debug, PartialEq)]

@@ -5,7 +5,7 @@ use figment::value::{Dict, Value};
 use schemars::{JsonSchema, generate::SchemaSettings};
 use serde::Deserialize;
 
-use crate::units::Size;
+use config_text::Size;
 
 /// Type of the sink that delivers to a receiver over HTTP.
 pub const HTTP_SIEM: &str = "http-siem";

@@ -15,7 +15,7 @@ const LAYERS: [&[&str]; 8] = [
     &["pipeline"],
     &["stages"],
     &["compliance", "config", "frame", "logging", "siem", "tail"],
-    &["event", "platform", "text", "units", "version"],
+    &["event", "platform", "text", "version"],
 ];
 
 /// Prefix of modules whose files implement the methods of one type, so that they import each other.

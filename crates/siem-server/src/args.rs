@@ -6,7 +6,7 @@ use clap::Parser;
 use siem_protocol::statement::TrustLevel;
 use siem_server::{
     Keys, SecretError, SecretKind,
-    config::{ConfigProblem, Inputs, Settings, TimeSpan, load},
+    config::{ConfigProblem, Inputs, Settings, Time, load},
 };
 
 /// Receive session records from ai-agent and store them in files.
@@ -104,8 +104,8 @@ impl Args {
         settings.update.dist.clone_from(&self.dist);
         settings.trust.level = self.trust;
         settings.trust.receiver_name.clone_from(&self.receiver_name);
-        settings.shutdown.delay = TimeSpan(Duration::ZERO);
-        settings.shutdown.grace = TimeSpan(Duration::from_secs(10));
+        settings.shutdown.delay = Time(Duration::ZERO);
+        settings.shutdown.grace = Time(Duration::from_secs(10));
         Ok(settings)
     }
 }

@@ -27,8 +27,8 @@ use crate::{
         record_stages::{Disposition, Observation},
         validate,
     },
-    units::Size,
 };
+use config_text::Size;
 
 #[derive(Args)]
 pub(super) struct Arguments {

@@ -20,8 +20,8 @@ use crate::{
         Connection, DeviceStatus, Request, RequestError, Response, connect, status::SinkStatus,
     },
     platform::sandbox,
-    units::Time,
 };
+use config_text::Time;
 
 /// Longest time until the test event is acknowledged: without acknowledgements, entries count as
 /// delivered only after a while.

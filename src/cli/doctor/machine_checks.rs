@@ -16,8 +16,8 @@ use crate::{
         watch,
     },
     text::{causes, counted},
-    units::Size,
 };
+use config_text::Size;
 
 /// Open files that are enough for the agent and its sources.
 const ENOUGH_FILES: u64 = 256;

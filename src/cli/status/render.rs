@@ -20,8 +20,8 @@ use crate::{
     pipeline::config_status::ConfigOrigin,
     platform::{SandboxStatus, Timestamp, service::ServiceStatus},
     text::counted,
-    units::Size,
 };
+use config_text::Size;
 
 /// Width of the names in front of lines.
 const NAME_WIDTH: usize = 12;

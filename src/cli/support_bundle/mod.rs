@@ -17,8 +17,8 @@ use super::{context::CliContext, failure::Failure, output::print};
 use crate::{
     platform::{Clock as _, SystemClock, Timestamp, secure_file},
     text::counted,
-    units::Size,
 };
+use config_text::Size;
 
 /// Write an archive for a support request, and list what is in it
 ///

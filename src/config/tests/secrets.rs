@@ -48,7 +48,7 @@ fn type_error_of_a_secret_does_not_print_it() {
     let reads: [(&str, Parse); 4] = [
         ("is a string, expected a whole number, 0 or more", read::<u64>),
         ("is a string, expected a list in brackets", read::<Vec<u8>>),
-        ("is invalid: `***` is not a duration such as \"300s\"", read::<crate::units::Time>),
+        ("is invalid: `***` is not a duration such as \"300s\"", read::<config_text::Time>),
         ("is invalid, expected ", read::<Choice>),
     ];
     let text = format!("pipeline.filters = [\"mine\"]\n[filter.mine]\napi_key = \"{MARKER}\"");

@@ -12,10 +12,8 @@ use std::{mem, time::Duration};
 
 use self::steps::{Outcome, Step};
 use super::ahead::BatchNumbers;
-use crate::{
-    stages::sink::{Delivery, EntryResult, problem_summary},
-    units::Time,
-};
+use crate::stages::sink::{Delivery, EntryResult, problem_summary};
+use config_text::Time;
 
 /// First wait after a failure, before jitter.
 const BASE: Duration = Duration::from_millis(500);

@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::pattern;
-use crate::units::Size;
+use config_text::Size;
 
 inventory::submit! {
     Plugin::filter::<Options>(

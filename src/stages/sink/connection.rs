@@ -23,8 +23,8 @@ use crate::{
     platform::{CERTIFICATE_VARIABLES, PROXY_VARIABLES, file, system_certificates},
     stages::AgentContext,
     text::causes,
-    units::Time,
 };
+use config_text::Time;
 
 /// Declares the options of a sink: the fields in the braces, and those of the connection. The struct
 /// refuses unknown options, and has a method `connection` that returns [`ConnectionOptions`].
@@ -47,7 +47,7 @@ macro_rules! with_connection_options {
             $($own)*
             /// Maximum time of one request. A single entry gets more, step by step, up to 15 minutes.
             #[serde(default = "crate::stages::sink::connection::default_timeout")]
-            timeout: crate::units::Time,
+            timeout: config_text::Time,
             /// Additional certificates (PEM) to trust.
             ca_file: Option<::std::path::PathBuf>,
             /// Client certificate (PEM), with its intermediate certificates.

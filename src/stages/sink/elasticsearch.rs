@@ -30,7 +30,8 @@ use super::{
     event_options::{Compression, EventTime, limits},
     siem::Adapter,
 };
-use crate::{config::Secret, stages::AgentContext, units::Size};
+use crate::{config::Secret, stages::AgentContext};
+use config_text::Size;
 
 inventory::submit! {
     Plugin::sink::<Options>(

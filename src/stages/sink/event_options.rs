@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_sinks::{compression, event::TimeOf};
 
-use crate::units::Size;
+use config_text::Size;
 
 /// Smallest value of `max_event_bytes` and `max_request_bytes`: fields and some content fit.
 const MIN_BYTES: Size = Size(16 << 10);

@@ -31,8 +31,8 @@ use super::{Batch, Delivery, DeliveryFuture, Plugin, Sink, SinkOptions};
 use crate::{
     platform::{Clock, Sandbox, Timestamp, secure_file},
     stages::AgentContext,
-    units::{Size, Time},
 };
+use config_text::{Size, Time};
 
 inventory::submit! {
     Plugin::sink::<Options>(

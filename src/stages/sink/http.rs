@@ -29,7 +29,8 @@ use super::{
     siem::Adapter,
     sink_clock::SinkClock,
 };
-use crate::{config::Secret, stages::AgentContext, units::Size};
+use crate::{config::Secret, stages::AgentContext};
+use config_text::Size;
 
 inventory::submit! {
     Plugin::sink::<Options>(

@@ -31,8 +31,8 @@ use crate::{
     platform::Clock,
     siem::{Belief, Connection, Enrollment, EnrollmentSettings, NotReady, Subject, receipts},
     stages::{AgentContext, StageOptions},
-    units::{Size, Time},
 };
+use config_text::{Size, Time};
 
 inventory::submit! {
     Plugin::sink::<Options>(

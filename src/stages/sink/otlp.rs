@@ -31,7 +31,8 @@ use super::{
     headers::headers,
     siem::Adapter,
 };
-use crate::{config::Secret, stages::AgentContext, units::Size};
+use crate::{config::Secret, stages::AgentContext};
+use config_text::Size;
 
 inventory::submit! {
     Plugin::sink::<Options>(

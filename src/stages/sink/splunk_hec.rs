@@ -34,11 +34,8 @@ use super::{
     siem::Adapter,
     sink_clock::SinkClock,
 };
-use crate::{
-    config::Secret,
-    stages::AgentContext,
-    units::{Size, Time},
-};
+use crate::{config::Secret, stages::AgentContext};
+use config_text::{Size, Time};
 
 inventory::submit! {
     Plugin::sink::<Options>(

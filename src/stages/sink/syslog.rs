@@ -20,12 +20,8 @@ use super::{
     connection::{ConnectionOptions, default_timeout},
     siem::Adapter,
 };
-use crate::{
-    platform::tcp,
-    stages::AgentContext,
-    text::causes,
-    units::{Size, Time},
-};
+use crate::{platform::tcp, stages::AgentContext, text::causes};
+use config_text::{Size, Time};
 
 inventory::submit! {
     Plugin::sink::<Options>(

@@ -30,8 +30,8 @@ use crate::{
     tail::{
         BackfillHold, ExpiryQuery, HoldQuery, Tail, TailOptions, VerifyResources, fresh_generation,
     },
-    units::Size,
 };
+use config_text::Size;
 
 inventory::submit! {
     Plugin::source::<Options>(

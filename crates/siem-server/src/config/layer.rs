@@ -5,17 +5,15 @@ use figment::{
     value::{Dict, Map, Value},
 };
 
-use super::{
-    located::{Origin, ValueLocation},
-    toml_text::Lines,
-};
+use super::located::{Origin, ValueLocation};
+use config_text::toml_text::LineIndex;
 
 /// Values of one origin.
 #[derive(Clone, Debug)]
 pub(super) struct Layer {
     pub(super) origin: Origin,
     pub(super) values: Dict,
-    pub(super) lines: Lines,
+    pub(super) lines: LineIndex,
 }
 
 impl Layer {
@@ -23,7 +21,7 @@ impl Layer {
     pub(super) fn of_value(origin: Origin, key: &str, value: Value) -> Self {
         let mut values = Dict::new();
         insert(&mut values, key, value);
-        Self { origin, values, lines: Lines::default() }
+        Self { origin, values, lines: LineIndex::default() }
     }
 
     pub(super) fn location(&self, path: &[String]) -> ValueLocation {

@@ -16,9 +16,9 @@ use super::{
     layer::{Layer, merge},
     problem::{explain, hint, key_text},
     schema::{KnownKey, PREFIX, known_keys},
-    toml_text,
 };
 use crate::regular_file::read_regular_file;
+use config_text::toml_text::{self, ParsedToml};
 
 /// Largest configuration file in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -158,10 +158,10 @@ impl Search {
 
     fn add_text(&mut self, origin: Origin, text: &str) {
         match toml_text::parse(text) {
-            Ok((values, lines)) => self.layers.push(Layer { origin, values, lines }),
+            Ok(ParsedToml { values, lines }) => self.layers.push(Layer { origin, values, lines }),
             Err(error) => {
                 let location = ValueLocation { origin, line: Some(error.line) };
-                let (column, reason) = (error.column, error.reason);
+                let (column, reason) = (error.column, error.problem);
                 let message = format!("{location} is not valid TOML, column {column}: {reason}");
                 self.add_unreadable("syntax_invalid", location, message);
             }

@@ -10,16 +10,14 @@ mod located;
 mod problem;
 mod schema;
 mod tables;
-mod toml_text;
-mod units;
 
+pub use config_text::{Size, Time};
 pub use load::{Inputs, Loaded, load, load_valid_values};
 pub use located::{Origin, ValueLocation};
 pub use problem::ConfigProblem;
 use schemars::JsonSchema;
 use serde::Deserialize;
 pub use tables::*;
-pub use units::{ByteSize, TimeSpan};
 
 /// The built-in configuration, with a comment for each key.
 pub const DEFAULTS: &str = include_str!("../../../../config/siem-server.toml");

@@ -3,7 +3,9 @@
 use figment::value::Value;
 use serde_json::Value as Json;
 
-use super::{Settings, toml_text};
+use config_text::toml_text;
+
+use super::Settings;
 
 /// A key that holds a value.
 #[derive(Clone, Debug, PartialEq, Eq)]

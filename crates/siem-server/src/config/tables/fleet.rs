@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    super::{ByteSize, TimeSpan},
+    super::{Size, Time},
     Findings,
 };
 use crate::fleet::FleetThresholds;
@@ -17,11 +17,11 @@ use crate::fleet::FleetThresholds;
 #[non_exhaustive]
 pub struct FleetTable {
     /// Time without a batch after which a machine is quiet.
-    pub quiet_after: TimeSpan,
+    pub quiet_after: Time,
     /// Age of a heartbeat when it is sent above which its agent is behind.
-    pub behind_after: TimeSpan,
+    pub behind_after: Time,
     /// Size of what waits at an agent above which it is behind.
-    pub behind_size: ByteSize,
+    pub behind_size: Size,
 }
 
 impl FleetTable {

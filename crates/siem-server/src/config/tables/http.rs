@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    super::{ByteSize, TimeSpan},
+    super::{Size, Time},
     Findings, TlsTable,
 };
 use crate::proxies::{ForwardedHeader, Network};
@@ -30,11 +30,11 @@ pub struct HttpTable {
     /// Number of open connections, at least 16.
     pub connections: usize,
     /// Time for a TLS handshake and the headers of a request; 1s to 5m.
-    pub header_timeout: TimeSpan,
+    pub header_timeout: Time,
     /// Time that a response may wait for the client to read; 1s to 1h.
-    pub write_timeout: TimeSpan,
+    pub write_timeout: Time,
     /// Size of the headers of a request; 8 KiB to 1 MiB.
-    pub header_size: ByteSize,
+    pub header_size: Size,
 }
 
 impl HttpTable {

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::{
-    super::{ByteSize, TimeSpan},
+    super::{Size, Time},
     Findings,
 };
 use crate::Limits;
@@ -15,15 +15,15 @@ use crate::Limits;
 #[non_exhaustive]
 pub struct LimitsTable {
     /// Size of a body as sent; 64 KiB to 1 GiB.
-    pub body_size: ByteSize,
+    pub body_size: Size,
     /// Size of a decoded body; not below `body_size`, at most 1 GiB.
-    pub decoded_size: ByteSize,
+    pub decoded_size: Size,
     /// Memory of all bodies and batches; at least twice `decoded_size`.
-    pub memory: ByteSize,
+    pub memory: Size,
     /// Time for which a body may arrive without a byte; 1s to 1h.
-    pub body_timeout: TimeSpan,
+    pub body_timeout: Time,
     /// Time that a request waits for its turn and for memory; 1s to 5m.
-    pub max_wait: TimeSpan,
+    pub max_wait: Time,
 }
 
 impl LimitsTable {

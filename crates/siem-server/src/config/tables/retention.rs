@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::super::{ByteSize, TimeSpan};
+use super::super::{Size, Time};
 use crate::life::RetentionPolicy;
 
 /// How long records are kept.
@@ -12,9 +12,9 @@ use crate::life::RetentionPolicy;
 #[non_exhaustive]
 pub struct RetentionTable {
     /// Time for which an epoch is kept after its last batch; zero keeps it.
-    pub max_age: TimeSpan,
+    pub max_age: Time,
     /// Size of all records, beyond which the epochs that ended first are removed; zero is no limit.
-    pub max_bytes: ByteSize,
+    pub max_bytes: Size,
 }
 
 impl RetentionTable {

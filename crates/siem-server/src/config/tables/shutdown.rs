@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::super::TimeSpan;
+use super::super::Time;
 
 /// Stop of the receiver.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -11,7 +11,7 @@ use super::super::TimeSpan;
 #[non_exhaustive]
 pub struct ShutdownTable {
     /// Time between SIGTERM, from which on `/readyz` returns 503, and the end of new connections.
-    pub delay: TimeSpan,
+    pub delay: Time,
     /// Time that running requests may take after that.
-    pub grace: TimeSpan,
+    pub grace: Time,
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::{super::ByteSize, Findings};
+use super::{super::Size, Findings};
 
 /// Data directory.
 #[derive(Clone, Debug, Deserialize, JsonSchema)]
@@ -15,7 +15,7 @@ pub struct StoreTable {
     /// Directory for received records.
     pub directory: PathBuf,
     /// Free space on its disk below which the receiver is not ready.
-    pub min_free: ByteSize,
+    pub min_free: Size,
 }
 
 impl StoreTable {

@@ -7,12 +7,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// Duration, written with its unit as `"300s"`, `"5m"` or `"500ms"`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Time(pub Duration);
+pub struct Time(pub Duration);
 
 impl Time {
     /// Creates a duration from seconds.
     #[must_use]
-    pub(crate) const fn seconds(seconds: u64) -> Self {
+    pub const fn seconds(seconds: u64) -> Self {
         Self(Duration::from_secs(seconds))
     }
 }
@@ -36,13 +36,19 @@ impl fmt::Display for Time {
 /// Size in bytes, written as `"4 MiB"`, `"256 KiB"` or `"10 MB"`; a number without unit is in
 /// bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Size(pub u64);
+pub struct Size(pub u64);
 
 impl Size {
     /// Creates a size from mebibytes.
     #[must_use]
-    pub(crate) const fn mebibytes(count: u64) -> Self {
+    pub const fn mebibytes(count: u64) -> Self {
         Self(count << 20)
+    }
+
+    /// Returns the size for memory; the largest possible one if it does not fit.
+    #[must_use]
+    pub fn as_usize(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
     }
 }
 
@@ -64,7 +70,7 @@ impl fmt::Display for Size {
 /// String that is not a duration or size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("`{text}` is not {example}")]
-pub(crate) struct WrongUnit {
+pub struct WrongUnit {
     text: String,
     example: &'static str,
 }

@@ -5,36 +5,44 @@ use std::collections::BTreeMap;
 use figment::value::{Dict, Value};
 use toml::de::{DeTable, DeValue};
 
+/// Values of a text, and their lines.
+#[derive(Clone, Debug)]
+pub struct ParsedToml {
+    /// The values.
+    pub values: Dict,
+    /// The lines.
+    pub lines: LineIndex,
+}
+
 /// Line of each key and list item of a text.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Lines(BTreeMap<Vec<String>, usize>);
+pub struct LineIndex(BTreeMap<Vec<String>, usize>);
 
-/// Position and reason of a syntax error. It does not quote the text, which may contain a secret.
-#[derive(Debug)]
-pub(super) struct SyntaxError {
-    pub(super) line: usize,
-    pub(super) column: usize,
-    pub(super) reason: String,
+impl LineIndex {
+    /// Returns the line of the value at `path`, or of the nearest existing value above it.
+    #[must_use]
+    pub fn of(&self, path: &[String]) -> Option<usize> {
+        (1..=path.len()).rev().find_map(|length| self.0.get(&path[..length]).copied())
+    }
 }
 
 /// Parses TOML.
-pub(super) fn parse(text: &str) -> Result<(Dict, Lines), SyntaxError> {
+///
+/// # Errors
+/// [`SyntaxError`] if `text` is not TOML.
+pub fn parse(text: &str) -> Result<ParsedToml, SyntaxError> {
     let wrong = |error| SyntaxError::new(text, &error);
     let values = dict(text.parse().map_err(wrong)?);
     let spans = DeTable::parse(text).map_err(wrong)?;
     let mut starts = vec![0];
     starts.extend(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1));
-    let mut lines = Lines::default();
-    lines.add_table(spans.get_ref(), &mut Vec::new(), &starts);
-    Ok((values, lines))
+    let mut lines = LineIndex::default();
+    let mut path = Vec::new();
+    lines.add_table(spans.get_ref(), &mut path, &starts);
+    Ok(ParsedToml { values, lines })
 }
 
-impl Lines {
-    /// Returns the line of the value at `path`, or of the nearest existing value above it.
-    pub(super) fn of(&self, path: &[String]) -> Option<usize> {
-        (1..=path.len()).rev().find_map(|length| self.0.get(&path[..length]).copied())
-    }
-
+impl LineIndex {
     fn add_table(&mut self, table: &DeTable<'_>, path: &mut Vec<String>, starts: &[usize]) {
         for (key, value) in table {
             path.push(key.get_ref().to_string());
@@ -68,8 +76,9 @@ fn dict(table: toml::Table) -> Dict {
     table.into_iter().map(|(key, item)| (key, value(item))).collect()
 }
 
-/// Converts a value.
-pub(super) fn value(item: toml::Value) -> Value {
+/// Converts a value; a date becomes text.
+#[must_use]
+pub fn value(item: toml::Value) -> Value {
     match item {
         toml::Value::String(text) => text.into(),
         toml::Value::Integer(number) => number.into(),
@@ -81,8 +90,22 @@ pub(super) fn value(item: toml::Value) -> Value {
     }
 }
 
+/// Position and reason of a TOML error. It does not quote the text, which may contain a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}, column {column}: {problem}")]
+pub struct SyntaxError {
+    /// Line, starting at 1.
+    pub line: usize,
+    /// Column in characters, starting at 1.
+    pub column: usize,
+    /// Reason.
+    pub problem: String,
+}
+
 impl SyntaxError {
-    fn new(text: &str, error: &toml::de::Error) -> Self {
+    /// Locates an error of the parser in `text`.
+    #[must_use]
+    pub fn new(text: &str, error: &toml::de::Error) -> Self {
         let start = error.span().map_or(0, |span| span.start.min(text.len()));
         let before = &text.as_bytes()[..start];
         let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
@@ -90,7 +113,44 @@ impl SyntaxError {
         Self {
             line: 1 + before.iter().filter(|b| **b == b'\n').count(),
             column: 1 + characters,
-            reason: error.message().to_owned(),
+            problem: error.message().to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &str, path: &str) -> Option<usize> {
+        let path: Vec<String> = path.split('.').map(str::to_owned).collect();
+        parse(text).unwrap().lines.of(&path)
+    }
+
+    #[test]
+    fn parse_finds_the_line_of_each_key() {
+        let text = "# first\na = 1\n[b]\nc = [\n  \"x\",\n  \"y\",\n]\n\n[d.e]\nf.g = { h = 1 }\n\
+                    [[t]]\nn = 1\n[[t]]\nn = 2\n";
+        for (path, expected) in [
+            ("a", 2),
+            ("b", 3),
+            ("b.c", 4),
+            ("b.c.1", 6),
+            ("d", 9),
+            ("d.e", 9),
+            ("d.e.f.g.h", 10),
+            ("t.0", 11),
+            ("t.0.n", 12),
+            ("t.1", 13),
+            ("t.1.n", 14),
+        ] {
+            assert_eq!(line(text, path), Some(expected), "{path}");
+        }
+    }
+
+    #[test]
+    fn line_of_a_missing_key_is_that_of_its_table() {
+        assert_eq!(line("\n[a]\nb = 1", "a.c"), Some(2));
+        assert_eq!(line("\n[a]\nb = 1", "x"), None);
     }
 }
