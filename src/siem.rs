@@ -7,6 +7,7 @@ mod enrollment;
 pub(crate) mod minisign;
 pub mod pins;
 pub mod receipts;
+pub mod releases;
 mod revision;
 mod signed_config;
 mod trust_states;
@@ -413,9 +414,18 @@ impl Connection {
     }
 
     fn request_with(&self, token: &Secret, method: Method, path: &str) -> RequestBuilder {
+        self.request_to(token, method, self.url(path))
+    }
+
+    /// Returns the URL of a path below the endpoint.
+    fn url(&self, path: &str) -> Url {
         let mut url = self.base.clone();
         let prefix = url.path().trim_end_matches('/').to_owned();
         url.set_path(&(prefix + path));
+        url
+    }
+
+    fn request_to(&self, token: &Secret, method: Method, url: Url) -> RequestBuilder {
         let mut request = self
             .client
             .request(method, url)

@@ -143,6 +143,11 @@ impl ConfigManager {
         Ok((manager, orders))
     }
 
+    /// Extra configuration file of this process, if there is one.
+    pub(super) fn explicit_config(&self) -> Option<PathBuf> {
+        self.sources.explicit().map(ToOwned::to_owned)
+    }
+
     /// Removes and returns the events to report.
     pub(super) fn take_events(&mut self) -> Vec<Event> {
         mem::take(&mut self.events)

@@ -60,6 +60,11 @@ impl ConfigSources {
         Self { explicit: Some(explicit.to_owned()), ..self.clone() }
     }
 
+    /// Extra configuration file, if there is one.
+    pub(crate) fn explicit(&self) -> Option<&Path> {
+        self.explicit.as_deref()
+    }
+
     /// Variables in force.
     pub(crate) fn environment(&self) -> &Environment {
         &self.environment

@@ -151,6 +151,7 @@ impl<'a> ConfigUpdates<'a> {
         };
         let candidate = self.manager.read_files_by_order();
         self.request_soon();
+        self.manager.handle.check_for_update();
         let goes_on = self.apply(candidate, ConfigOrigin::Files).await;
         self.clients.extend(client.map(|reply| (reply, self.manager.outcome.clone())));
         goes_on
@@ -186,6 +187,7 @@ impl<'a> ConfigUpdates<'a> {
         self.running.resume();
         self.monitor.read_again();
         self.request_soon();
+        self.manager.handle.check_for_update();
     }
 
     /// Schedules a request to the server after the files were read: an earlier one may have failed

@@ -8,7 +8,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use siem_protocol::agent_event::ConfigSummary;
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::timeout,
 };
 
@@ -18,6 +18,7 @@ use crate::{
     pipeline::{config_status::SharedConfigStatus, runner::PipelineHandle},
     platform::Timestamp,
     stages::AgentContext,
+    update::SharedUpdateSummary,
 };
 
 /// Longest time that a reload may take: another one may be in progress, and the server's answer is
@@ -96,6 +97,9 @@ struct Shared {
     state: watch::Sender<State>,
     reloads: mpsc::Sender<ReloadOrder>,
     stop: watch::Sender<bool>,
+    updates: SharedUpdateSummary,
+    /// Wakes the task that follows releases.
+    update_check: Notify,
 }
 
 enum State {
@@ -133,7 +137,9 @@ impl AgentHandle {
         let (stop, stopped) = watch::channel(false);
         let (in_force, state) =
             (Mutex::new((loaded, context)), watch::Sender::new(State::Starting));
-        let shared = Shared { started_at, config, in_force, state, reloads, stop };
+        let (updates, update_check) = (SharedUpdateSummary::default(), Notify::new());
+        let shared =
+            Shared { started_at, config, in_force, state, reloads, stop, updates, update_check };
         (Self(Arc::new(shared)), Orders { reloads: reload_orders, stop: StopOrder(stopped) })
     }
 
@@ -203,8 +209,27 @@ impl AgentHandle {
         drop(self.0.reloads.try_send(ReloadOrder::HangUp));
     }
 
+    /// State of updates.
+    pub(crate) fn updates(&self) -> &SharedUpdateSummary {
+        &self.0.updates
+    }
+
+    /// Orders a check for a newer release.
+    pub(super) fn check_for_update(&self) {
+        self.0.update_check.notify_one();
+    }
+
+    /// Returns once a check for a newer release was ordered.
+    pub(super) async fn update_check_ordered(&self) {
+        self.0.update_check.notified().await;
+    }
+
     pub(super) fn set_in_force(&self, loaded: &Arc<LoadedConfig>, context: &AgentContext) {
-        *unpoisoned(&self.0.in_force) = (Arc::clone(loaded), context.clone());
+        let mut in_force = unpoisoned(&self.0.in_force);
+        if in_force.0.settings.update != loaded.settings.update {
+            self.check_for_update();
+        }
+        *in_force = (Arc::clone(loaded), context.clone());
     }
 
     pub(super) fn set_starting(&self) {

@@ -16,6 +16,7 @@ use super::{
     handle::{AgentHandle, Orders},
     outbox_start,
     restart_limit::RestartLimit,
+    self_update::{self, SelfUpdate},
     silent_places,
     startable::Startable,
     update_confirm, watchdog,
@@ -48,6 +49,15 @@ pub(crate) enum RunMode {
     /// Until everything that was found is delivered. The function makes a report of progress for
     /// each pipeline.
     Once(Box<dyn Fn() -> OnProgress + Send>),
+}
+
+/// End of an agent that did not fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AgentEnd {
+    /// It was stopped, or has delivered everything.
+    Stopped,
+    /// It has replaced its program, which must be started.
+    Updated,
 }
 
 /// An agent that holds its state directory.
@@ -94,13 +104,15 @@ impl Agent {
     /// # Errors
     /// [`AgentError`] when it cannot start, gives up after faults, or with [`RunMode::Once`] cannot
     /// deliver everything.
-    pub(crate) async fn run(self) -> Result<(), AgentError> {
+    pub(crate) async fn run(self) -> Result<AgentEnd, AgentError> {
         let Self { mut manager, mut orders, mode, lock } = self;
         let once = matches!(mode, RunMode::Once(_));
         let first_request = tokio::select! {
             first = config_updates::start(&mut manager, once) => first,
-            () = orders.stop.given() => return Ok(()),
+            () = orders.stop.given() => return Ok(AgentEnd::Stopped),
         };
+        let updates = self_update::summary_at_start(&manager.loaded.settings.update, lock.dir());
+        manager.handle.updates().set(updates);
         let notify = Notify::new(&manager.context.environment);
         let mut monitor = ComplianceMonitor::new(lock.dir(), &manager.context);
         let mut unstored = Vec::new();
@@ -119,16 +131,17 @@ impl Agent {
             let ended = match &mode {
                 RunMode::Once(report) => {
                     let parts = (&mut manager, &mut monitor);
-                    catch_up(pipeline, report(), parts, &mut orders, &mut refused).await
+                    let ended = catch_up(pipeline, report(), parts, &mut orders, &mut refused);
+                    ended.await.map(|()| AgentEnd::Stopped)
                 }
                 RunMode::Forever => {
-                    let parts = (&mut manager, &mut monitor, &notify);
+                    let parts = (&mut manager, &mut monitor, &notify, lock.dir());
                     run_until_stopped(pipeline, parts, first_request, &mut orders).await
                 }
             };
             let fault = match ended {
-                Ok(()) if refused == RefusedEntries::default() => return Ok(()),
-                Ok(()) => return Err(AgentError::Refused(refused)),
+                Ok(end) if refused == RefusedEntries::default() => return Ok(end),
+                Ok(_) => return Err(AgentError::Refused(refused)),
                 Err(Ended::Failed(failure)) => return Err(failure),
                 Err(Ended::DeviceKey(events)) => {
                     unstored = events;
@@ -196,16 +209,34 @@ fn assemble(manager: &ConfigManager, state_dir: &Path) -> Result<Pipeline, Agent
     let config_status = manager.status.config.clone();
     let (device, states) = (context.device.clone(), context.trust.clone());
     let trust = Box::new(move || device.trust_summary(&states));
-    Ok(Pipeline { sources, stages, sinks, outbox, inbox, config_status, trust, identity, clock })
+    let updates = manager.handle.updates().clone();
+    let update = Box::new(move || updates.get());
+    Ok(Pipeline {
+        sources,
+        stages,
+        sinks,
+        outbox,
+        inbox,
+        config_status,
+        trust,
+        update,
+        identity,
+        clock,
+    })
 }
 
 /// Reads and delivers until the agent receives the order to stop.
 async fn run_until_stopped(
     pipeline: Pipeline,
-    (manager, monitor, notify): (&mut ConfigManager, &mut ComplianceMonitor, &Notify),
+    (manager, monitor, notify, state_dir): (
+        &mut ConfigManager,
+        &mut ComplianceMonitor,
+        &Notify,
+        &Path,
+    ),
     first_request: Duration,
     orders: &mut Orders,
-) -> Result<(), Ended> {
+) -> Result<AgentEnd, Ended> {
     let loaded = Arc::clone(&manager.loaded);
     let settings = &loaded.settings;
     let mut running = pipeline.start(settings, Until::Stopped, Box::new(|_| ()));
@@ -218,16 +249,19 @@ async fn run_until_stopped(
     let (pulse, progress) = (running.liveness_probe(), running.liveness_probe());
     let handle = manager.handle.clone();
     let (device, clock) = (manager.context.device.clone(), Arc::clone(&manager.context.clock));
+    let config = manager.explicit_config();
+    let releases = SelfUpdate::new(handle.clone(), running.handle(), state_dir, config);
     let updates = ConfigUpdates::new(&mut running, manager, monitor, orders, first_request);
     let end = tokio::select! {
         () = updates.run() => End::Stopped,
         fault = failed => End::Fault(fault),
         () = device_key::restart_wanted(&device, &*clock) => End::DeviceKey,
+        () = releases.run() => End::Updated,
         never = watchdog::feed(notify, pulse) => match never {},
         never = update_confirm::confirm(progress, || ()) => match never {},
     };
     match &end {
-        End::Stopped => {
+        End::Stopped | End::Updated => {
             handle.set_stopping();
             notify.stopping();
             info!("stopping");
@@ -243,7 +277,8 @@ async fn run_until_stopped(
     }
     let unstored = running.stop().await;
     match end {
-        End::Stopped => Ok(()),
+        End::Stopped => Ok(AgentEnd::Stopped),
+        End::Updated => Ok(AgentEnd::Updated),
         End::Fault(fault) => Err(Ended::Fault(fault, unstored)),
         End::DeviceKey => Err(Ended::DeviceKey(unstored)),
     }
@@ -252,6 +287,7 @@ async fn run_until_stopped(
 /// Reason why a running pipeline is stopped.
 enum End {
     Stopped,
+    Updated,
     Fault(Fault),
     DeviceKey,
 }

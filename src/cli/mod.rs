@@ -32,6 +32,7 @@ mod status;
 mod support_bundle;
 mod terminal;
 mod test;
+mod update;
 
 use std::{
     io::{self, Write as _},
@@ -94,6 +95,7 @@ enum Command {
     Deadletter(deadletter::Arguments),
     Outbox(outbox::Arguments),
     Device(device::Arguments),
+    Update(update::Arguments),
     Audit(audit::Arguments),
     Stages(stages::Arguments),
     SupportBundle(support_bundle::Arguments),
@@ -123,6 +125,7 @@ impl Command {
             Self::Deadletter(letters) => letters.execute(config),
             Self::Outbox(outbox) => outbox.execute(config),
             Self::Device(device) => device.execute(config),
+            Self::Update(update) => update.execute(config),
             Self::Audit(audit) => audit.execute(config),
             Self::Stages(stages) => stages.execute(),
             Self::SupportBundle(bundle) => bundle.execute(config),
@@ -151,6 +154,7 @@ impl Command {
             Self::Deadletter(letters) => letters.is_read_only(),
             Self::Outbox(outbox) => outbox.is_read_only(),
             Self::Device(device) => device.is_read_only(),
+            Self::Update(update) => update.is_read_only(),
             Self::Audit(audit) => audit.is_read_only(),
             Self::Install(_)
             | Self::Uninstall(_)

@@ -11,11 +11,12 @@ use super::{
     signal_task::SignalTask,
 };
 use crate::{
-    agent::{Agent, ConfigFileWatch, RunMode, sandbox, startable::Startable},
+    agent::{Agent, AgentEnd, ConfigFileWatch, RunMode, sandbox, startable::Startable},
     control::{self, ControlService},
     logging,
     pipeline::ingest::OnProgress,
-    platform::{LockRole, Sandbox, SandboxStatus, StateLock},
+    platform::{LockRole, Sandbox, SandboxStatus, StateLock, own_program, service},
+    update::ProgramFiles,
 };
 
 /// Read session logs and ship them, until stopped
@@ -56,12 +57,17 @@ impl Arguments {
             .enable_all()
             .build()
             .map_err(Failure::failed)?;
+        let restarts = service::restarts_process(context.environment());
         let ended = runtime.block_on(self.run(context, startable, watch, sandbox, &signals));
         // Its handle would keep the outbox open.
         signals.forget_agent();
         // A blocking thread that hangs must not delay the exit.
         runtime.shutdown_background();
-        ended
+        match ended? {
+            AgentEnd::Stopped => Ok(()),
+            AgentEnd::Updated if restarts => Ok(()),
+            AgentEnd::Updated => run_new_program(),
+        }
     }
 
     async fn run(
@@ -71,7 +77,7 @@ impl Arguments {
         watch: ConfigFileWatch,
         sandbox: Sandbox,
         signals: &SignalTask,
-    ) -> Result<(), Failure> {
+    ) -> Result<AgentEnd, Failure> {
         let settings = &startable.loaded().settings.agent;
         let (state_dir, log_format) = (settings.state_dir.clone(), settings.log_format);
         let metrics = startable.loaded().settings.metrics_listen.clone();
@@ -79,7 +85,7 @@ impl Arguments {
         let acquired = spawn_blocking(move || StateLock::acquire(&state_dir, LockRole::Agent));
         let lock = tokio::select! {
             acquired = acquired => acquired.map_err(Failure::failed)?.map_err(Failure::failed)?,
-            () = signals.stopped() => return Ok(()),
+            () = signals.stopped() => return Ok(AgentEnd::Stopped),
         };
         let lock = Arc::new(lock);
         let _log = logging::to_file(&lock, log_format);
@@ -102,6 +108,16 @@ impl Arguments {
             let bar = ProgressBar::new();
             Box::new(move |progress| bar.show(progress.read, progress.unread, progress.files))
         }))
+    }
+}
+
+/// Runs the program that was installed, with the arguments of this process: no service manager starts it.
+fn run_new_program() -> Result<(), Failure> {
+    let files = ProgramFiles::of_current().map_err(Failure::failed)?;
+    let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+    match own_program::run_in_place(files.program(), &arguments).map_err(Failure::failed)? {
+        0 => Ok(()),
+        code => Err(Failure::failed(format!("the new program ended with exit code {code}"))),
     }
 }
 

@@ -20,13 +20,14 @@ use super::{
 };
 
 /// Sections: tables in the order in which they are shown.
-pub(super) const SECTIONS: [&str; 12] = [
+pub(super) const SECTIONS: [&str; 13] = [
     "locked",
     "agent",
     "shipping",
     "outbox",
     "metrics",
     "managed",
+    "update",
     "compliance",
     "pipeline",
     "source",

@@ -33,6 +33,7 @@ mod template;
 #[cfg(test)]
 mod tests;
 mod transport;
+mod update;
 mod warning;
 
 pub use error::{ConfigError, MissingSetting, did_you_mean};
@@ -59,4 +60,5 @@ pub(crate) use settings::{AgentSettings, OutboxSettings};
 pub use settings::{LogFormat, PipelineSettings, Settings, ShippingSettings, StageTable};
 pub use sink::{HTTP_SIEM, SINK_OPTIONS, SinkSettings, Start};
 pub use template::template;
+pub use update::UpdateSettings;
 pub use warning::ConfigWarning;

@@ -16,8 +16,13 @@ use siem_protocol::{
 };
 
 use super::{
-    error::ConfigError, inline_tests::TestTable, managed::ManagedAllowlist, merged::Merged,
-    options::OptionTable, sink::SinkSettings,
+    error::ConfigError,
+    inline_tests::TestTable,
+    managed::ManagedAllowlist,
+    merged::Merged,
+    options::OptionTable,
+    sink::SinkSettings,
+    update::{UpdateSettings, UpdateTable},
 };
 use crate::{compliance::policy, platform::Paths};
 use config_text::{Size, Time};
@@ -42,6 +47,8 @@ pub struct Settings {
     /// Keys of the organisation, one of which must have signed a managed configuration; none if that
     /// is not required.
     pub managed_keys: Vec<OrganisationKey>,
+    /// Updates of the agent by itself.
+    pub update: UpdateSettings,
     /// Hash of the configuration that these settings are from.
     pub hash: Digest,
 }
@@ -157,6 +164,8 @@ pub(super) struct Tables {
     #[serde(default)]
     metrics: MetricsTable,
     managed: ManagedTable,
+    #[serde(default)]
+    update: UpdateTable,
     #[serde(default)]
     compliance: ComplianceTable,
     pub(super) pipeline: PipelineTable,
@@ -296,7 +305,7 @@ impl Tables {
         merged: &Merged,
     ) -> Result<Settings, ConfigError> {
         self.managed.check(merged)?;
-        let managed_keys = self.managed.keys(merged)?;
+        let managed_keys = parse_keys("managed.keys", &self.managed.keys, merged)?;
         Ok(Settings {
             managed_keys,
             hash: Digest::ZERO,
@@ -306,6 +315,7 @@ impl Tables {
             metrics_listen: self.metrics.address(paths, merged)?,
             compliance: self.compliance.settings(merged)?,
             require_signature: self.managed.require_signature,
+            update: self.update.settings(merged)?,
             pipeline,
         })
     }
@@ -323,19 +333,22 @@ impl ManagedTable {
     }
 }
 
-impl ManagedTable {
-    fn keys(&self, merged: &Merged) -> Result<Vec<OrganisationKey>, ConfigError> {
-        let key = |(index, text): (usize, &String)| {
-            text.parse().map_err(|error: MinisignError| {
-                let problem = format!(
-                    "is not a key: {error}; it must be the second line of the file that `minisign -G` \
-                     writes, such as \"RWQf6LRC…\""
-                );
-                merged.value_error(&format!("managed.keys.{index}"), problem)
-            })
-        };
-        self.keys.iter().enumerate().map(key).collect()
-    }
+/// Parses a list of public keys of minisign, which is the value of `list`.
+pub(super) fn parse_keys(
+    list: &str,
+    keys: &[String],
+    merged: &Merged,
+) -> Result<Vec<OrganisationKey>, ConfigError> {
+    let key = |(index, text): (usize, &String)| {
+        text.parse().map_err(|error: MinisignError| {
+            let problem = format!(
+                "is not a key: {error}; it must be the second line of the file that `minisign -G` \
+                 writes, such as \"RWQf6LRC…\""
+            );
+            merged.value_error(&format!("{list}.{index}"), problem)
+        })
+    };
+    keys.iter().enumerate().map(key).collect()
 }
 
 impl ComplianceTable {

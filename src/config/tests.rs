@@ -11,11 +11,13 @@ mod options_of_stages;
 mod permissions;
 mod secrets;
 mod sinks;
+mod update;
 
 use std::{fs, path::PathBuf};
 
 use siem_protocol::{
     ManagedConfig,
+    agent_event::UpdateMode,
     managed::{Filters, Shipping as ManagedShipping},
 };
 
@@ -173,10 +175,13 @@ mod defaults {
             compliance,
             require_signature,
             managed_keys,
+            update,
             hash: _,
         } = &loaded.settings;
         assert!(require_signature);
         assert!(!agent.require_tls && managed_keys.is_empty() && metrics_listen.is_none());
+        assert!(update.mode == UpdateMode::Off && update.keys.is_empty());
+        assert_eq!(update.interval.as_secs(), 6 * 3600);
         assert_eq!(*compliance, siem_protocol::managed::Compliance::default());
         assert_eq!(agent.state_dir, machine.path("home/state"));
         assert_eq!(agent.poll_interval.as_secs(), 300);
@@ -201,8 +206,16 @@ mod defaults {
         let schema = serde_json::to_value(schemars::schema_for!(settings::Tables)).unwrap();
         let tables = schema["properties"].as_object().unwrap();
         let mut checked = 0;
-        for table in ["agent", "shipping", "outbox", "metrics", "managed", "compliance", "pipeline"]
-        {
+        for table in [
+            "agent",
+            "shipping",
+            "outbox",
+            "metrics",
+            "managed",
+            "update",
+            "compliance",
+            "pipeline",
+        ] {
             assert!(tables.contains_key(table));
             let start = format!("\n[{table}]\n");
             let text = read_layers::DEFAULTS.split_once(&start).unwrap().1;
@@ -217,7 +230,7 @@ mod defaults {
                 checked += 1;
             }
         }
-        assert_eq!(checked, 26);
+        assert_eq!(checked, 29);
     }
 
     /// A value in a comment must be valid when it is uncommented.

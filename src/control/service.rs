@@ -99,6 +99,7 @@ impl ControlService {
             agent: self.process_status(&loaded, &context, now),
             config: Some(self.agent.config_report(now)),
             device: DeviceStatus::of_agent(&context.device, &context.trust),
+            update: Some(self.agent.updates().get()),
             hanging: HangingPath::all(&context.calls),
             ..AgentStatus::default()
         };

@@ -4,7 +4,11 @@
 use std::{path::PathBuf, time::Duration};
 
 use serde::{Deserialize, Serialize};
-use siem_protocol::{agent_event::ReceiverTrust, delivery::Acknowledged, managed::Action};
+use siem_protocol::{
+    agent_event::{ReceiverTrust, UpdateSummary},
+    delivery::Acknowledged,
+    managed::Action,
+};
 
 use super::device_status::DeviceStatus;
 use crate::{
@@ -37,6 +41,8 @@ pub(crate) struct AgentStatus {
     pub(crate) compliance: Option<ComplianceStatus>,
     /// Key of the device; `None` if it is not known.
     pub(crate) device: Option<DeviceStatus>,
+    /// Updates of the agent; `None` if their settings are not known.
+    pub(crate) update: Option<UpdateSummary>,
     /// Paths whose file system does not answer.
     pub(crate) hanging: Vec<HangingPath>,
 }

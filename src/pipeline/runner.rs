@@ -26,7 +26,10 @@ use super::{
     delivery::{RefusedEntries, SinkControl, SinkProgress, StopMode},
     fault::{CatchUpError, Fault, Faults},
     group_builder::GroupBuilder,
-    ingest::{Inbox, Ingest, IngestState, OnProgress, ReadProgress, TrustReporter, Until, Writer},
+    ingest::{
+        Inbox, Ingest, IngestState, OnProgress, ReadProgress, TrustReporter, Until, UpdateReporter,
+        Writer,
+    },
     orphaned_sinks,
     outbox::{Outbox, OutboxError},
     record_stages::RecordStages,
@@ -69,6 +72,8 @@ pub struct Pipeline {
     pub config_status: SharedConfigStatus,
     /// Trust between device and receivers.
     pub trust: TrustReporter,
+    /// State of updates.
+    pub update: UpdateReporter,
     /// Identity of the agent.
     pub identity: Identity,
     /// The clock.
@@ -131,6 +136,7 @@ impl Pipeline {
             heartbeat: settings.agent.poll_interval,
             config_status: self.config_status,
             trust: self.trust,
+            update: self.update,
             jitter: Box::new(fastrand::f64),
             on_progress: Box::new(move |read| {
                 reads.send_replace(read);

@@ -17,3 +17,26 @@ pub(crate) mod swap;
 
 #[cfg(all(test, unix))]
 mod tests;
+
+mod download;
+mod error;
+mod install;
+mod policy;
+#[cfg(test)]
+mod release_tests;
+mod state;
+mod updater;
+
+pub(crate) use self::{
+    download::Limits,
+    error::UpdateError,
+    install::install,
+    policy::{Decision, Wish},
+    program_files::{NotReplaceable, ProgramFiles, UpdateLock},
+    record::UpdateRecord,
+    state::{SharedUpdateSummary, StoredState, dir, rolled_back, summary},
+    steps::reach,
+    supervisor::start as start_supervisor,
+    swap::roll_back_by_hand,
+    updater::Updater,
+};

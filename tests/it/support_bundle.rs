@@ -83,7 +83,14 @@ fn support_bundle_contains_no_secrets_and_no_content() {
         let mode = fs::metadata(&archive).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
         let files = extract(&archive, &home.path().join("extracted"));
-        let names = ["agent.log", "config.json", "contents.json", "doctor.json", "status.json"];
+        let names = [
+            "agent.log",
+            "config.json",
+            "contents.json",
+            "doctor.json",
+            "status.json",
+            "update.json",
+        ];
         assert_eq!(files.keys().map(String::as_str).collect::<Vec<_>>(), names);
         let home_path = home.path().to_str().unwrap();
         for (name, text) in &files {

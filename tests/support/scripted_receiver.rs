@@ -19,6 +19,7 @@ use siem_protocol::{BatchHeader, Digest, json};
 use super::{
     SECRET, TOKEN, answer_late,
     entries::{self, StoredEntry},
+    releases::Releases,
 };
 
 /// Reaction to a batch.
@@ -112,6 +113,7 @@ struct State {
     config_requests: usize,
     config_versions: Vec<String>,
     wrong: Vec<String>,
+    releases: Releases,
 }
 
 impl ScriptedReceiver {
@@ -156,6 +158,11 @@ impl ScriptedReceiver {
     /// Changes the response to requests for the managed configuration.
     pub(crate) fn manage(&self, config: ConfigResponse) {
         self.state().config = config;
+    }
+
+    /// Returns the releases that it serves.
+    pub(crate) fn releases(&self) -> Releases {
+        self.state().releases.clone()
     }
 
     /// Endpoint for agents.
@@ -266,6 +273,16 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
         }
         if read_body(&mut reader, &mut request).is_none() {
             return;
+        }
+        if request.path.starts_with("/update/") {
+            let releases = state.lock().unwrap().releases.clone();
+            let header = |name: &str| {
+                Some(request.header(name)).filter(|value| !value.is_empty()).map(str::to_owned)
+            };
+            match releases.answer(&request.path, &header, &mut writer) {
+                Ok(()) => continue,
+                Err(_) => return,
+            }
         }
         let version = request.header("x-siem-config-version").to_owned();
         state.lock().unwrap().config_versions.push(version);

@@ -3,6 +3,7 @@
 mod client;
 mod failure;
 mod retry_after;
+mod streamed;
 
 use std::{error::Error, time::Duration};
 
@@ -13,7 +14,10 @@ use siem_protocol::delivery::Rest;
 pub use self::client::HttpClient;
 use self::failure::Failure;
 pub(crate) use self::failure::remedy;
-pub use self::retry_after::{MAX_RETRY_AFTER, retry_after};
+pub use self::{
+    retry_after::{MAX_RETRY_AFTER, retry_after},
+    streamed::{Streamed, open},
+};
 
 /// Settings of a client. Files are read and secrets are resolved by the caller.
 #[derive(Clone, Default)]

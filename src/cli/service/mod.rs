@@ -6,6 +6,8 @@ pub(super) mod install;
 mod purge;
 mod step;
 pub(super) mod uninstall;
+mod updated;
 
 pub(super) use context::installed_service;
 pub(super) use control::ServiceAction;
+pub(super) use updated::{is_active_service, restart_after_update};

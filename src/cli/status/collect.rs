@@ -7,7 +7,7 @@ use super::{
     report::{HookStatus, State, StatusReport},
 };
 use crate::{
-    agent::status_file,
+    agent::{status_file, summary_at_start},
     cli::{context::CliContext, failure::Failure, hook_files, service::installed_service},
     compliance::client_files::ClientSettingsFiles,
     config::LoadedConfig,
@@ -49,6 +49,8 @@ pub(in crate::cli) fn collect(context: &CliContext, depth: Depth) -> Result<Stat
         Connection::Stopped => {
             report.status.config = last_config(&state_dir);
             report.status.device = Some(DeviceStatus::stored(&state_dir));
+            let settings = loaded.as_ref().map(|loaded| &loaded.settings.update);
+            report.status.update = settings.map(|it| summary_at_start(it, &state_dir));
             if let (Depth::Outbox, Some(loaded)) = (depth, loaded) {
                 inspect_outbox(&mut report.status, context, &state_dir, loaded);
             }

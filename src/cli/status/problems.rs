@@ -3,14 +3,14 @@
 //! An agent is healthy if it makes progress. One that waits for a receiver that will never accept
 //! anything is not healthy, even if its process is running.
 
-use siem_protocol::agent_event::Transport;
+use siem_protocol::agent_event::{Transport, UpdateState};
 
 use super::{
     report::{Level, Problem, State, StatusReport},
     trust_text::trust_problem,
 };
 use crate::{
-    cli::terminal::duration,
+    cli::{terminal::duration, update::summary_text},
     control::status::{HangingPath, ReadingStatus, SinkStatus},
     pipeline::config_status::ConfigOrigin,
     text::counted,
@@ -52,6 +52,7 @@ pub(super) fn problems(report: &StatusReport) -> Vec<Problem> {
     }
     configuration(report, &mut problems);
     compliance(report, &mut problems);
+    problems.extend(update(report));
     problems.sort_by_key(|problem| problem.level);
     problems
 }
@@ -138,6 +139,18 @@ fn device(report: &StatusReport) -> Option<Problem> {
         failing(
             format!("this device has no key to sign with: {problem}"),
             "correct that; the agent inspects the key again by itself",
+        )
+    })
+}
+
+/// Release that was refused or did not work.
+fn update(report: &StatusReport) -> Option<Problem> {
+    let update = report.status.update.as_ref()?;
+    let has_failed = matches!(update.state, UpdateState::Failed | UpdateState::RolledBack);
+    has_failed.then(|| {
+        warning(
+            format!("release {}", summary_text(update)),
+            "`ai-agent update status` shows the details; this version keeps running",
         )
     })
 }

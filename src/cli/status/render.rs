@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use siem_protocol::{
     Digest,
-    agent_event::{AppliedConfig, ConfigProof, LayerHash, ManagedSummary},
+    agent_event::{AppliedConfig, ConfigProof, LayerHash, ManagedSummary, UpdateState},
     delivery::Acknowledged,
 };
 
@@ -14,7 +14,10 @@ use super::{
 };
 use crate::{
     agent::{handle::Phase, status_file::ConfigReport},
-    cli::terminal::{Colours, duration, plain, short_hash, wrap},
+    cli::{
+        terminal::{Colours, duration, plain, short_hash, wrap},
+        update::summary_text,
+    },
     compliance::SignInState,
     control::status::{AccountStatus, ComplianceStatus, OutboxSummary, ReadingStatus, SinkStatus},
     pipeline::config_status::ConfigOrigin,
@@ -56,6 +59,9 @@ pub(super) fn render(
     }
     if let Some(device) = &status.device {
         page.line("device", &device.summary());
+    }
+    if let Some(update) = status.update.as_ref().filter(|it| it.state != UpdateState::Off) {
+        page.line("update", &summary_text(update));
     }
     if let Some(reading) = &status.reading {
         page.line("reading", &reading_text(reading));

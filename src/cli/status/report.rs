@@ -48,6 +48,7 @@ impl StatusReport {
             "config": status.config,
             "compliance": status.compliance,
             "device": status.device,
+            "update": status.update,
             "hanging": status.hanging,
             "hooks": self.hooks,
             "service": self.service,

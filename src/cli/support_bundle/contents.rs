@@ -13,6 +13,7 @@ use crate::{
         failure::Failure,
         output::JSON_VERSION,
         status::collect::{Depth, collect as collect_status},
+        update,
     },
     config::{self, ConfigValue, LoadedConfig},
     logging,
@@ -44,8 +45,13 @@ pub(super) fn collect(context: &CliContext, now: Timestamp) -> Result<Vec<Bundle
     };
     let status = collect_status(context, Depth::Outbox)?.json();
     let checks = doctor::as_json(&doctor::collect(context, false));
+    let updates = loaded.as_ref().map_or_else(
+        |failure| Ok(json!({ "version": JSON_VERSION, "errors": [failure.message()] })),
+        |loaded| update::status_json(loaded).map(|(json, _)| json),
+    )?;
     let mut files = vec![
         json("status.json", "as `ai-agent status --json` prints it", status),
+        json("update.json", "as `ai-agent update status --json` prints it", updates),
         json("doctor.json", "as `ai-agent doctor --json` prints it", checks),
         json(
             "config.json",

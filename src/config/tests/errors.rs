@@ -31,8 +31,8 @@ fn error_names_layer_key_and_accepted_value() {
         (
             "[ignore-types]",
             "unknown key `ignore-types` in FILE: expected `locked`, `agent`, `shipping`, \
-                 `outbox`, `metrics`, `managed`, `compliance`, `pipeline`, `test`, `source`, `filter`, \
-                 `enricher` or `sink`",
+                 `outbox`, `metrics`, `managed`, `update`, `compliance`, `pipeline`, `test`, `source`, \
+                 `filter`, `enricher` or `sink`",
         ),
         (
             "shipping.batch_size = \"many\"",

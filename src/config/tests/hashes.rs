@@ -60,6 +60,8 @@ fn every_option() -> String {
 fn others(value: &Value) -> Vec<String> {
     let texts = [
         "61s",
+        "7m",
+        "off",
         "64 MiB",
         "3 MiB",
         "json",
@@ -89,13 +91,16 @@ fn others(value: &Value) -> Vec<String> {
             let items: Vec<Value> = items.iter().rev().cloned().collect();
             vec![toml::Value::try_from(Value::from(items)).unwrap().to_string()]
         }
-        _ => [
-            "['RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3']",
-            "['filter.*']",
-            "['other']",
-        ]
-        .map(str::to_owned)
-        .to_vec(),
+        _ => {
+            let own = toml::Value::try_from(value.clone()).unwrap().to_string();
+            let texts = [
+                "[\"RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3\"]",
+                "[\"filter.*\"]",
+                "[\"other\"]",
+                "[]",
+            ];
+            texts.into_iter().filter(|other| **other != own).map(str::to_owned).collect()
+        }
     }
 }
 

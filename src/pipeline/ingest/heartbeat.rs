@@ -4,13 +4,15 @@ use std::time::Duration;
 
 use siem_protocol::{
     AgentEvent,
-    agent_event::{Heartbeat, TrustSummary},
+    agent_event::{Heartbeat, TrustSummary, UpdateSummary},
 };
 
 use super::{super::group_life_cycle::GroupChange, Ingest};
 
 /// Returns the trust between device and receivers.
 pub type TrustReporter = Box<dyn Fn() -> TrustSummary + Send>;
+/// Returns the state of updates.
+pub type UpdateReporter = Box<dyn Fn() -> UpdateSummary + Send>;
 
 /// Schedule of heartbeats. A heartbeat counts the entries before it, so that one in a lost group is
 /// not repeated, since its position would be another: a new one is due at once.
@@ -99,7 +101,7 @@ impl Ingest {
             config: self.config_status.for_heartbeat(self.clock.now()),
             trust: (self.trust)(),
             transport: self.config_status.now().transport,
-            update: None,
+            update: Some((self.update)()),
         };
         let heartbeat = AgentEvent::Heartbeat(Box::new(heartbeat));
         let enrichers = &mut self.stages.enrichers;

@@ -17,7 +17,7 @@ use std::{cell::OnceCell, collections::HashSet, sync::Arc, time::Duration};
 
 use backfill_limit::BackfillState;
 use heartbeat::HeartbeatTimer;
-pub use heartbeat::TrustReporter;
+pub use heartbeat::{TrustReporter, UpdateReporter};
 pub use inbox::Inbox;
 use intake::{GroupIntake, IntakeFailure};
 pub use reconfigure::Reconfiguration;
@@ -97,6 +97,8 @@ pub struct Ingest {
     pub config_status: SharedConfigStatus,
     /// Trust between device and receivers.
     pub trust: TrustReporter,
+    /// State of updates.
+    pub update: UpdateReporter,
     /// Returns random numbers from 0 to 1.
     pub jitter: Box<dyn FnMut() -> f64 + Send>,
     /// Receives the progress of catching up.

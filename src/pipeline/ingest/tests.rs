@@ -150,6 +150,7 @@ fn ingest_into(outbox: Outbox, source: FixedFiles) -> Ingest {
         heartbeat: Duration::from_secs(300),
         config_status: SharedConfigStatus::default(),
         trust: Box::new(Default::default),
+        update: Box::new(Default::default),
         jitter: Box::new(|| 0.5),
         on_progress: Box::new(|_| ()),
         state: IngestState::default(),

@@ -2,7 +2,10 @@ use std::path::Path;
 
 use super::*;
 use crate::{
-    config::{AgentSettings, LogFormat, OptionTable, OutboxSettings, SinkSettings, StageTable},
+    config::{
+        AgentSettings, LogFormat, OptionTable, OutboxSettings, SinkSettings, StageTable,
+        UpdateSettings,
+    },
     pipeline::{filter_chain::FilterChain, outbox::SinkRegistration},
     platform::SystemClock,
     stages::{
@@ -68,6 +71,7 @@ fn pipeline(folder: &Path, panics: bool, answer: Option<Delivery>) -> Pipeline {
         inbox: Arc::default(),
         config_status: SharedConfigStatus::default(),
         trust: Box::new(Default::default),
+        update: Box::new(Default::default),
         identity: crate::test_context::context().identity,
         clock: Arc::new(SystemClock),
     }
@@ -93,6 +97,7 @@ fn settings(max_bytes: u64) -> Settings {
         compliance: siem_protocol::managed::Compliance::default(),
         require_signature: true,
         managed_keys: Vec::new(),
+        update: UpdateSettings::default(),
     }
 }
 

@@ -351,6 +351,7 @@ impl Simulation {
             heartbeat: POLL,
             config_status: SharedConfigStatus::default(),
             trust: Box::new(Default::default),
+            update: Box::new(Default::default),
             jitter: Box::new(|| 0.5),
             on_progress: Box::new(|_| ()),
             state: IngestState::default(),

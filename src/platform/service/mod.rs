@@ -7,12 +7,14 @@ mod calls;
 mod definition;
 mod manager_command;
 mod notify;
+mod restarts;
 mod status;
 mod supervisor_job;
 mod user_service;
 
 pub use manager_command::{ManagerCommand, ManagerCommandError};
 pub use notify::Notify;
+pub use restarts::restarts_process;
 pub use status::ServiceStatus;
 pub use supervisor_job::SupervisorJob;
 pub use user_service::Service;

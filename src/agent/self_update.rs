@@ -1,0 +1,363 @@
+//! Follows the releases of the receiver while a pipeline runs, and installs them if the configuration
+//! says so.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use siem_protocol::{
+    AgentEvent,
+    agent_event::{UpdateMode, UpdateReason, UpdateState, UpdateSummary},
+    update::UpdateRelease,
+};
+use tokio::{task::spawn_blocking, time::sleep};
+use tracing::{error, info, warn};
+
+use super::{
+    handle::AgentHandle,
+    poll_schedule::{Outcome, PollSchedule},
+};
+use crate::{
+    config::{LoadedConfig, UpdateSettings},
+    pipeline::{assembly, runner::PipelineHandle},
+    platform::Timestamp,
+    stages::AgentContext,
+    text::causes,
+    update::{
+        self, Decision, Limits, NotReplaceable, ProgramFiles, StoredState, UpdateError, UpdateLock,
+        UpdateRecord, Updater, Wish,
+    },
+};
+
+/// Longest time until the first check, if one is due at the start.
+const FIRST: Duration = Duration::from_secs(5);
+/// Time until the next check while an update is not confirmed.
+const WHILE_UNCONFIRMED: Duration = Duration::from_secs(60);
+
+/// Outcome of a check.
+enum Next {
+    /// The next one follows after this time.
+    After(Duration),
+    /// The program was replaced.
+    Installed,
+}
+
+/// Follows the releases of the receiver while one pipeline runs.
+pub(super) struct SelfUpdate {
+    handle: AgentHandle,
+    pipeline: PipelineHandle,
+    dir: PathBuf,
+    /// Extra configuration file, which a new program is tested with.
+    config: Option<PathBuf>,
+    state: StoredState,
+    schedule: PollSchedule,
+}
+
+impl SelfUpdate {
+    /// Follows releases. Events are reported to `pipeline`.
+    pub(super) fn new(
+        handle: AgentHandle,
+        pipeline: PipelineHandle,
+        state_dir: &Path,
+        config: Option<PathBuf>,
+    ) -> Self {
+        let dir = update::dir(state_dir);
+        let state = StoredState::read(&dir);
+        Self { handle, pipeline, dir, config, state, schedule: PollSchedule::default() }
+    }
+
+    /// Returns once the program was replaced, so that the agent must be started again.
+    pub(super) async fn run(mut self) {
+        let mut pause = self.first_pause();
+        loop {
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = self.handle.update_check_ordered() => {}
+            }
+            match self.check().await {
+                Next::After(next) => pause = next,
+                Next::Installed => return,
+            }
+        }
+    }
+
+    /// Returns the time until the first check: the rest of the interval since the last one.
+    fn first_pause(&self) -> Duration {
+        let (loaded, context) = self.handle.in_force();
+        let checked = self.state.checked_at.as_deref();
+        let checked = checked.and_then(|at| humantime::parse_rfc3339(at).ok());
+        let now = context.clock.now();
+        // A clock that was set back tells nothing about the time that has passed.
+        let checked = checked.map(Timestamp::from).filter(|at| *at <= now);
+        let rest = checked
+            .map_or(Duration::ZERO, |at| loaded.settings.update.interval.saturating_sub(now - at));
+        rest.max(FIRST.mul_f64(fastrand::f64()))
+    }
+
+    async fn check(&mut self) -> Next {
+        let (loaded, context) = self.handle.in_force();
+        let settings = &loaded.settings.update;
+        let files = ProgramFiles::of_current().ok();
+        let record = files.as_ref().and_then(UpdateRecord::read);
+        let next = if settings.mode == UpdateMode::Off {
+            Next::After(Duration::MAX)
+        } else if record.as_ref().is_some_and(UpdateRecord::is_pending) {
+            Next::After(WHILE_UNCONFIRMED)
+        } else {
+            match updater(&loaded, &context, &self.dir) {
+                Ok(Some(updater)) => {
+                    self.check_with(&updater, settings, files.as_ref(), record.as_ref()).await
+                }
+                // Without a receiver of our own protocol there is none to ask.
+                Ok(None) => Next::After(settings.interval),
+                Err(error) => {
+                    let error = UpdateError::unavailable(UpdateReason::Download, error);
+                    self.unavailable(&error, settings)
+                }
+            }
+        };
+        self.publish(settings.mode, record.as_ref());
+        next
+    }
+
+    async fn check_with(
+        &mut self,
+        updater: &Updater,
+        settings: &UpdateSettings,
+        files: Option<&ProgramFiles>,
+        record: Option<&UpdateRecord>,
+    ) -> Next {
+        let rolled_back = update::rolled_back(record);
+        let decision = match updater.check(Wish::Mode(settings.mode), rolled_back.as_ref()).await {
+            Ok(decision) => decision,
+            Err(error @ UpdateError::Unavailable { .. }) => {
+                return self.unavailable(&error, settings);
+            }
+            Err(error) => {
+                self.mark_checked();
+                self.report_error(&error, updater, None);
+                return self.after(Outcome::Answered, settings);
+            }
+        };
+        self.mark_checked();
+        match decision {
+            Decision::Current => self.state.set(UpdateState::Current, None),
+            Decision::Waiting(release, reason) => {
+                self.state.set(UpdateState::Waiting, Some(&release));
+                self.state.reason = Some(reason);
+            }
+            Decision::RolledBack(release) => {
+                self.state.set(UpdateState::RolledBack, Some(&release));
+                self.state.reason = Some(UpdateReason::RolledBackBefore);
+            }
+            Decision::Available(release) => match why_not(settings.mode, files) {
+                Some((reason, detail)) => {
+                    self.announce(updater, &release, reason, detail);
+                }
+                None => return self.update(updater, settings, &release, files).await,
+            },
+        }
+        self.after(Outcome::Answered, settings)
+    }
+
+    /// Reports a release that the agent does not install.
+    fn announce(
+        &mut self,
+        updater: &Updater,
+        release: &UpdateRelease,
+        reason: UpdateReason,
+        detail: Option<String>,
+    ) {
+        self.state.set(UpdateState::Available, Some(release));
+        (self.state.reason, self.state.detail) = (Some(reason), detail);
+        let (from, to) = (&updater.identity.agent_version, release.version.to_string());
+        if self.state.is_new_report(&format!("available {to}")) {
+            info!(
+                code = "update_available",
+                version = to,
+                reason = reason.as_str(),
+                "a newer release is available"
+            );
+            let event = AgentEvent::UpdateAvailable { from: from.clone(), to, reason };
+            self.pipeline.report(event.into());
+        }
+    }
+
+    /// Downloads, verifies and installs a release.
+    async fn update(
+        &mut self,
+        updater: &Updater,
+        settings: &UpdateSettings,
+        release: &UpdateRelease,
+        files: Option<&ProgramFiles>,
+    ) -> Next {
+        let Some(files) = files else { return self.after(Outcome::Answered, settings) };
+        self.state.set(UpdateState::Downloading, Some(release));
+        self.publish(settings.mode, None);
+        let installed = async {
+            let lock = lock(files)?;
+            let staged = updater.fetch(release, &mut self.state).await?;
+            let (release, config) = (release.clone(), self.config.clone());
+            let at = self.handle.in_force().1.clock.now();
+            let install = move || {
+                let supervise = || update::start_supervisor(lock.files());
+                update::install(&lock, &staged, &release, config.as_deref(), at, &supervise)
+            };
+            spawn_blocking(install).await.unwrap_or_else(|error| {
+                Err(UpdateError::failed(UpdateReason::Install, error.to_string()))
+            })
+        };
+        match installed.await {
+            Ok(()) => {
+                let version = release.version.to_string();
+                info!(code = "update_in_place", version, "restarting with the new release");
+                self.state.set(UpdateState::Unconfirmed, Some(release));
+                self.publish(settings.mode, None);
+                Next::Installed
+            }
+            Err(error @ UpdateError::Unavailable { .. }) => {
+                self.state.reason = Some(error.reason());
+                self.state.detail = Some(error.detail().to_owned());
+                self.unavailable(&error, settings)
+            }
+            Err(error) => {
+                self.report_error(&error, updater, Some(release));
+                self.after(Outcome::Answered, settings)
+            }
+        }
+    }
+
+    /// Reports a release that was refused or cannot be installed: once, since each check finds it again.
+    fn report_error(
+        &mut self,
+        error: &UpdateError,
+        updater: &Updater,
+        release: Option<&UpdateRelease>,
+    ) {
+        let (reason, detail) = (error.reason(), error.detail().to_owned());
+        self.state.set(UpdateState::Failed, release);
+        (self.state.reason, self.state.detail) = (Some(reason), Some(detail.clone()));
+        let to = release.map(|release| release.version.to_string());
+        let file = release.map(|release| release.sha256.to_string());
+        let subject = format!("{} {to:?} {file:?}", reason.as_str());
+        if !self.state.is_new_report(&subject) {
+            return;
+        }
+        let (from, version) = (updater.identity.agent_version.clone(), to.as_deref());
+        let event = match error {
+            UpdateError::Refused { .. } => {
+                error!(
+                    code = "update_refused",
+                    version,
+                    reason = reason.as_str(),
+                    detail,
+                    "a release was refused: it is not what the organisation signed"
+                );
+                AgentEvent::UpdateRefused { from, to, reason, detail }
+            }
+            _ => {
+                warn!(
+                    code = "update_failed",
+                    version,
+                    reason = reason.as_str(),
+                    detail,
+                    "a release cannot be installed; this one stays in place"
+                );
+                AgentEvent::UpdateFailed { from, to: to.unwrap_or_default(), reason, detail }
+            }
+        };
+        self.pipeline.report(event.into());
+    }
+
+    /// Notes a receiver that cannot be reached or does not deliver: no failure, as with data.
+    fn unavailable(&mut self, error: &UpdateError, settings: &UpdateSettings) -> Next {
+        let next = self.after(Outcome::Failed, settings);
+        if let Next::After(pause) = next {
+            let (reason, seconds) = (error.detail(), pause.as_secs());
+            info!(code = "update_check_postponed", reason, seconds, "no release was fetched");
+        }
+        next
+    }
+
+    fn after(&mut self, outcome: Outcome, settings: &UpdateSettings) -> Next {
+        Next::After(self.schedule.next(outcome, settings.interval, fastrand::f64()))
+    }
+
+    fn mark_checked(&mut self) {
+        let now = self.handle.in_force().1.clock.now();
+        self.state.checked_at = Some(now.to_string());
+    }
+
+    /// Shows the state in heartbeats and `status`, and stores it.
+    fn publish(&self, mode: UpdateMode, record: Option<&UpdateRecord>) {
+        let version = crate::version::version();
+        self.handle.updates().set(update::summary(mode, &self.state, record, version));
+        if mode == UpdateMode::Off {
+            return;
+        }
+        if let Err(error) = self.state.write(&self.dir) {
+            // After a restart, problems are reported once more.
+            tracing::debug!(%error, "cannot write the state of updates");
+        }
+    }
+}
+
+/// Returns the state of updates at the start of an agent.
+pub(crate) fn summary_at_start(settings: &UpdateSettings, state_dir: &Path) -> UpdateSummary {
+    let files = ProgramFiles::of_current().ok();
+    let record = files.as_ref().and_then(UpdateRecord::read);
+    let state = StoredState::read(&update::dir(state_dir));
+    update::summary(settings.mode, &state, record.as_ref(), crate::version::version())
+}
+
+/// Returns an updater that uses the receiver which manages this agent; `None` without one.
+///
+/// # Errors
+/// The connection cannot be made.
+fn updater(
+    loaded: &LoadedConfig,
+    context: &AgentContext,
+    dir: &Path,
+) -> Result<Option<Updater>, String> {
+    let manager = context.calls.scope(|| assembly::manager(loaded, context));
+    let connection = manager.map_err(|error| causes(&error))?;
+    Ok(connection.map(|connection| Updater {
+        connection,
+        keys: loaded.settings.update.keys.clone(),
+        identity: context.identity.clone(),
+        dir: dir.to_owned(),
+        limits: Limits::default(),
+    }))
+}
+
+/// Returns why the agent does not install releases.
+fn why_not(
+    mode: UpdateMode,
+    files: Option<&ProgramFiles>,
+) -> Option<(UpdateReason, Option<String>)> {
+    if mode != UpdateMode::Install {
+        return Some((UpdateReason::Notify, None));
+    }
+    let Some(files) = files else {
+        let detail = "the path of the running program is not known".to_owned();
+        return Some((UpdateReason::ReadOnly, Some(detail)));
+    };
+    let error = files.check_replaceable().err()?;
+    let reason = match error {
+        NotReplaceable::MachineWide { .. } => UpdateReason::MachineWide,
+        _ => UpdateReason::ReadOnly,
+    };
+    Some((reason, Some(causes(&error))))
+}
+
+fn lock(files: &ProgramFiles) -> Result<UpdateLock, UpdateError> {
+    UpdateLock::try_take(files).map_err(|error| match error.kind() {
+        // Another agent or a command installs it: the next check finds the result.
+        io::ErrorKind::WouldBlock => {
+            UpdateError::unavailable(UpdateReason::Busy, "another process installs an update")
+        }
+        _ => UpdateError::file("cannot lock the program", &error),
+    })
+}

@@ -1,0 +1,287 @@
+//! Releases as a receiver serves them, with faults. Needs only `siem-protocol` and the module `minisign`
+//! beside it, so that unit tests can include it.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io::{self, BufRead as _, BufReader, Write},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc, Mutex, MutexGuard,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::Duration,
+};
+
+use siem_protocol::{
+    Digest,
+    update::{
+        ArtifactName, Platform, Rollout, TrustedComment, UpdateManifest, UpdateRelease, Version,
+    },
+};
+
+use super::minisign::Minisign;
+
+/// How one response with a file differs from an honest one.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fault {
+    /// The connection ends after this many bytes of the body.
+    CutAfter(usize),
+    /// No byte follows after this many.
+    StallAfter(usize),
+    /// One byte in each interval.
+    Dribble(Duration),
+    /// Only this status.
+    Status(u16),
+    /// Another part than requested.
+    OtherRange,
+    /// This many bytes more than the file has, without a length.
+    Longer(usize),
+}
+
+/// A request for a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct FileRequest {
+    pub(crate) range: Option<String>,
+    pub(crate) if_range: Option<String>,
+}
+
+#[derive(Default)]
+struct State {
+    manifest: Option<Vec<u8>>,
+    files: BTreeMap<String, (Vec<u8>, String)>,
+    faults: VecDeque<Fault>,
+    queries: Vec<String>,
+    requests: Vec<FileRequest>,
+}
+
+/// The releases of a receiver.
+#[derive(Clone, Default)]
+pub(crate) struct Releases(Arc<Mutex<State>>);
+
+/// Platform of this machine.
+pub(crate) fn platform() -> Platform {
+    Platform::new(std::env::consts::OS, std::env::consts::ARCH).unwrap()
+}
+
+/// Returns a release whose file is `program`, signed with `key` as that version for this platform.
+pub(crate) fn release(version: &str, program: &[u8], key: &Minisign) -> UpdateRelease {
+    let version: Version = version.parse().unwrap();
+    let comment = TrustedComment { version: version.clone(), platform: platform() };
+    UpdateRelease {
+        artifact: ArtifactName::of(&version, &platform()),
+        version,
+        published_at: "2026-11-29T00:00:00Z".to_owned(),
+        rollout: Rollout::ALL,
+        size: program.len() as u64,
+        sha256: Digest::of(program),
+        minisig: Some(key.sign(program, &comment.to_string())),
+    }
+}
+
+impl Releases {
+    /// Offers these releases for this platform.
+    pub(crate) fn offer(&self, releases: &[UpdateRelease]) {
+        let manifest = UpdateManifest::new(&platform(), releases.to_vec());
+        self.offer_text(manifest.to_json());
+    }
+
+    /// Sends this text as the list of releases.
+    pub(crate) fn offer_text(&self, text: impl Into<Vec<u8>>) {
+        self.state().manifest = Some(text.into());
+    }
+
+    /// Serves the file of a release.
+    pub(crate) fn serve(&self, release: &UpdateRelease, program: &[u8], etag: &str) {
+        let etag = format!("\"{etag}\"");
+        self.state().files.insert(release.artifact.to_string(), (program.to_vec(), etag));
+    }
+
+    /// Applies a fault to the next response with a file without one.
+    pub(crate) fn fault(&self, fault: Fault) {
+        self.state().faults.push_back(fault);
+    }
+
+    /// Returns the requests for files.
+    pub(crate) fn requests(&self) -> Vec<FileRequest> {
+        self.state().requests.clone()
+    }
+
+    /// Returns the queries of the requests for the list of releases.
+    pub(crate) fn queries(&self) -> Vec<String> {
+        self.state().queries.clone()
+    }
+
+    /// Answers a request below `/update/`.
+    ///
+    /// # Errors
+    /// The connection must be closed.
+    pub(crate) fn answer(
+        &self,
+        path: &str,
+        header: &dyn Fn(&str) -> Option<String>,
+        out: &mut impl Write,
+    ) -> io::Result<()> {
+        let (path, query) = path.split_once('?').unwrap_or((path, ""));
+        if path == "/update/manifest.json" {
+            let manifest = {
+                let mut state = self.state();
+                state.queries.push(query.to_owned());
+                state.manifest.clone()
+            };
+            return match manifest {
+                Some(body) => respond(out, 200, "", &body),
+                None => respond(out, 404, "", b""),
+            };
+        }
+        let request = FileRequest { range: header("range"), if_range: header("if-range") };
+        let (file, fault) = {
+            let mut state = self.state();
+            state.requests.push(request.clone());
+            let name = path.strip_prefix("/update/").unwrap_or_default();
+            (state.files.get(name).cloned(), state.faults.pop_front())
+        };
+        let Some((file, etag)) = file else { return respond(out, 404, "", b"") };
+        let is_same = request.if_range.as_ref().is_none_or(|known| *known == etag);
+        let start = request.range.filter(|_| is_same).map(|range| {
+            let first = range.strip_prefix("bytes=").and_then(|range| range.strip_suffix('-'));
+            first.and_then(|first| first.parse::<usize>().ok()).expect("a range to the end")
+        });
+        answer_file(out, &file, &etag, start, fault)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+}
+
+fn answer_file(
+    out: &mut impl Write,
+    file: &[u8],
+    etag: &str,
+    start: Option<usize>,
+    fault: Option<Fault>,
+) -> io::Result<()> {
+    let from = start.unwrap_or(0);
+    let (body, last) = (&file[from..], file.len().saturating_sub(1));
+    let sent_from =
+        if matches!(fault, Some(Fault::OtherRange)) { from.saturating_sub(1) } else { from };
+    let (status, range) = match start {
+        Some(_) => (206, format!("Content-Range: bytes {sent_from}-{last}/{}\r\n", file.len())),
+        None => (200, String::new()),
+    };
+    let closed = || Err(io::ErrorKind::ConnectionAborted.into());
+    match fault {
+        Some(Fault::Status(status)) => return respond(out, status, "", b""),
+        Some(Fault::Longer(more)) => {
+            let head = format!(
+                "HTTP/1.1 {status} Answer\r\nETag: {etag}\r\n{range}Connection: close\r\n\r\n"
+            );
+            out.write_all(head.as_bytes())?;
+            out.write_all(body)?;
+            out.write_all(&vec![0; more])?;
+            return closed();
+        }
+        _ => {}
+    }
+    let head = format!(
+        "HTTP/1.1 {status} Answer\r\nETag: {etag}\r\n{range}Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    out.write_all(head.as_bytes())?;
+    match fault {
+        Some(Fault::CutAfter(count)) => {
+            out.write_all(&body[..count])?;
+            out.flush()?;
+            closed()
+        }
+        Some(Fault::StallAfter(count)) => {
+            out.write_all(&body[..count])?;
+            out.flush()?;
+            loop {
+                thread::park();
+            }
+        }
+        Some(Fault::Dribble(interval)) => {
+            for byte in body {
+                out.write_all(&[*byte])?;
+                out.flush()?;
+                thread::park_timeout(interval);
+            }
+            Ok(())
+        }
+        _ => out.write_all(body),
+    }
+}
+
+fn respond(out: &mut impl Write, status: u16, headers: &str, body: &[u8]) -> io::Result<()> {
+    let length = body.len();
+    let head = format!("HTTP/1.1 {status} Answer\r\nContent-Length: {length}\r\n{headers}\r\n");
+    out.write_all(head.as_bytes())?;
+    out.write_all(body)
+}
+
+/// A server with releases and nothing else. It stops when dropped.
+pub(crate) struct ReleaseServer {
+    address: SocketAddr,
+    pub(crate) releases: Releases,
+    ended: Arc<AtomicBool>,
+}
+
+impl ReleaseServer {
+    /// Starts a server without releases.
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let (releases, ended) = (Releases::default(), Arc::new(AtomicBool::new(false)));
+        let (shared, end) = (releases.clone(), Arc::clone(&ended));
+        thread::spawn(move || {
+            for stream in listener.incoming() {
+                if end.load(Ordering::Relaxed) {
+                    return;
+                }
+                let releases = shared.clone();
+                thread::spawn(move || drop(serve(&stream.unwrap(), &releases)));
+            }
+        });
+        Self { address, releases, ended }
+    }
+
+    /// Returns the URL of the endpoint.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}/", self.address)
+    }
+}
+
+impl Drop for ReleaseServer {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+        // Wakes the thread that accepts.
+        drop(TcpStream::connect(self.address));
+    }
+}
+
+fn serve(stream: &TcpStream, releases: &Releases) -> io::Result<()> {
+    let mut reader = BufReader::new(stream);
+    loop {
+        let mut lines = Vec::new();
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line)? == 0 {
+                return Ok(());
+            }
+            match line.trim_end() {
+                "" => break,
+                line => lines.push(line.to_owned()),
+            }
+        }
+        let path = lines[0].split(' ').nth(1).unwrap_or_default().to_owned();
+        let header = |name: &str| {
+            let found = lines.iter().filter_map(|line| line.split_once(": "));
+            let mut found = found.filter(|(known, _)| known.eq_ignore_ascii_case(name));
+            found.next().map(|(_, value)| value.to_owned())
+        };
+        let mut writer = stream;
+        releases.answer(&path, &header, &mut writer)?;
+    }
+}
