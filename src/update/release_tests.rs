@@ -9,7 +9,7 @@ use siem_protocol::{
 };
 use siem_sinks::http::ClientSettings;
 
-use self::releases::{Fault, ReleaseServer, platform, release};
+use self::release_server::{Fault, ReleaseServer, platform, release};
 use super::*;
 use crate::{
     config::Secret,
@@ -19,8 +19,8 @@ use crate::{
 mod minisign {
     pub(crate) use crate::siem::minisign::Minisign;
 }
-#[path = "../../tests/support/releases.rs"]
-mod releases;
+#[path = "../../tests/support/release_server.rs"]
+mod release_server;
 
 /// A program that is longer than one piece of a response.
 fn program() -> Vec<u8> {

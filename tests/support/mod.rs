@@ -44,7 +44,7 @@ pub(crate) mod receiver;
 pub(crate) mod reference_reader;
 pub(crate) mod relay;
 #[allow(dead_code, reason = "unit tests use the rest")]
-pub(crate) mod releases;
+pub(crate) mod release_server;
 #[cfg(unix)]
 #[allow(dead_code, reason = "tests of siem-sinks use the rest")]
 #[path = "../../crates/siem-sinks/tests/it/support/rotel.rs"]

@@ -19,7 +19,7 @@ use siem_protocol::{BatchHeader, Digest, json};
 use super::{
     SECRET, TOKEN, answer_late,
     entries::{self, StoredEntry},
-    releases::Releases,
+    release_server::Releases,
 };
 
 /// Reaction to a batch.
