@@ -7,7 +7,7 @@ use std::{
 };
 
 use siem_protocol::{
-    minisign::OrganisationKey,
+    minisign::{MAX_SIGNATURE_BYTES, OrganisationKey},
     update::{
         ArtifactError, ArtifactName, CatalogArtifact, CatalogRelease, ReleaseCatalog, Rollout,
         UpdateRelease, Version,
@@ -15,7 +15,7 @@ use siem_protocol::{
 };
 
 use super::{CatalogError, EditError, OpenedArtifact, ReleaseFolder, edit_catalog};
-use crate::store::sync_directory;
+use crate::{regular_file::read_regular_file, store::sync_directory};
 
 /// A release that was added, or got more artifacts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub struct AddedRelease {
     pub version: Version,
     /// Its roll-out.
     pub rollout: Rollout,
-    /// Names of the artifacts that were not there before.
+    /// Names of the artifacts that were not there before, or not signed.
     pub artifacts: Vec<ArtifactName>,
     /// True if an artifact has no signature, so that agents refuse it.
     pub is_unsigned: bool,
@@ -66,7 +66,7 @@ pub enum AddError {
 
 /// Copies the artifacts of `from` and adds its releases to the catalog. A new release goes to `percent`
 /// of the machines; one that is there keeps its roll-out. Sizes and hashes are verified, and signatures if
-/// there are `keys`.
+/// there are `keys`. An artifact without a signature gets that of the file `ARTIFACT.minisig`.
 ///
 /// # Errors
 /// [`EditError`]: the catalog is as before.
@@ -92,43 +92,106 @@ fn add(
     percent: u8,
     keys: &[OrganisationKey],
 ) -> Result<AddedRelease, AddError> {
-    let CatalogRelease { version, artifacts, .. } = release;
-    let known = catalog.releases.iter_mut().find(|known| known.version == version);
-    let mut added = match &known {
-        Some(known) => CatalogRelease { artifacts: Vec::new(), ..(**known).clone() },
-        None => CatalogRelease {
-            version,
-            published_at: release.published_at,
-            rollout: Rollout { percent, ..release.rollout },
-            artifacts: Vec::new(),
-        },
-    };
-    let before: &[CatalogArtifact] = known.as_ref().map_or(&[], |known| &known.artifacts);
-    for artifact in artifacts {
-        let is_same = |it: &&CatalogArtifact| {
-            it.artifact == artifact.artifact || it.platform() == artifact.platform()
-        };
-        match before.iter().find(is_same) {
-            Some(same) if same.artifact == artifact.artifact && same.sha256 == artifact.sha256 => {}
-            Some(_) => return Err(AddError::Changed(artifact.artifact)),
+    let CatalogRelease { version, published_at, rollout, artifacts } = release;
+    let known = catalog.releases.iter().position(|known| known.version == version);
+    let at = known.unwrap_or_else(|| {
+        let rollout = Rollout { percent, ..rollout };
+        let artifacts = Vec::new();
+        catalog.releases.push(CatalogRelease { version, published_at, rollout, artifacts });
+        catalog.releases.len() - 1
+    });
+    let mut added = Vec::new();
+    for mut artifact in artifacts {
+        let name = artifact.artifact.clone();
+        if artifact.minisig.is_none() {
+            artifact.minisig = signature_beside(source, &name)?;
+        }
+        let offered = catalog.releases[at].with(&artifact);
+        match find(catalog, at, &artifact)? {
             None => {
-                let release = added.with(&artifact);
-                verify_and_copy(folder, source, &artifact, &release, keys)?;
-                added.artifacts.push(artifact);
+                verify_and_copy(folder, source, &artifact, &offered, keys)?;
+                catalog.releases[at].artifacts.push(artifact);
+                added.push(name);
+            }
+            Some(same) if is_better_signed(same, &artifact, keys) => {
+                verify(source, &artifact, &offered, keys)?;
+                same.minisig = artifact.minisig;
+                added.push(name);
+            }
+            Some(_) => {}
+        }
+    }
+    let CatalogRelease { version, rollout, artifacts, .. } = &catalog.releases[at];
+    let (version, rollout) = (version.clone(), rollout.clone());
+    let is_unsigned = artifacts.iter().any(|it| it.minisig.is_none());
+    Ok(AddedRelease { version, rollout, artifacts: added, is_unsigned })
+}
+
+/// Finds the same artifact of a release. Fails if another one has its name or its platform, before a file
+/// that is served is replaced.
+fn find<'a>(
+    catalog: &'a mut ReleaseCatalog,
+    at: usize,
+    wanted: &CatalogArtifact,
+) -> Result<Option<&'a mut CatalogArtifact>, AddError> {
+    for (index, release) in catalog.releases.iter_mut().enumerate() {
+        for known in &mut release.artifacts {
+            let has_name = known.artifact == wanted.artifact;
+            let has_platform = index == at && known.platform() == wanted.platform();
+            if has_name && has_platform && known.sha256 == wanted.sha256 {
+                return Ok(Some(known));
+            }
+            if has_name || has_platform {
+                return Err(AddError::Changed(wanted.artifact.clone()));
             }
         }
     }
-    let summary = AddedRelease {
-        version: added.version.clone(),
-        rollout: added.rollout.clone(),
-        artifacts: added.artifacts.iter().map(|it| it.artifact.clone()).collect(),
-        is_unsigned: added.artifacts.iter().any(|it| it.minisig.is_none()),
-    };
-    match known {
-        Some(known) => known.artifacts.append(&mut added.artifacts),
-        None => catalog.releases.push(added),
+    Ok(None)
+}
+
+/// Reports whether an artifact brings a signature in place of none, or another one that will be verified.
+fn is_better_signed(
+    known: &CatalogArtifact,
+    artifact: &CatalogArtifact,
+    keys: &[OrganisationKey],
+) -> bool {
+    artifact.minisig.is_some()
+        && artifact.minisig != known.minisig
+        && (known.minisig.is_none() || !keys.is_empty())
+}
+
+/// Reads the file with the signature of an artifact, which was made after its manifest.
+fn signature_beside(
+    source: &ReleaseFolder,
+    name: &ArtifactName,
+) -> Result<Option<String>, AddError> {
+    let path = source.path().join(format!("{name}.minisig"));
+    let failed = |source| AddError::Copy { name: name.clone(), source };
+    match read_regular_file(&path, MAX_SIGNATURE_BYTES as u64) {
+        Ok(text) => {
+            Ok(Some(String::from_utf8(text).map_err(|error| failed(io::Error::other(error)))?))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(failed(error)),
     }
-    Ok(summary)
+}
+
+/// Verifies an artifact, and returns its file and size.
+fn verify(
+    source: &ReleaseFolder,
+    artifact: &CatalogArtifact,
+    release: &UpdateRelease,
+    keys: &[OrganisationKey],
+) -> Result<OpenedArtifact, AddError> {
+    let name = &artifact.artifact;
+    let opened = source.open(name)?;
+    let opened = opened.ok_or_else(|| AddError::NoCatalog(source.path()))?;
+    let verified = match keys {
+        [] => release.verify_hash(&opened.file),
+        keys => release.verify(&artifact.platform(), keys, &opened.file),
+    };
+    verified.map_err(|source| AddError::Artifact { name: name.clone(), source })?;
+    Ok(opened)
 }
 
 /// Verifies an artifact, and copies it so that a server never sees a part of it.
@@ -140,14 +203,7 @@ fn verify_and_copy(
     keys: &[OrganisationKey],
 ) -> Result<(), AddError> {
     let name = artifact.artifact.clone();
-    let Some(OpenedArtifact { mut file, size, .. }) = source.open(&name)? else {
-        return Ok(());
-    };
-    let verified = match keys {
-        [] => release.verify_hash(&file),
-        keys => release.verify(&artifact.platform(), keys, &file),
-    };
-    verified.map_err(|source| AddError::Artifact { name: name.clone(), source })?;
+    let OpenedArtifact { mut file, size, .. } = verify(source, artifact, release, keys)?;
     let copied = file.rewind().and_then(|()| copy(folder, &name, file.take(size)));
     copied.map_err(|source| AddError::Copy { name, source })
 }

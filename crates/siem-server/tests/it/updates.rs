@@ -475,6 +475,13 @@ fn releases_are_added_once_and_never_changed() {
     assert_eq!(add(&[]).status.code(), Some(1));
     assert_eq!(fs::read(dist.join(LINUX)).unwrap(), program("0.3.0"));
 
+    // Another version with the name of a served file.
+    let mut other_version = other.clone();
+    other_version.releases[0].version = "0.4.0".parse().unwrap();
+    write_catalog(&built, &other_version);
+    assert_eq!(add(&[]).status.code(), Some(1));
+    assert_eq!(fs::read(dist.join(LINUX)).unwrap(), program("0.3.0"));
+
     // The program of another system is added to the release.
     let name = ArtifactName::of(&"0.3.0".parse().unwrap(), &platform("windows"));
     fs::write(built.join(name.as_str()), "for Windows").unwrap();
@@ -524,10 +531,7 @@ fn signature_of_minisign_is_verified_with_its_comment() {
     let ((secret, public), (_, other)) = (key("organisation"), key("other"));
     let mut sign = |comment: &str| {
         let mut sign = Command::new("minisign");
-        sign.args(["-S", "-W", "-s"])
-            .arg(&secret)
-            .args(["-t", comment, "-m"])
-            .arg(built.join(LINUX));
+        sign.args(["-S", "-s"]).arg(&secret).args(["-t", comment, "-m"]).arg(built.join(LINUX));
         assert!(sign.stdin(Stdio::null()).status().unwrap().success());
         let minisig = fs::read_to_string(built.join(format!("{LINUX}.minisig"))).unwrap();
         catalog.releases[0].artifacts[0].minisig = Some(minisig);
@@ -542,5 +546,21 @@ fn signature_of_minisign_is_verified_with_its_comment() {
     assert_eq!(warnings, "");
     succeed(&dist, &["list", "--key", &public]);
     fail(&dist, &["list", "--key", &other], 1);
+
+    // A signature that was made after the manifest.
+    let later = folder.path().join("later");
+    write_dist(&built, &["0.3.0"]);
+    fs::remove_file(built.join(format!("{LINUX}.minisig"))).unwrap();
+    let (_, warnings) = succeed(&later, &["add", from]);
+    assert!(warnings.contains("unsigned"), "{warnings}");
+    let mut sign = Command::new("minisign");
+    sign.args(["-S", "-s"]).arg(&secret).args(["-t", "ai-agent 0.3.0 linux x86_64", "-m"]);
+    assert!(sign.arg(built.join(LINUX)).stdin(Stdio::null()).status().unwrap().success());
+    let (added, warnings) = succeed(&later, &["add", from, "--key", &public]);
+    assert_eq!(
+        (added.as_str(), warnings.as_str()),
+        ("0.3.0: ai-agent-0.3.0-linux-x86_64 (0 %)\n", "")
+    );
+    succeed(&later, &["list", "--key", &public]);
     fail(&dist, &["list", "--key", "no such file"], 2);
 }

@@ -8,6 +8,7 @@ mod package;
 mod receiver;
 mod sbom;
 mod sums;
+mod updates;
 mod windows;
 
 use std::{
@@ -29,6 +30,10 @@ pub(crate) struct Arguments {
     /// Skip the Windows program, which doubles the time
     #[arg(long)]
     without_windows: bool,
+
+    /// Private key of minisign, to sign the programs that agents update to
+    #[arg(long, value_name = "FILE")]
+    sign_key: Option<PathBuf>,
 }
 
 /// Version and folders of the release files.
@@ -55,6 +60,7 @@ impl Dist {
 
 impl Arguments {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
+        updates::check_key(self.sign_key.as_deref())?;
         let target = sh::target_directory()?;
         let folder = target.join("dist");
         if folder.try_exists()? {
@@ -80,6 +86,7 @@ impl Arguments {
             windows::build(&mut dist)?;
         }
         sbom::write(&mut dist)?;
+        updates::write(&mut dist, self.sign_key.as_deref())?;
         if cfg!(target_os = "linux") {
             let samples = dist.file(&format!("ai-agent-{}-mdm.tar.gz", dist.version));
             package::tar(&sh::workspace().join("config"), "mdm", &samples)?;
