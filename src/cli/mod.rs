@@ -46,7 +46,7 @@ use self::{failure::Failure, service::ServiceAction};
 use crate::{
     logging::{self, Level},
     platform::{core_dumps, memory},
-    update::guard,
+    update::entry,
     version::{self, version},
 };
 
@@ -190,7 +190,7 @@ pub fn main_of(version: &'static str) -> ExitCode {
 #[must_use]
 pub fn main() -> ExitCode {
     // Before everything else that could fail: it replaces a new program that does not run.
-    if let Some(exit) = guard::enter(std::env::args_os()) {
+    if let Some(exit) = entry::enter(std::env::args_os()) {
         return exit;
     }
     memory::share_one_heap();

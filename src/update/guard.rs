@@ -10,10 +10,10 @@ use std::{
 };
 
 use super::{
+    outside,
     program_files::{ProgramFiles, UpdateLock},
     record::{RollbackReason, UpdateRecord, UpdateState},
-    steps::{Reach, reach},
-    supervisor,
+    steps::{Reach, Step, reach},
     swap::{self, RestoreError},
 };
 use crate::{platform::own_program, text::causes};
@@ -28,45 +28,39 @@ const LOCK_WAIT: Duration = Duration::from_secs(5);
 /// Files of this process's program, if it is new and not confirmed.
 static UNCONFIRMED: OnceLock<ProgramFiles> = OnceLock::new();
 
-/// Runs before everything else in `main`. For `run` with a new program that is not confirmed, counts the
-/// start, and at the third one replaces this process with the previous program. Also runs the hidden
-/// commands of the guard and the supervisor.
-///
-/// Returns the exit code of a process that has nothing more to do. Without an update, reads at most one
-/// file that does not exist.
-pub(crate) fn enter(arguments: impl IntoIterator<Item = OsString>) -> Option<ExitCode> {
-    let arguments: Vec<OsString> = arguments.into_iter().skip(1).collect();
-    if let Some(exit) = supervisor::run_hidden_command(&arguments) {
-        return Some(exit);
-    }
-    if !is_run(&arguments) {
+/// Counts the start of an agent with a new program that is not confirmed, and at the third one replaces
+/// this process with the previous program. Returns the exit code of a process that has nothing more to do.
+pub(super) fn enter(arguments: &[OsString]) -> Option<ExitCode> {
+    if !is_run(arguments) {
         return None;
     }
     let files = ProgramFiles::of_current().ok()?;
-    UpdateRecord::read(&files).filter(UpdateRecord::is_pending)?;
+    let record = UpdateRecord::read(&files)?;
+    if !record.is_pending() {
+        if !record.reported {
+            // Without the thread, the event is repeated at the next start.
+            drop(outside::start());
+        }
+        return None;
+    }
     let lock = UpdateLock::take_within(&files, LOCK_WAIT).ok();
     let started = match &lock {
         Some(lock) => count_start(lock, invocation().as_deref(), &reach),
         None => Started::New,
     };
     drop(lock);
-    match started {
-        Started::Other => None,
-        Started::New => {
-            UNCONFIRMED.get_or_init(|| files.clone());
-            thread::spawn(move || roll_back_after(&files, timeout(CONFIRM_TIMEOUT)));
-            None
-        }
-        Started::RolledBack => {
-            let run = own_program::run_in_place(files.program(), &arguments);
-            // The service manager starts the previous program if this process could not.
-            Some(
-                run.map_or(ExitCode::FAILURE, |code| {
-                    ExitCode::from(u8::try_from(code).unwrap_or(1))
-                }),
-            )
-        }
+    if started == Started::RolledBack {
+        let code = own_program::run_in_place(files.program(), arguments);
+        let code = code.ok().and_then(|code| u8::try_from(code).ok());
+        // The service manager starts the previous program if this process could not.
+        return Some(code.map_or(ExitCode::FAILURE, ExitCode::from));
     }
+    drop(outside::start());
+    if started == Started::New {
+        UNCONFIRMED.get_or_init(|| files.clone());
+        thread::spawn(move || roll_back_after(&files, timeout(CONFIRM_TIMEOUT)));
+    }
+    None
 }
 
 /// Returns whether a command line is that of the agent.
@@ -121,9 +115,7 @@ pub(super) fn count_start(
     if !is_counted && record.state == UpdateState::Unconfirmed {
         record.starts += 1;
         record.invocation = invocation.map(str::to_owned);
-        is_stored = reach(super::steps::Step::WriteRecord)
-            .and_then(|()| record.write(lock.files()))
-            .is_ok();
+        is_stored = reach(Step::WriteRecord).and_then(|()| record.write(lock.files())).is_ok();
     }
     let (reason, detail) = match record.state {
         UpdateState::RollingBack => {
@@ -183,7 +175,7 @@ pub(crate) fn is_unconfirmed() -> bool {
 /// Description of the failure; the caller tries again.
 pub(crate) fn confirm() -> Result<(), String> {
     let Some(files) = UNCONFIRMED.get() else { return Ok(()) };
-    confirm_at(files, &reach)
+    outside::run(|| confirm_at(files, &reach)).map_err(|error| causes(&error))?
 }
 
 pub(super) fn confirm_at(files: &ProgramFiles, reach: Reach<'_>) -> Result<(), String> {
@@ -193,7 +185,7 @@ pub(super) fn confirm_at(files: &ProgramFiles, reach: Reach<'_>) -> Result<(), S
         return Ok(());
     }
     record.state = UpdateState::Confirmed;
-    let written = reach(super::steps::Step::WriteRecord).and_then(|()| record.write(lock.files()));
+    let written = reach(Step::WriteRecord).and_then(|()| record.write(lock.files()));
     written.map_err(|error| causes(&error))?;
     own_program::remove_old(files.program());
     Ok(())

@@ -7,7 +7,9 @@
 //! start, and the [`supervisor`], a process of the previous program.
 
 pub(crate) mod child;
+pub(crate) mod entry;
 pub(crate) mod guard;
+pub(crate) mod outside;
 pub(crate) mod program_files;
 pub(crate) mod record;
 pub(crate) mod self_test;

@@ -86,20 +86,6 @@ pub(crate) enum RollbackReason {
     Unknown,
 }
 
-impl RollbackReason {
-    /// Returns the code of the reason.
-    pub(crate) fn code(self) -> &'static str {
-        match self {
-            Self::NotExecutable => "not-executable",
-            Self::Crashed => "crashed",
-            Self::NotConfirmed => "not-confirmed",
-            Self::Interrupted => "interrupted",
-            Self::ByHand => "by-hand",
-            Self::Unknown => "unknown",
-        }
-    }
-}
-
 impl UpdateRecord {
     /// Creates the record of an update that has not been confirmed.
     pub(super) fn new(from: (&str, Digest), to: (&str, Digest), at: Timestamp) -> Self {

@@ -62,27 +62,6 @@ pub(crate) enum InstallError {
     },
 }
 
-impl InstallError {
-    /// Returns the code of the reason.
-    pub(crate) fn code(&self) -> &'static str {
-        match self {
-            Self::InProgress { .. } => "in-progress",
-            Self::Same => "same-program",
-            Self::Changed => "changed-on-disk",
-            Self::NotExecutable(_) => "not-executable",
-            Self::NoSupervisor(_) => "no-supervisor",
-            Self::Io { source, .. } if own_program::is_busy(source) => "file-in-use",
-            Self::Io { source, .. } => match source.kind() {
-                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "disk-full",
-                io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
-                    "not-writable"
-                }
-                _ => "io",
-            },
-        }
-    }
-}
-
 /// Reason why the previous program was not put back.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RestoreError {
@@ -331,12 +310,28 @@ pub(crate) fn roll_back_by_hand(
 ///
 /// # Errors
 /// The error of the system: the event will be repeated.
-pub(crate) fn mark_reported(lock: &UpdateLock) -> io::Result<()> {
-    match UpdateRecord::read(lock.files()) {
+pub(crate) fn mark_reported(files: &ProgramFiles) -> io::Result<()> {
+    let lock = UpdateLock::try_take(files)?;
+    match UpdateRecord::read(files) {
         Some(mut record) if !record.is_pending() && !record.reported => {
             record.reported = true;
             record.write(lock.files())
         }
         _ => Ok(()),
     }
+}
+
+/// Installs a program as an update does, without a supervisor.
+#[cfg(feature = "internals")]
+pub(crate) fn install_for_test(
+    program: &Path,
+    staged: &Path,
+    from: &str,
+    to: &str,
+) -> Result<(), String> {
+    let lock = UpdateLock::try_take(&ProgramFiles::of(program)).map_err(|error| causes(&error))?;
+    let sha256 = digest_of(staged).map_err(|error| causes(&error))?;
+    let new = NewProgram { staged, sha256, from, to, at: Timestamp(1) };
+    let installed = install(&lock, &new, &|| Ok(()), &super::steps::reach);
+    installed.map(drop).map_err(|error| causes(&error))
 }

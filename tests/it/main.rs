@@ -76,3 +76,4 @@ mod support_bundle;
 mod systemd;
 mod tls;
 mod trust_page;
+mod update_guard;

@@ -46,6 +46,8 @@ pub(crate) mod relay;
 #[allow(dead_code, reason = "unit tests use the rest")]
 pub(crate) mod release_server;
 #[cfg(unix)]
+pub(crate) mod releases;
+#[cfg(unix)]
 #[allow(dead_code, reason = "tests of siem-sinks use the rest")]
 #[path = "../../crates/siem-sinks/tests/it/support/rotel.rs"]
 pub(crate) mod rotel;

@@ -1,0 +1,260 @@
+//! New programs that do not run: the previous one comes back, and no record is lost.
+//!
+//! The service manager is a loop of the test here; `update_systemd` has a real one.
+#![cfg(unix)]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use serde_json::Value;
+
+use crate::support::{
+    agent::{Agent, AgentCommand},
+    eventually,
+    home::Home,
+    receiver::{Receiver, wait_for},
+    releases::write_release,
+};
+
+/// Steps before which an installation is killed, in their order, as `update::steps` names them.
+const STEPS: [&str; 6] =
+    ["CopyNew", "KeepPrevious", "WriteRecord", "StartSupervisor", "Swap", "RunNew"];
+
+/// A user with an installed program, and a new release.
+struct World {
+    home: Home,
+    receiver: Receiver,
+    lines: u32,
+}
+
+impl World {
+    fn new(fault: &str) -> Self {
+        let world = Self { home: Home::new(), receiver: Receiver::start(), lines: 0 };
+        fs::create_dir(world.home.path().join("bin")).unwrap();
+        write_release(&world.program(), "0.1.0", "none");
+        write_release(&world.staged(), "0.2.0", fault);
+        world
+    }
+
+    fn program(&self) -> PathBuf {
+        self.home.path().join("bin/ai-agent")
+    }
+
+    fn staged(&self) -> PathBuf {
+        self.home.path().join("staged")
+    }
+
+    /// Starts the program in place, as a service manager does.
+    fn start(&self) -> Agent {
+        self.command().start()
+    }
+
+    fn command(&self) -> AgentCommand {
+        let command = AgentCommand::of(&self.program(), self.home.path(), &["run"]);
+        command.ships_to(&self.receiver.url())
+    }
+
+    /// Starts the program in place until one is running, and returns it and the number of starts that
+    /// failed.
+    fn keep_running(&self) -> (Agent, u32) {
+        for failed in 0..10 {
+            let mut agent = self.start();
+            let is_running = eventually("the agent runs or ends", || {
+                let runs = agent.runs();
+                let is_started = self.version().is_some_and(|(pid, _)| pid == agent.pid());
+                (is_started || !runs).then_some(is_started)
+            });
+            if is_running {
+                return (agent, failed);
+            }
+        }
+        panic!("no agent runs: the machine has none any more");
+    }
+
+    /// PID and version of the agent that wrote its status file last.
+    fn version(&self) -> Option<(u32, String)> {
+        let status = fs::read(self.home.state_dir().join("status.json")).ok()?;
+        let status: Value = serde_json::from_slice(&status).ok()?;
+        let pid = u32::try_from(status["pid"].as_u64()?).ok()?;
+        Some((pid, status["version"].as_str()?.to_owned()))
+    }
+
+    fn running_version(&self) -> String {
+        self.version().unwrap().1
+    }
+
+    /// Installs the new release, and kills the process before `step`.
+    fn install(&self, step: &str) -> Option<i32> {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_ai-agent-test-release"));
+        let [program, staged] = [self.program(), self.staged()];
+        command.arg("test-install").arg(program).arg(staged).args(["0.1.0", "0.2.0"]);
+        command.env("AI_AGENT_TEST_KILL_BEFORE", step).stderr(Stdio::null());
+        command.status().unwrap().code()
+    }
+
+    fn record(&self) -> Value {
+        let record = fs::read(self.home.path().join("bin/ai-agent.update.json")).unwrap();
+        serde_json::from_slice(&record).unwrap()
+    }
+
+    fn state(&self) -> String {
+        self.record()["state"].as_str().unwrap().to_owned()
+    }
+
+    /// Writes a record, and waits until the receiver has it.
+    fn ship(&mut self) {
+        self.lines += 1;
+        let line = format!("{{\"type\":\"user\",\"uuid\":\"{}\"}}", self.lines);
+        self.home.append("p/s.jsonl", format!("{line}\n"));
+        wait_for(&self.receiver, "the record", |entries| {
+            entries.iter().any(|entry| entry.bytes == line.as_bytes()).then_some(())
+        });
+    }
+}
+
+fn version_of(program: &Path) -> String {
+    let output = Command::new(program).arg("--version").output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn good_release_is_confirmed_by_its_local_health() {
+    let mut world = World::new("none");
+    let (agent, _) = world.keep_running();
+    world.ship();
+    agent.stop();
+    // The receiver is away: no reason to go back.
+    world.receiver.kill();
+    assert_eq!(world.install(""), Some(0));
+    let (agent, failed) = world.keep_running();
+    assert_eq!((failed, world.running_version()), (0, "0.2.0".to_owned()));
+    eventually("the release is confirmed", || (world.state() == "confirmed").then_some(()));
+    world.receiver.restart();
+    world.ship();
+    agent.stop();
+    world.receiver.assert_complete();
+}
+
+#[test]
+fn release_that_aborts_is_rolled_back_at_its_third_start() {
+    let mut world = World::new("abort-later");
+    let (agent, _) = world.keep_running();
+    world.ship();
+    agent.stop();
+    assert_eq!(world.install(""), Some(0));
+    assert_eq!(version_of(&world.program()), "ai-agent 0.2.0");
+    let mut starts = 0;
+    let agent = loop {
+        starts += 1;
+        let mut agent = world.start();
+        let record = eventually("the agent ends or is the previous one", || {
+            let is_back = world.state() == "rolled-back"
+                && world.version().is_some_and(|(pid, _)| pid == agent.pid());
+            (is_back || !agent.runs()).then_some(is_back)
+        });
+        if record {
+            break agent;
+        }
+        assert!(starts < 3, "it is started {starts} times");
+    };
+    assert_eq!((starts, world.running_version()), (3, "0.1.0".to_owned()));
+    assert_eq!(world.record()["reason"], "crashed");
+    world.ship();
+    agent.stop();
+    world.receiver.assert_complete();
+}
+
+#[test]
+fn release_that_breaks_at_its_place_is_never_started() {
+    let world = World::new("in-place");
+    assert_eq!(world.install(""), Some(1));
+    assert_eq!(version_of(&world.program()), "ai-agent 0.1.0");
+    assert_eq!(world.record()["reason"], "not-executable");
+    let (agent, failed) = world.keep_running();
+    assert_eq!((failed, world.running_version()), (0, "0.1.0".to_owned()));
+    agent.stop();
+}
+
+#[test]
+fn installation_killed_at_any_step_leaves_an_agent_that_runs() {
+    for step in STEPS {
+        let mut world = World::new("none");
+        assert_eq!(world.install(step), None, "it was not killed before {step}");
+        let (agent, failed) = world.keep_running();
+        let is_new = step == "RunNew";
+        let expected = if is_new { "0.2.0" } else { "0.1.0" };
+        assert_eq!((failed, &*world.running_version()), (0, expected), "{step}");
+        world.ship();
+        if is_new {
+            eventually("it is confirmed", || (world.state() == "confirmed").then_some(()));
+        }
+        agent.stop();
+        if !is_new {
+            assert_eq!(world.install(""), Some(0), "{step}");
+            assert_eq!(version_of(&world.program()), "ai-agent 0.2.0");
+        }
+        world.receiver.assert_complete();
+    }
+}
+
+/// The new program has no guard at all: a process of the previous one replaces it.
+#[test]
+fn supervisor_replaces_a_release_that_hangs_before_main() {
+    let mut world = World::new("hang");
+    let (agent, _) = world.keep_running();
+    agent.stop();
+    assert_eq!(world.install(""), Some(0));
+    let hanging = world.start();
+    let previous = world.home.path().join("bin/ai-agent.previous");
+    let mut supervisor = AgentCommand::of(&previous, world.home.path(), &["supervise-update"])
+        .arg(world.program())
+        .arg("500")
+        .start();
+    eventually("the previous program is back", || (world.state() == "rolled-back").then_some(()));
+    eventually("the supervisor ends", || (!supervisor.runs()).then_some(()));
+    assert_eq!(world.record()["reason"], "not-confirmed");
+    assert_eq!(version_of(&world.program()), "ai-agent 0.1.0");
+    hanging.kill();
+    let (agent, _) = world.keep_running();
+    world.ship();
+    agent.stop();
+    world.receiver.assert_complete();
+}
+
+/// The service manager runs it before each start, for a new program that ends before `main`.
+#[test]
+fn guard_of_the_previous_program_counts_starts_of_the_new_one() {
+    let world = World::new("abort");
+    assert_eq!(world.install(""), Some(0));
+    let previous = world.home.path().join("bin/ai-agent.previous");
+    for start in 1..=3 {
+        let guard = AgentCommand::of(&previous, world.home.path(), &["guard-update"]);
+        // The supervisors that it starts end with the update.
+        guard.arg(world.program()).succeed();
+        let expected = if start < 3 { "unconfirmed" } else { "rolled-back" };
+        assert_eq!(world.state(), expected, "start {start}");
+    }
+    let (agent, _) = world.keep_running();
+    assert_eq!(world.running_version(), "0.1.0");
+    agent.stop();
+}
+
+#[test]
+fn new_release_tests_itself_with_the_files_of_this_machine() {
+    let world = World::new("none");
+    let (agent, _) = world.keep_running();
+    // The running agent holds the store.
+    let test = || AgentCommand::of(&world.staged(), world.home.path(), &["--self-test"]);
+    let passed = test().ships_to(&world.receiver.url()).succeed();
+    assert_eq!(passed.text(), "self-test of ai-agent 0.2.0: ok\n");
+    // Without an endpoint, the configuration is not complete.
+    let failed = test().run();
+    assert_eq!(failed.code, Some(1), "{}", failed.text());
+    assert!(failed.stderr.contains("CLAUDE_SIEM_ENDPOINT"), "{}", failed.stderr);
+    agent.stop();
+    let left = fs::read_dir(world.home.state_dir().join("update")).unwrap().count();
+    assert_eq!(left, 0, "the copy of the store is removed");
+}
