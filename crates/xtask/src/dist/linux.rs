@@ -77,14 +77,14 @@ pub(super) fn build(dist: &mut Dist, manual: &Path) -> Result<(), Failure> {
     if sh::has_program("dpkg-deb") {
         println!("── .deb");
         let deb = dist.file(&format!("ai-agent_{version}_{}.deb", package::DEBIAN));
-        package::deb(&package::AGENT, &tree, &dist.parts, &version, &deb)?;
+        package::deb(&package::AGENT, &tree, &dist.parts, &version, package::Compression::Small, &deb)?;
         check::deb(dist, package::AGENT.name, &deb, &tree, check::agent)?;
     } else {
         dist.skip(".deb", "dpkg-deb is not installed");
     }
     if sh::has_program("rpmbuild") || (sh::apt_install(&["rpm"]) && sh::has_program("rpmbuild")) {
         println!("── .rpm");
-        let rpm = package::rpm(&tree, &dist.parts, &version)?;
+        let rpm = package::rpm(&tree, &dist.parts, &version, package::Compression::Small)?;
         let name = rpm.file_name().ok_or("an rpm without a name")?;
         fs::copy(&rpm, dist.folder.join(name))?;
         let mut list = Command::new("rpm");

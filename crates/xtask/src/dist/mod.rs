@@ -1,6 +1,7 @@
 //! `cargo xtask dist`: the release files, as far as this machine can build them.
 
 mod check;
+pub(crate) mod lifecycle;
 pub(crate) mod linux;
 mod macos;
 mod manual;
@@ -20,7 +21,8 @@ use std::{
 use clap::Args;
 use serde::Deserialize;
 
-use crate::{Failure, sh};
+use self::lifecycle::Format;
+use crate::{Failure, machine, sh};
 
 /// Build the release files below `target/dist`: a static Linux program, `.deb` and `.rpm` with the
 /// user unit, the receiver and its `.deb`, the Windows program as a zip, man pages, completions, samples for an MDM, an SBOM,
@@ -34,6 +36,10 @@ pub(crate) struct Arguments {
     /// Private key of minisign, to sign the programs that agents update to
     #[arg(long, value_name = "FILE")]
     sign_key: Option<PathBuf>,
+
+    /// Only install, upgrade and remove packages of a debug build, which takes seconds
+    #[arg(long)]
+    debug: bool,
 }
 
 /// Version and folders of the release files.
@@ -61,6 +67,9 @@ impl Dist {
 impl Arguments {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         updates::check_key(self.sign_key.as_deref())?;
+        if self.debug {
+            return packages_of_debug_build();
+        }
         let target = sh::target_directory()?;
         let folder = target.join("dist");
         if folder.try_exists()? {
@@ -73,7 +82,7 @@ impl Arguments {
 
         println!("── man pages and completions");
         let manual = dist.parts.join("manual");
-        manual::write(&manual)?;
+        manual::write(&manual, manual::agent)?;
         match env::consts::OS {
             "linux" => {
                 linux::build(&mut dist, &manual)?;
@@ -100,6 +109,17 @@ impl Arguments {
         println!("written to {}", dist.folder.display());
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Builds the programs and checks their packages.
+fn packages_of_debug_build() -> Result<ExitCode, Failure> {
+    if let Some(why) = machine::lacking() {
+        return Err(why.into());
+    }
+    sh::build(["ai-agent", "siem-server"], ["ai-agent", "siem-server"], false)?;
+    let checked = lifecycle::check_debug_build(&[Format::Deb, Format::Rpm])?;
+    println!("checked: {checked:?}");
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Version of the agent.

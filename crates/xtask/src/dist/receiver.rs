@@ -31,7 +31,7 @@ pub(super) fn build(dist: &mut Dist) -> Result<(), Failure> {
     if sh::has_program("dpkg-deb") {
         println!("── .deb of the receiver");
         let deb = dist.file(&format!("siem-server_{version}_{}.deb", package::DEBIAN));
-        package::deb(&package::RECEIVER, &tree, &dist.parts, &version, &deb)?;
+        package::deb(&package::RECEIVER, &tree, &dist.parts, &version, package::Compression::Small, &deb)?;
         if sh::has_program("systemd-sysusers") {
             check::deb(dist, package::RECEIVER.name, &deb, &tree, check::receiver)?;
         } else {
@@ -43,7 +43,7 @@ pub(super) fn build(dist: &mut Dist) -> Result<(), Failure> {
     Ok(())
 }
 
-fn lay_out(tree: &Path, program: &Path) -> Result<(), Failure> {
+pub(super) fn lay_out(tree: &Path, program: &Path) -> Result<(), Failure> {
     let (source, usr) = (sh::workspace(), tree.join("usr"));
     copy(program, &usr.join("bin/siem-server"), 0o755)?;
     for (file, place) in FILES {
