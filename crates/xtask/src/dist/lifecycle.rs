@@ -113,7 +113,14 @@ impl Trees<'_> {
                 match format {
                     Format::Deb => {
                         let file = name.with_extension("deb");
-                        package::deb(package, &tree, self.parts, version, Compression::None, &file)?;
+                        package::deb(
+                            package,
+                            &tree,
+                            self.parts,
+                            version,
+                            Compression::None,
+                            &file,
+                        )?;
                     }
                     Format::Rpm if package.name == package::AGENT.name => {
                         let file = package::rpm(&tree, self.parts, version, Compression::None)?;
@@ -264,7 +271,8 @@ fn agent(machine: &Machine, format: Format) -> Result<(), Failure> {
     let state = format!("/home/{USER}/.local/state/ai-agent");
     ensure(machine.works(&["test", "-d", &state]), "the state was removed")?;
     ensure(other.process()? == others, "the purge stopped an agent of another program")?;
-    let left = machine.output(&["find", "/usr", "-name", "*ai-agent*", "-newer", "/etc/machine-id"])?;
+    let left =
+        machine.output(&["find", "/usr", "-name", "*ai-agent*", "-newer", "/etc/machine-id"])?;
     ensure(left.is_empty(), &format!("left behind: {left}"))
 }
 
@@ -316,7 +324,8 @@ impl<'a> Records<'a> {
         self.machine.wait(&format!("the record `{id}`"), || delivered().contains(&id))?;
         let prefix = format!("\"uuid\":\"{}-", self.session);
         let all = delivered();
-        let mut ids: Vec<_> = all.split(&prefix).skip(1).map(|rest| rest.split('"').next()).collect();
+        let mut ids: Vec<_> =
+            all.split(&prefix).skip(1).map(|rest| rest.split('"').next()).collect();
         let count = ids.len();
         ids.sort_unstable();
         ids.dedup();
@@ -347,7 +356,10 @@ fn receiver(machine: &Machine) -> Result<(), Failure> {
 
     format.remove(machine, "siem-server")?;
     ensure(service.process()? == 0, "the removal left the receiver running")?;
-    ensure(!machine.works(&["systemctl", "is-enabled", RECEIVER]), "the receiver is still enabled")?;
+    ensure(
+        !machine.works(&["systemctl", "is-enabled", RECEIVER]),
+        "the receiver is still enabled",
+    )?;
     format.purge(machine, "siem-server")?;
     ensure(!machine.works(&["test", "-e", program]), "the removal left the program")?;
     for kept in ["/var/lib/siem-server", "/etc/siem-server/token"] {

@@ -7,6 +7,7 @@ mod macos;
 mod manual;
 mod package;
 mod receiver;
+mod reproducible;
 mod sbom;
 mod sums;
 mod updates;
@@ -40,6 +41,10 @@ pub(crate) struct Arguments {
     /// Only install, upgrade and remove packages of a debug build, which takes seconds
     #[arg(long)]
     debug: bool,
+
+    /// Only build the Linux program, twice in different folders, and fail if the bytes differ
+    #[arg(long)]
+    check_reproducible: bool,
 }
 
 /// Version and folders of the release files.
@@ -69,6 +74,10 @@ impl Arguments {
         updates::check_key(self.sign_key.as_deref())?;
         if self.debug {
             return packages_of_debug_build();
+        }
+        if self.check_reproducible {
+            reproducible::check()?;
+            return Ok(ExitCode::SUCCESS);
         }
         let target = sh::target_directory()?;
         let folder = target.join("dist");

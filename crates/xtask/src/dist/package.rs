@@ -73,7 +73,10 @@ pub(super) const RECEIVER: Package = Package {
 
 /// Scripts of the agent's `.rpm`. Their argument is the number of versions that are installed afterwards.
 const RPM_SCRIPTS: [(&str, &str); 3] = [
-    ("post", "for_each_user reload_manager\nif [ \"$1\" -gt 1 ]; then for_each_user restart_agent; fi\n"),
+    (
+        "post",
+        "for_each_user reload_manager\nif [ \"$1\" -gt 1 ]; then for_each_user restart_agent; fi\n",
+    ),
     ("preun", "if [ \"$1\" -eq 0 ]; then disable_for_all; for_each_user stop_agent; fi\n"),
     ("postun", "if [ \"$1\" -eq 0 ]; then for_each_user reload_manager; fi\n"),
 ];
@@ -165,9 +168,7 @@ pub(super) fn rpm(
     let scripts: String = RPM_SCRIPTS
         .iter()
         // `%` starts a macro.
-        .map(|(name, body)| {
-            format!("%{name}\n{}\n{body}", agent_functions!().replace('%', "%%"))
-        })
+        .map(|(name, body)| format!("%{name}\n{}\n{body}", agent_functions!().replace('%', "%%")))
         .collect();
     let spec = format!(
         "Name: {name}\nVersion: {version}\nRelease: 1\nSummary: {summary}\nLicense: MIT\n\

@@ -62,7 +62,8 @@ impl Machine {
         wait("the start of systemd", || {
             let state = machine.output(&["systemctl", "is-system-running"]).unwrap_or_default();
             // The exit code tells `running` from `degraded`, which is as good here.
-            Ok(state == "running" || machine.works(&["systemctl", "is-active", "packages-test.target"]))
+            Ok(state == "running"
+                || machine.works(&["systemctl", "is-active", "packages-test.target"]))
         })?;
         Ok(machine)
     }
