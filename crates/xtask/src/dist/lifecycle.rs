@@ -8,10 +8,15 @@ use std::{
 };
 
 use super::{
+    Dist,
     package::{self, Compression},
     receiver,
 };
-use crate::{Failure, machine::Machine, sh};
+use crate::{
+    Failure,
+    machine::{self, Machine},
+    sh,
+};
 
 /// Version of the packages to upgrade to: higher than any release.
 const HIGHER: &str = "9999.0.0";
@@ -365,6 +370,20 @@ fn receiver(machine: &Machine) -> Result<(), Failure> {
     for kept in ["/var/lib/siem-server", "/etc/siem-server/token"] {
         ensure(machine.works(&["test", "-e", kept]), &format!("the purge removed `{kept}`"))?;
     }
+    Ok(())
+}
+
+/// Checks packages of the release programs, where a systemd can be booted.
+pub(super) fn check_release(dist: &mut Dist) -> Result<(), Failure> {
+    println!("── packages in a running system");
+    if let Some(why) = machine::lacking() {
+        dist.skip("packages in a running system", why);
+        return Ok(());
+    }
+    let (agent, receiver) = (dist.parts.join("tree"), dist.parts.join("receiver"));
+    let (version, parts) = (&dist.version, &dist.parts);
+    let trees = Trees { agent: &agent, receiver: &receiver, version, parts };
+    trees.check(&[Format::Deb, Format::Rpm])?;
     Ok(())
 }
 

@@ -5,6 +5,7 @@ pub(crate) mod lifecycle;
 pub(crate) mod linux;
 mod macos;
 mod manual;
+pub(crate) mod msi;
 mod package;
 mod receiver;
 mod reproducible;
@@ -96,6 +97,7 @@ impl Arguments {
             "linux" => {
                 linux::build(&mut dist, &manual)?;
                 receiver::build(&mut dist)?;
+                lifecycle::check_release(&mut dist)?;
             }
             "macos" => macos::build(&mut dist)?,
             _ => {}
@@ -132,7 +134,7 @@ fn packages_of_debug_build() -> Result<ExitCode, Failure> {
 }
 
 /// Version of the agent.
-fn version() -> Result<String, Failure> {
+pub(crate) fn version() -> Result<String, Failure> {
     #[derive(Deserialize)]
     struct Manifest {
         workspace: Workspace,

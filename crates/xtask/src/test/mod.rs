@@ -12,7 +12,11 @@ use clap::Args;
 
 use crate::{
     Failure, cross,
-    dist::lifecycle::{self, Format},
+    dist::{
+        self,
+        lifecycle::{self, Format},
+        msi,
+    },
     instructions::{self, NotCounted},
     language, machine,
     public_api::{self, Compared},
@@ -331,7 +335,17 @@ fn other_systems() -> Outcome {
             cross.display()
         ));
     }
-    match cross::check(&cross) {
+    let checked = cross::check(&cross).and_then(|summary| {
+        // The tests are built with the program.
+        let program = cross::target()?.join(cross::TARGET).join("debug/ai-agent.exe");
+        let skipped = msi::check(&program, &dist::version()?)?;
+        let installer = skipped.map_or_else(
+            || "installer checked".to_owned(),
+            |why| format!("installer not checked: {why}"),
+        );
+        Ok(format!("{summary}; {installer}"))
+    });
+    match checked {
         Ok(summary) => Outcome::Ok(Some(summary)),
         Err(error) => Outcome::Failed(error.to_string()),
     }
