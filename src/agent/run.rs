@@ -248,7 +248,6 @@ async fn run_until_stopped(
     let failed = running.failed();
     let (pulse, progress) = (running.liveness_probe(), running.liveness_probe());
     let (handle, pipeline) = (manager.handle.clone(), running.handle());
-    let state_dir = settings.agent.state_dir.clone();
     let (device, clock) = (manager.context.device.clone(), Arc::clone(&manager.context.clock));
     let config = manager.explicit_config();
     let releases = SelfUpdate::new(handle.clone(), running.handle(), state_dir, config);
@@ -259,7 +258,7 @@ async fn run_until_stopped(
         () = device_key::restart_wanted(&device, &*clock) => End::DeviceKey,
         () = releases.run() => End::Updated,
         never = watchdog::feed(notify, pulse) => match never {},
-        never = update_confirm::follow(progress, &pipeline, &state_dir) => match never {},
+        never = update_confirm::follow(progress, &pipeline, state_dir) => match never {},
     };
     match &end {
         End::Stopped | End::Updated => {
