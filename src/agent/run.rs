@@ -248,9 +248,10 @@ async fn run_until_stopped(
     let failed = running.failed();
     let (pulse, progress) = (running.liveness_probe(), running.liveness_probe());
     let (handle, pipeline) = (manager.handle.clone(), running.handle());
+    let state_dir = state_dir.to_owned();
     let (device, clock) = (manager.context.device.clone(), Arc::clone(&manager.context.clock));
     let config = manager.explicit_config();
-    let releases = SelfUpdate::new(handle.clone(), running.handle(), state_dir, config);
+    let releases = SelfUpdate::new(handle.clone(), running.handle(), &state_dir, config);
     let updates = ConfigUpdates::new(&mut running, manager, monitor, orders, first_request);
     let end = tokio::select! {
         () = updates.run() => End::Stopped,
@@ -258,7 +259,7 @@ async fn run_until_stopped(
         () = device_key::restart_wanted(&device, &*clock) => End::DeviceKey,
         () = releases.run() => End::Updated,
         never = watchdog::feed(notify, pulse) => match never {},
-        never = update_confirm::follow(progress, &pipeline, state_dir) => match never {},
+        never = update_confirm::follow(progress, &pipeline, &state_dir) => match never {},
     };
     match &end {
         End::Stopped | End::Updated => {

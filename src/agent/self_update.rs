@@ -107,9 +107,7 @@ impl SelfUpdate {
             Next::After(WHILE_UNCONFIRMED)
         } else {
             match updater(&loaded, &context, &self.dir) {
-                Ok(Some(updater)) => {
-                    self.check_with(&updater, settings, files.as_ref(), record.as_ref()).await
-                }
+                Ok(Some(updater)) => self.check_with(&updater, settings, record.as_ref()).await,
                 // Without a receiver of our own protocol there is none to ask.
                 Ok(None) => Next::After(settings.interval),
                 Err(error) => {
@@ -126,7 +124,6 @@ impl SelfUpdate {
         &mut self,
         updater: &Updater,
         settings: &UpdateSettings,
-        files: Option<&ProgramFiles>,
         record: Option<&UpdateRecord>,
     ) -> Next {
         let rolled_back = update::rolled_back(record);
@@ -143,7 +140,10 @@ impl SelfUpdate {
         };
         self.mark_checked();
         match decision {
-            Decision::Current => self.state.set(UpdateState::Current, None),
+            Decision::Current => {
+                self.state.set(UpdateState::Current, None);
+                update::remove_downloads(&self.dir);
+            }
             Decision::Waiting(release, reason) => {
                 self.state.set(UpdateState::Waiting, Some(&release));
                 self.state.reason = Some(reason);
@@ -152,11 +152,9 @@ impl SelfUpdate {
                 self.state.set(UpdateState::RolledBack, Some(&release));
                 self.state.reason = Some(UpdateReason::RolledBackBefore);
             }
-            Decision::Available(release) => match why_not(settings.mode, files) {
-                Some((reason, detail)) => {
-                    self.announce(updater, &release, reason, detail);
-                }
-                None => return self.update(updater, settings, &release, files).await,
+            Decision::Available(release) => match replaceable(settings.mode).await {
+                Err((reason, detail)) => self.announce(updater, &release, reason, detail),
+                Ok(files) => return self.update(updater, settings, &release, files).await,
             },
         }
         self.after(Outcome::Answered, settings)
@@ -191,25 +189,11 @@ impl SelfUpdate {
         updater: &Updater,
         settings: &UpdateSettings,
         release: &UpdateRelease,
-        files: Option<&ProgramFiles>,
+        files: ProgramFiles,
     ) -> Next {
-        let Some(files) = files else { return self.after(Outcome::Answered, settings) };
         self.state.set(UpdateState::Downloading, Some(release));
         self.publish(settings.mode, None);
-        let installed = async {
-            let lock = lock(files)?;
-            let staged = updater.fetch(release, &mut self.state).await?;
-            let (release, config) = (release.clone(), self.config.clone());
-            let at = self.handle.in_force().1.clock.now();
-            let install = move || {
-                let supervise = || update::start_supervisor(lock.files());
-                update::install(&lock, &staged, &release, config.as_deref(), at, &supervise)
-            };
-            spawn_blocking(install).await.unwrap_or_else(|error| {
-                Err(UpdateError::failed(UpdateReason::Install, error.to_string()))
-            })
-        };
-        match installed.await {
+        match self.try_update(updater, settings, release, files).await {
             Ok(()) => {
                 let version = release.version.to_string();
                 info!(code = "update_in_place", version, "restarting with the new release");
@@ -226,6 +210,46 @@ impl SelfUpdate {
                 self.report_error(&error, updater, Some(release));
                 self.after(Outcome::Answered, settings)
             }
+        }
+    }
+
+    async fn try_update(
+        &mut self,
+        updater: &Updater,
+        settings: &UpdateSettings,
+        release: &UpdateRelease,
+        files: ProgramFiles,
+    ) -> Result<(), UpdateError> {
+        let lock = unrestricted(move || lock(&files)).await??;
+        let staged = updater.fetch(release, &mut self.state).await?;
+        self.check_again(updater, settings, release).await?;
+        let (release, config) = (release.clone(), self.config.clone());
+        let at = self.handle.in_force().1.clock.now();
+        let install = move || {
+            let supervise = || update::start_supervisor(lock.files());
+            update::install(&lock, &staged, &release, config.as_deref(), at, &supervise)
+        };
+        unrestricted(install).await?
+    }
+
+    /// Checks once more that a release is to be installed: its download may have taken long, and its
+    /// roll-out may have been halted meanwhile because of a defect.
+    async fn check_again(
+        &self,
+        updater: &Updater,
+        settings: &UpdateSettings,
+        release: &UpdateRelease,
+    ) -> Result<(), UpdateError> {
+        let changed = |what: &str| {
+            let detail = format!("{what} while the release was downloaded");
+            Err(UpdateError::unavailable(UpdateReason::Halted, detail))
+        };
+        if self.handle.in_force().0.settings.update != *settings {
+            return changed("the configuration has changed");
+        }
+        match updater.check(Wish::Mode(settings.mode), None).await? {
+            Decision::Available(found) if found.sha256 == release.sha256 => Ok(()),
+            _ => changed("the offered releases have changed"),
         }
     }
 
@@ -332,24 +356,34 @@ fn updater(
     }))
 }
 
-/// Returns why the agent does not install releases.
-fn why_not(
-    mode: UpdateMode,
-    files: Option<&ProgramFiles>,
-) -> Option<(UpdateReason, Option<String>)> {
+/// Returns the files of the program, if the agent installs releases.
+///
+/// # Errors
+/// The reason why it does not.
+async fn replaceable(mode: UpdateMode) -> Result<ProgramFiles, (UpdateReason, Option<String>)> {
     if mode != UpdateMode::Install {
-        return Some((UpdateReason::Notify, None));
+        return Err((UpdateReason::Notify, None));
     }
-    let Some(files) = files else {
-        let detail = "the path of the running program is not known".to_owned();
-        return Some((UpdateReason::ReadOnly, Some(detail)));
-    };
-    let error = files.check_replaceable().err()?;
-    let reason = match error {
-        NotReplaceable::MachineWide { .. } => UpdateReason::MachineWide,
-        _ => UpdateReason::ReadOnly,
-    };
-    Some((reason, Some(causes(&error))))
+    let read_only = |detail: String| (UpdateReason::ReadOnly, Some(detail));
+    let files = ProgramFiles::of_current().map_err(|error| read_only(error.to_string()))?;
+    let checked = files.clone();
+    let check = unrestricted(move || checked.check_replaceable()).await;
+    match check.map_err(|error| read_only(error.to_string()))? {
+        Ok(()) => Ok(files),
+        Err(error @ NotReplaceable::MachineWide { .. }) => {
+            Err((UpdateReason::MachineWide, Some(causes(&error))))
+        }
+        Err(error) => Err(read_only(causes(&error))),
+    }
+}
+
+/// Runs a job that blocks, and that writes beside the program, which the sandbox of the agent forbids.
+async fn unrestricted<T: Send + 'static>(
+    job: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, UpdateError> {
+    let failed = |error: String| UpdateError::failed(UpdateReason::Install, error);
+    let done = spawn_blocking(|| update::outside::run(job)).await;
+    done.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
 }
 
 fn lock(files: &ProgramFiles) -> Result<UpdateLock, UpdateError> {

@@ -3,6 +3,7 @@
 use std::{path::Path, sync::Arc};
 
 use clap::Args;
+use siem_protocol::agent_event::UpdateMode;
 use tokio::task::spawn_blocking;
 use tracing::info;
 
@@ -16,7 +17,7 @@ use crate::{
     logging,
     pipeline::ingest::OnProgress,
     platform::{LockRole, Sandbox, SandboxStatus, StateLock, own_program, service},
-    update::ProgramFiles,
+    update::{ProgramFiles, outside},
 };
 
 /// Read session logs and ship them, until stopped
@@ -49,6 +50,9 @@ impl Arguments {
         let context = CliContext::new(explicit)?;
         let watch = ConfigFileWatch::before_reading(context.sources.layer_files());
         let startable = context.load_startable()?;
+        if startable.loaded().settings.update.mode == UpdateMode::Install {
+            outside::start().map_err(Failure::failed)?;
+        }
         // Before the other threads are started, which inherit it.
         let sandbox = sandbox::enter(context.paths(), startable.loaded())?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -115,7 +119,9 @@ impl Arguments {
 fn run_new_program() -> Result<(), Failure> {
     let files = ProgramFiles::of_current().map_err(Failure::failed)?;
     let arguments: Vec<_> = std::env::args_os().skip(1).collect();
-    match own_program::run_in_place(files.program(), &arguments).map_err(Failure::failed)? {
+    // The sandbox of this agent would also restrict the new one.
+    let run = move || own_program::run_in_place(files.program(), &arguments);
+    match outside::run(run).flatten().map_err(Failure::failed)? {
         0 => Ok(()),
         code => Err(Failure::failed(format!("the new program ended with exit code {code}"))),
     }

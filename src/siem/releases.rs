@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use reqwest::{Method, StatusCode, header};
 use siem_protocol::{
-    names::path,
+    names::{header as siem, path},
     update::{ArtifactName, MAX_MANIFEST_BYTES, ManifestError, UpdateManifest},
+    verify_answer,
 };
 use siem_sinks::http::{self, Answer, NoAnswer, Streamed};
 
-use super::Connection;
+use super::{Connection, signature};
 
 /// Reason why the releases of a receiver are not known.
 #[derive(Debug, thiserror::Error)]
@@ -26,9 +27,15 @@ pub enum ReleasesError {
         /// HTTP status.
         status: u16,
     },
-    /// The response is no list of releases.
+    /// The response is no list of releases, and not signed by the receiver.
+    #[error(
+        "the response to the request for releases is not the receiver's: check for a captive portal or a \
+         proxy in between"
+    )]
+    Foreign(#[source] ManifestError),
+    /// The response of the receiver is no list of releases.
     #[error("the list of releases cannot be used")]
-    Manifest(#[from] ManifestError),
+    Manifest(#[source] ManifestError),
 }
 
 /// Position from which the rest of a file is requested.
@@ -56,11 +63,25 @@ impl Connection {
             .append_pair("os", &self.identity.os)
             .append_pair("arch", &self.identity.arch)
             .extend_pairs(version.map(|version| ("version", version)));
-        let request = self.request_to(&self.token, Method::GET, url);
+        let nonce = data_encoding::HEXLOWER.encode(uuid::Uuid::new_v4().as_bytes());
+        let request = self.request_to(&self.token, Method::GET, url).header(siem::NONCE, &nonce);
         match self.exchange(request, MAX_MANIFEST_BYTES + 1, within).await {
             Err(NoAnswer { reason, .. }) => Err(ReleasesError::Unreachable { reason }),
             Ok(Answer { status: 404, .. }) => Ok(None),
-            Ok(Answer { status: 200, body, .. }) => Ok(Some(UpdateManifest::parse(&body)?)),
+            Ok(Answer { status: 200, body, headers, .. }) => {
+                let is_signed = || {
+                    let (secret, signature) = (self.secret.expose(), signature(&headers));
+                    verify_answer(secret.as_bytes(), &nonce, &body, &signature)
+                };
+                match UpdateManifest::parse(&body) {
+                    Ok(manifest) => Ok(Some(manifest)),
+                    // A list needs no signature, since it proves nothing: a cache may have sent it.
+                    Err(error) if self.requires_signature && !is_signed() => {
+                        Err(ReleasesError::Foreign(error))
+                    }
+                    Err(error) => Err(ReleasesError::Manifest(error)),
+                }
+            }
             Ok(Answer { status, .. }) => Err(ReleasesError::Status { status }),
         }
     }

@@ -251,6 +251,11 @@ fn truncate(file: &mut File, length: u64) -> Result<(), UpdateError> {
     truncated.map(drop).map_err(|error| write_failed(&error))
 }
 
+/// Removes all downloads.
+pub(crate) fn remove_downloads(dir: &Path) {
+    remove_others(dir, Path::new(""));
+}
+
 /// Removes all downloads but the one at `path`.
 fn remove_others(dir: &Path, path: &Path) {
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {

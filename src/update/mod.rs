@@ -30,7 +30,7 @@ mod state;
 mod updater;
 
 pub(crate) use self::{
-    download::Limits,
+    download::{Limits, remove_downloads},
     error::UpdateError,
     install::install,
     policy::{Decision, Wish},

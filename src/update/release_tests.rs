@@ -22,6 +22,8 @@ mod minisign {
 #[path = "../../tests/support/release_server.rs"]
 mod release_server;
 
+const SECRET: &str = "a secret of the fleet";
+
 /// A program that is longer than one piece of a response.
 fn program() -> Vec<u8> {
     (0..300_000_u32).map(|at| (at % 251) as u8).collect()
@@ -62,7 +64,7 @@ impl Agent {
             arch: platform().arch().to_owned(),
             agent_version: "0.2.0".to_owned(),
         };
-        let secret = || Secret::new("a secret of the fleet").unwrap();
+        let secret = || Secret::new(SECRET).unwrap();
         let connection = Connection::new(
             settings.client().unwrap(),
             url.parse().unwrap(),
@@ -137,7 +139,15 @@ async fn list_for_another_platform_or_of_another_form_is_refused() {
     let huge = format!("{{\"v\":1,\"pad\":\"{}\"}}", "x".repeat(70_000));
     for text in ["", "[]", "{\"v\":1}", "<html>", "{\"v\":2,\"releases\":[]}", &huge] {
         offer(text);
-        assert_eq!(reason(agent.check().await), ("refused", "manifest"), "{text}");
+        // A captive portal responds like this.
+        assert_eq!(reason(agent.check().await), ("unavailable", "download"), "{text}");
+    }
+    agent.server.releases.sign_with(SECRET);
+    for text in ["", "[]", "{\"v\":1}", "{\"v\":2,\"releases\":[]}", &huge] {
+        offer(text);
+        let expected =
+            if text == huge { ("unavailable", "download") } else { ("refused", "manifest") };
+        assert_eq!(reason(agent.check().await), expected, "{text}");
     }
 }
 

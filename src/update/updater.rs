@@ -152,9 +152,9 @@ impl From<ReleasesError> for UpdateError {
     fn from(error: ReleasesError) -> Self {
         let detail = causes(&error);
         match error {
-            ReleasesError::Unreachable { .. } | ReleasesError::Status { .. } => {
-                Self::unavailable(UpdateReason::Download, detail)
-            }
+            ReleasesError::Unreachable { .. }
+            | ReleasesError::Status { .. }
+            | ReleasesError::Foreign(_) => Self::unavailable(UpdateReason::Download, detail),
             ReleasesError::Manifest(_) => Self::refused(UpdateReason::Manifest, detail),
         }
     }

@@ -49,6 +49,8 @@ pub(crate) struct FileRequest {
 #[derive(Default)]
 struct State {
     manifest: Option<Vec<u8>>,
+    /// Secret that signs the list.
+    secret: Option<String>,
     files: BTreeMap<String, (Vec<u8>, String)>,
     faults: VecDeque<Fault>,
     queries: Vec<String>,
@@ -91,6 +93,11 @@ impl Releases {
         self.state().manifest = Some(text.into());
     }
 
+    /// Signs lists of releases, if they are requested with a nonce.
+    pub(crate) fn sign_with(&self, secret: &str) {
+        self.state().secret = Some(secret.to_owned());
+    }
+
     /// Serves the file of a release.
     pub(crate) fn serve(&self, release: &UpdateRelease, program: &[u8], etag: &str) {
         let etag = format!("\"{etag}\"");
@@ -124,15 +131,17 @@ impl Releases {
     ) -> io::Result<()> {
         let (path, query) = path.split_once('?').unwrap_or((path, ""));
         if path == "/update/manifest.json" {
-            let manifest = {
+            let (manifest, secret) = {
                 let mut state = self.state();
                 state.queries.push(query.to_owned());
-                state.manifest.clone()
+                (state.manifest.clone(), state.secret.clone())
             };
-            return match manifest {
-                Some(body) => respond(out, 200, "", &body),
-                None => respond(out, 404, "", b""),
-            };
+            let Some(body) = manifest else { return respond(out, 404, "", b"") };
+            let signed = secret.zip(header("x-siem-nonce")).map(|(secret, nonce)| {
+                let signature = siem_protocol::sign_answer(secret.as_bytes(), &nonce, &body);
+                format!("X-Siem-Signature: {signature}\r\n")
+            });
+            return respond(out, 200, &signed.unwrap_or_default(), &body);
         }
         let request = FileRequest { range: header("range"), if_range: header("if-range") };
         let (file, fault) = {
