@@ -51,7 +51,7 @@ pub(super) fn is_local(file: &File) -> bool {
         FILE_REMOTE_PROTOCOL_INFO, FileRemoteProtocolInfo, GetFileInformationByHandleEx,
     };
 
-    let size = u32::try_from(mem::size_of::<FILE_REMOTE_PROTOCOL_INFO>()).unwrap_or_default();
+    let size = u32::try_from(size_of::<FILE_REMOTE_PROTOCOL_INFO>()).unwrap_or_default();
     // SAFETY: the structure consists of numbers, for which zero is valid.
     let mut info: FILE_REMOTE_PROTOCOL_INFO = unsafe { mem::zeroed() };
     // SAFETY: the handle is open, and the structure has the given size and outlives the call.
