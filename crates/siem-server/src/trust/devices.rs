@@ -2,24 +2,18 @@
 //!
 //! [`Devices`] is a pure fold of the lines of `devices.ndjson`.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    fmt,
-    str::FromStr,
-};
+mod key;
+mod line;
 
-use data_encoding::{HEXLOWER, HEXLOWER_PERMISSIVE};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
-use siem_protocol::{
-    note::{KeyError, VerifierKey},
-    statement::{Confirmation, DeviceState, Enroll, TrustLevel},
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+pub use key::{DEVICE_KEY_NAME, DeviceKey, InvalidDeviceKey};
+pub(super) use line::{DeviceLine, Enrolled};
+use serde::{Deserialize, Serialize};
+use siem_protocol::statement::{Confirmation, DeviceState, Enroll, TrustLevel};
 
 use super::journal::Fold;
 use crate::batch::MAX_NAME;
-
-/// Name of every device key in notes. The identity is the public key.
-pub const DEVICE_KEY_NAME: &str = "ai-agent-device";
 
 /// Number of unconfirmed keys for one machine and user. Another one replaces the oldest.
 const UNCONFIRMED_OF_PAIR: usize = 64;
@@ -27,124 +21,6 @@ const UNCONFIRMED_OF_PAIR: usize = 64;
 const UNCONFIRMED: usize = 100_000;
 /// Number of keys of one lineage that are enrolled in an hour.
 const OF_LINEAGE_IN_HOUR: usize = 4;
-
-/// Public key of a device: its identity. Text form: 64 lower-case hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct DeviceKey([u8; 32]);
-
-impl DeviceKey {
-    /// Wraps the 32 bytes of a public key.
-    #[must_use]
-    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
-        Self(bytes)
-    }
-
-    /// Returns the 32 bytes of the public key.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-
-    /// Returns the key that verifies notes of the device.
-    ///
-    /// # Errors
-    /// [`KeyError`] for a weak key, which cannot be enrolled.
-    pub fn verifier(&self) -> Result<VerifierKey, KeyError> {
-        VerifierKey::new(DEVICE_KEY_NAME, self.0)
-    }
-}
-
-impl From<&VerifierKey> for DeviceKey {
-    fn from(key: &VerifierKey) -> Self {
-        Self(*key.public())
-    }
-}
-
-impl fmt::Display for DeviceKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&HEXLOWER.encode(&self.0))
-    }
-}
-
-impl fmt::Debug for DeviceKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "DeviceKey({self})")
-    }
-}
-
-/// Text that is not the key of a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the key of a device is not 64 hexadecimal digits")]
-pub struct InvalidDeviceKey;
-
-impl FromStr for DeviceKey {
-    type Err = InvalidDeviceKey;
-
-    fn from_str(text: &str) -> Result<Self, InvalidDeviceKey> {
-        let bytes = HEXLOWER_PERMISSIVE.decode(text.as_bytes()).map_err(|_| InvalidDeviceKey)?;
-        bytes.try_into().map(Self).map_err(|_| InvalidDeviceKey)
-    }
-}
-
-impl Serialize for DeviceKey {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for DeviceKey {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
-}
-
-impl schemars::JsonSchema for DeviceKey {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "DeviceKey".into()
-    }
-
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "type": "string", "pattern": "^[0-9a-f]{64}$" })
-    }
-}
-
-/// A line of `devices.ndjson`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(tag = "op", rename_all = "snake_case")]
-pub(super) enum DeviceLine {
-    /// A key was presented for the first time.
-    Enroll(Enrolled),
-    /// A key is confirmed for its machine and user.
-    Confirm { at: String, key: DeviceKey, by: Confirmation },
-    /// A key and all keys of its lineage are refused from now on.
-    Revoke { at: String, key: DeviceKey },
-    /// Two instances of an agent use one key alternately.
-    Clone { at: String, key: DeviceKey, instances: [String; 2] },
-    /// Batches without a key are accepted from a machine again, or no longer.
-    AllowShared { at: String, machine: String, allowed: bool },
-}
-
-/// Claims of an enrollment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Enrolled {
-    pub(super) at: String,
-    pub(super) key: DeviceKey,
-    pub(super) machine: String,
-    pub(super) user: String,
-    pub(super) host: String,
-    pub(super) os: String,
-    pub(super) arch: String,
-    pub(super) version: String,
-    /// The key before a rotation; none if the enrollment does not continue a lineage.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) previous: Option<DeviceKey>,
-    /// Confirmation by the enrollment itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) confirmed_by: Option<Confirmation>,
-    /// A key that is forgotten with its lineage, since there are too many unconfirmed ones.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) evicts: Option<DeviceKey>,
-}
 
 /// A device as the receiver knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -609,24 +485,6 @@ impl Device {
         let line = confirmed_by.filter(|_| confirms);
         let line = line.map(|by| DeviceLine::Confirm { at, key, by });
         Ok(EnrollDecision { line, forked: false })
-    }
-}
-
-impl Enrolled {
-    fn new(enroll: &Enroll, confirmed_by: Option<Confirmation>, at: String) -> Self {
-        Self {
-            at,
-            key: DeviceKey::from(&enroll.key),
-            machine: enroll.machine.clone(),
-            user: enroll.user.clone(),
-            host: enroll.host.clone(),
-            os: enroll.os.clone(),
-            arch: enroll.arch.clone(),
-            version: enroll.version.clone(),
-            previous: enroll.previous.as_ref().map(DeviceKey::from),
-            confirmed_by,
-            evicts: None,
-        }
     }
 }
 

@@ -1,7 +1,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use proptest::prelude::*;
-use siem_protocol::note::{NoteSigner as _, SigningKey};
+use siem_protocol::note::{NoteSigner as _, SigningKey, VerifierKey};
 
 use super::*;
 
