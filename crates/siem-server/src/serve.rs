@@ -19,7 +19,7 @@ use tracing::{debug, warn};
 
 use crate::{
     connections::{Connection, Connections},
-    http::{RefusalLog, Requested, headers_too_large},
+    http::{RefusalLog, Requested, count_headers_too_large, headers_too_large},
     metrics::Metrics,
     proxies::TrustedProxies,
     tls::ServerTls,
@@ -197,6 +197,7 @@ impl Service<Request<Incoming>> for PeerService {
         let client = self.transport.client(self.peer, request.headers());
         let requested = Requested::of(Some(client.ip()), &request);
         if header_bytes(request.headers()) > self.header_bytes {
+            self.transport.metrics.as_deref().inspect(|metrics| count_headers_too_large(metrics));
             let mut response = headers_too_large();
             self.refusals.log(&mut response, &requested);
             return Box::pin(async move { Ok(response) });
@@ -267,6 +268,7 @@ async fn serve_connection<S>(
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let place = service.connection.clone();
+    let metrics = service.transport.metrics.clone();
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(options.header_timeout)
@@ -290,6 +292,9 @@ async fn serve_connection<S>(
         }
     };
     if let Err(error) = served {
+        // hyper answers by itself to headers that do not fit in its buffer.
+        let metrics = metrics.filter(|_| error.is_parse_too_large());
+        metrics.inspect(|metrics| count_headers_too_large(metrics));
         debug!(%error, "a connection ended early");
     }
 }

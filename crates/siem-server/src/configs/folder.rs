@@ -1,5 +1,5 @@
 //! Files of managed configurations, read when they change. A broken file never removes
-//! the content that was served before.
+//! the content that was served before; removing the file does.
 
 use std::{
     collections::BTreeMap,
@@ -144,6 +144,8 @@ struct Cache {
     set: Arc<FileSet>,
     /// Error of the folder that was logged last.
     failed: Option<String>,
+    /// The folder was listed before.
+    is_known: bool,
 }
 
 #[derive(Clone, Default)]
@@ -269,6 +271,7 @@ impl ConfigFolder {
         let can_verify = !set.keys.is_empty() || set.problems.is_empty();
         let keys = set.keys.clone();
         let keys = can_verify.then_some(&*keys);
+        self.note_removed(cache, &listing);
         cache.entries.retain(|name, _| listing.configs.contains(name));
         let mut total = 0;
         for (at, name) in listing.configs.iter().enumerate() {
@@ -307,6 +310,42 @@ impl ConfigFolder {
         set
     }
 
+    /// Notes which files were removed, also before the start: a broken file of the same name is a new
+    /// one, and has no content before.
+    fn note_removed(&self, cache: &mut Cache, listing: &Listing) {
+        let is_removed = |name: &&String| !listing.configs.contains(*name);
+        for name in cache.entries.keys().filter(is_removed) {
+            self.remember_removal(name, false);
+        }
+        if std::mem::replace(&mut cache.is_known, true) {
+            return;
+        }
+        let names = self.history.as_ref().and_then(|history| history.names().ok());
+        for (name, is_fallback) in names.unwrap_or_default() {
+            let is_there = match (&self.options.fallback, is_fallback) {
+                (Some(path), true) => stamp(path).is_some(),
+                _ => listing.configs.contains(&name),
+            };
+            if !is_there {
+                self.remember_removal(&name, is_fallback);
+            }
+        }
+    }
+
+    fn remember_removal(&self, name: &str, is_fallback: bool) {
+        let Some(history) = self.history.as_ref().filter(|_| self.options.is_server) else {
+            return;
+        };
+        if let Err(error) = history.add_removal(name, is_fallback) {
+            warn!(
+                code = "managed_history_failed",
+                file = name,
+                %error,
+                "cannot note that a managed configuration was removed"
+            );
+        }
+    }
+
     /// Refuses a file that is not read.
     fn refuse(&self, name: &str, known: CachedFile, problem: FileProblem) -> CachedFile {
         let problems = vec![Arc::new(problem)];
@@ -330,6 +369,9 @@ impl ConfigFolder {
         }
         if stamps[0].is_none() {
             // It was removed on purpose, or never there.
+            if known.served.is_some() {
+                self.remember_removal(name, is_fallback);
+            }
             return CachedFile::default();
         }
         let (read, mut problems) = match keys {
@@ -384,7 +426,7 @@ impl ConfigFolder {
         is_fallback: bool,
         keys: &[OrganisationKey],
     ) -> Option<ConfigFile> {
-        let last = self.history.as_ref()?.entries(name, is_fallback).ok()?.pop()?;
+        let last = self.history.as_ref()?.last(name, is_fallback).ok()??;
         let (body, minisig) = last.read().ok()?;
         let file = file::parse(name, is_fallback, body, minisig).ok()?;
         file::verify(&file, keys).is_empty().then_some(file)
@@ -417,12 +459,17 @@ impl ConfigFolder {
             info!(file = name, "managed configuration is valid again");
         } else if is != was {
             let in_force = now.served.as_ref().map(|file| file.hash.to_string());
+            let effect = match in_force {
+                Some(_) => "its content before stays in force",
+                None => "it has no content before, and none of it is served",
+            };
             error!(
                 code = "managed_file_broken",
                 file = name,
                 reason = is,
                 in_force,
-                "managed configuration cannot be served; its content before stays in force"
+                effect,
+                "managed configuration cannot be served"
             );
         }
     }

@@ -1,6 +1,7 @@
 //! Contents that were served, for going back, and for a restart while a file is broken.
 
 use std::{
+    collections::BTreeSet,
     fs, io,
     path::{Path, PathBuf},
 };
@@ -39,7 +40,8 @@ impl HistoryEntry {
     }
 }
 
-/// Directory with the contents that were served: `NUMBER-NAME`, for the fallback `NUMBER+NAME`.
+/// Directory with the contents that were served: `NUMBER-NAME`, for the fallback `NUMBER+NAME`. The empty
+/// file `removed-NAME` or `removed+NAME` says that the operator removed the file since.
 #[derive(Clone, Debug)]
 pub struct ConfigHistory {
     directory: PathBuf,
@@ -79,11 +81,38 @@ impl ConfigHistory {
         Ok(highest)
     }
 
+    /// Returns the content that was served last; `None` if the operator removed the file since.
+    pub(super) fn last(&self, name: &str, is_fallback: bool) -> io::Result<Option<HistoryEntry>> {
+        if self.removed(name, is_fallback).try_exists()? {
+            return Ok(None);
+        }
+        Ok(self.entries(name, is_fallback)?.pop())
+    }
+
+    /// Notes that the operator removed a file.
+    pub(super) fn add_removal(&self, name: &str, is_fallback: bool) -> io::Result<()> {
+        if self.entries(name, is_fallback)?.is_empty() {
+            return Ok(());
+        }
+        replace_public_file(&self.removed(name, is_fallback), &[])
+    }
+
+    /// Returns the names of the files with entries, and true for the fallback.
+    pub(super) fn names(&self) -> io::Result<BTreeSet<(String, bool)>> {
+        Ok(self.all()?.into_iter().map(|(_, name, is_fallback)| (name, is_fallback)).collect())
+    }
+
+    fn removed(&self, name: &str, is_fallback: bool) -> PathBuf {
+        let separator = if is_fallback { '+' } else { '-' };
+        self.directory.join(format!("removed{separator}{name}"))
+    }
+
     /// Adds a content, unless it is the last one of its file.
     pub(super) fn add(&self, file: &ConfigFile) -> io::Result<()> {
         if !is_config_name(&file.name) {
             return Ok(());
         }
+        remove(&self.removed(&file.name, file.is_fallback))?;
         let entries = self.entries(&file.name, file.is_fallback)?;
         let is_last = |entry: &HistoryEntry| {
             entry.read().is_ok_and(|(body, minisig)| body == file.body && minisig == file.minisig)

@@ -11,7 +11,7 @@ use super::{
     folder::FileSet,
     resolve::{DeviceFacts, choose},
 };
-use crate::trust::DeviceConfig;
+use crate::trust::{DeviceConfig, Registry};
 
 /// Number of devices that are listed for a configuration and a state.
 const LISTED: usize = 20;
@@ -154,24 +154,34 @@ pub fn choose_for_device<'f>(
 impl ConfigStats {
     /// Compares the configurations with the answers of all devices. Returns `None` without files.
     #[must_use]
-    pub fn of(set: &FileSet, devices: &[DeviceConfig], halted: &[Digest]) -> Option<Self> {
+    pub fn of(set: &FileSet, registry: &Registry) -> Option<Self> {
         if set.is_empty() {
             return None;
         }
+        let halted = registry.halted_rollouts();
+        Some(Self::count(set, &halted, |show| registry.each_device_config(show)))
+    }
+
+    /// Counts the devices that `each` passes, in any order.
+    fn count(
+        set: &FileSet,
+        halted: &[Digest],
+        each: impl FnOnce(&mut dyn FnMut(&DeviceConfig)),
+    ) -> Self {
         let mut stats = Self {
             files: set.files.iter().map(|file| ConfigFileStats::new(file, halted)).collect(),
             broken: set.problems.iter().map(BrokenConfig::new).collect(),
             without: 0,
         };
-        for device in devices {
+        each(&mut |device| {
             let file = choose_for_device(set, device, halted);
             let at = file.and_then(|file| set.files.iter().position(|it| Arc::ptr_eq(it, file)));
             match at {
                 Some(at) => stats.files[at].add(device),
                 None => stats.without += 1,
             }
-        }
-        Some(stats)
+        });
+        stats
     }
 }
 
@@ -205,21 +215,68 @@ impl ConfigFileStats {
             ConfigState::Offered => self.offered += 1,
             ConfigState::Refused => {
                 self.refused += 1;
-                let refused = device.refused.as_ref().filter(|_| self.refusals.len() < LISTED);
-                self.refusals.extend(refused.map(|refused| DeviceRefusal {
-                    machine: device.machine.clone(),
-                    user: device.user.clone(),
+                let Some(refused) = &device.refused else { return };
+                list(&mut self.refusals, device, |machine, user| DeviceRefusal {
+                    machine,
+                    user,
                     at: refused.at.clone(),
                     reason: refused.reason.clone().unwrap_or_default(),
-                }));
+                });
             }
             ConfigState::NotAsked => {
                 self.not_asked += 1;
-                if self.waiting.len() < LISTED {
-                    let (machine, user) = (device.machine.clone(), device.user.clone());
-                    self.waiting.push(DeviceName { machine, user });
-                }
+                list(&mut self.waiting, device, |machine, user| DeviceName { machine, user });
             }
         }
+    }
+}
+
+trait Named {
+    fn name(&self) -> (&str, &str);
+}
+
+impl Named for DeviceName {
+    fn name(&self) -> (&str, &str) {
+        (&self.machine, &self.user)
+    }
+}
+
+impl Named for DeviceRefusal {
+    fn name(&self) -> (&str, &str) {
+        (&self.machine, &self.user)
+    }
+}
+
+/// Adds a device to the first ones by machine and user.
+fn list<T: Named>(
+    first: &mut Vec<T>,
+    device: &DeviceConfig,
+    make: impl FnOnce(String, String) -> T,
+) {
+    let at = first.partition_point(|it| it.name() < (&device.machine, &device.user));
+    if at < LISTED {
+        first.truncate(LISTED - 1);
+        first.insert(at, make(device.machine.clone(), device.user.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn first_devices_are_listed_in_any_order_of_counting() {
+        let body = br#"{"version":1,"serial":1}"#.to_vec();
+        let file = super::super::file::parse("a.json", false, body, None).unwrap();
+        let set = FileSet { files: vec![Arc::new(file)], ..FileSet::default() };
+        let device = |at: u32| {
+            let mut device = DeviceConfig::default();
+            device.machine = format!("m-{:03}", at * 37 % 100);
+            device
+        };
+        let stats = ConfigStats::count(&set, &[], |show| (0..100).for_each(|at| show(&device(at))));
+        let waiting: Vec<_> = stats.files[0].waiting.iter().map(|it| it.machine.clone()).collect();
+        assert_eq!(stats.files[0].not_asked, 100);
+        assert_eq!(waiting, (0..20).map(|at| format!("m-{at:03}")).collect::<Vec<_>>());
     }
 }

@@ -367,6 +367,34 @@ fn broken_file_keeps_the_content_before_also_after_a_restart() {
 }
 
 #[test]
+fn removed_file_that_comes_back_broken_is_not_served() {
+    // Removed while the server runs, and while it does not.
+    for is_seen in [true, false] {
+        for is_fallback in [false, true] {
+            let data = Data::new();
+            let path = if is_fallback { "../config.json" } else { "a.json" };
+            let mut folder = data.server();
+            data.write(path, &body(1));
+            assert_eq!(served(&folder), (Some(1), vec![]));
+            fs::remove_file(data.path(path)).unwrap();
+            if is_seen {
+                assert_eq!(served(&folder), (None, vec![]));
+            } else {
+                folder = data.server();
+                assert_eq!(served(&folder), (None, vec![]));
+            }
+            data.write(path, "{");
+            assert_eq!(served(&folder), (None, vec!["invalid"]), "{is_seen} {is_fallback}");
+            assert_eq!(served(&data.server()), (None, vec!["invalid"]), "{is_seen} {is_fallback}");
+            data.write(path, &body(1));
+            assert_eq!(served(&folder), (Some(1), vec![]));
+            data.write(path, "{");
+            assert_eq!(served(&data.server()), (Some(1), vec!["invalid"]), "it is back");
+        }
+    }
+}
+
+#[test]
 fn rollout_that_cannot_be_read_reaches_no_more_devices() {
     let data = Data::new();
     let folder = data.server();

@@ -1,6 +1,9 @@
 //! `GET /config`, and what batches say about managed configurations.
 
-use std::sync::Arc;
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
 
 use axum::{
     extract::State,
@@ -33,6 +36,8 @@ const VARIES_BY_GROUPS: &str =
     "authorization, x-siem-machine-id, x-siem-user, x-siem-os, x-siem-groups";
 /// Number of groups of a user that count.
 const MAX_GROUPS: usize = 1000;
+/// Age of the answers of devices on a page of `/stats` that is not the first one.
+const STATS_AGE: Duration = Duration::from_secs(60);
 
 pub(super) async fn config(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
     let mut varies_by = VARIES_BY;
@@ -249,15 +254,28 @@ fn answers_for(registry: &Registry, identity: &Identity, batch: &Batch) -> bool 
         || !registry.confirmed_for(machine_id, user)
 }
 
-/// Returns the managed configurations with the answers of devices, for `/stats`.
-pub(super) async fn stats(shared: &Arc<Shared>) -> Option<ConfigStats> {
-    let shared = shared.clone();
+/// Returns the managed configurations with the answers of devices, for `/stats`. On a page that is not
+/// the first one they may be those of an earlier page: their time grows with the number of all devices.
+pub(super) async fn stats(shared: &Arc<Shared>, is_first_page: bool) -> Option<ConfigStats> {
+    let counted = lock(&shared.config_stats).clone();
+    if let (Some((at, found)), false) = (counted, is_first_page)
+        && at.elapsed() < STATS_AGE
+    {
+        return found;
+    }
+    let (shared, shared_stats) = (shared.clone(), shared.clone());
     let reading = tokio::task::spawn_blocking(move || {
         let set = shared.configs.current();
         let registry = shared.registry.as_ref().filter(|_| !set.is_empty())?;
-        ConfigStats::of(&set, &registry.device_configs(), &registry.halted_rollouts())
+        ConfigStats::of(&set, registry)
     });
-    reading.await.ok().flatten()
+    let found = reading.await.ok().flatten();
+    *lock(&shared_stats.config_stats) = Some((Instant::now(), found.clone()));
+    found
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Halts the roll-outs that too many devices refuse, at the start: the process before may have ended

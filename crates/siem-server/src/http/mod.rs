@@ -23,7 +23,7 @@ use std::{
     fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
-    sync::Arc,
+    sync::{Arc, Mutex},
     time::{Duration, Instant},
 };
 
@@ -55,7 +55,7 @@ use turns::{Sender, Turns};
 
 use crate::{
     clock::{Clock, SystemClock},
-    configs::{ConfigFolder, FolderOptions},
+    configs::{ConfigFolder, ConfigStats, FolderOptions},
     fleet::FleetThresholds,
     memory::Budget,
     metrics::{Figures, Metrics},
@@ -277,6 +277,7 @@ impl Receiver {
             storage: self.storage,
             registry: self.registry,
             configs: ConfigFolder::new(folder),
+            config_stats: Mutex::default(),
             releases: self.releases,
             downloads: Turns::new(updates::DOWNLOADS, limits.patience),
             clock: self.clock,
@@ -318,6 +319,8 @@ struct Shared {
     registry: Option<Arc<Registry>>,
     /// Managed configurations.
     configs: ConfigFolder,
+    /// Answers of devices to them, and when they were counted.
+    config_stats: Mutex<Option<(Instant, Option<ConfigStats>)>>,
     /// Releases of the agent.
     releases: Option<ReleaseFolder>,
     /// Turns of artifacts that are sent.
@@ -405,4 +408,10 @@ pub async fn not_found() -> Response {
 /// Response to a request whose headers are larger than permitted.
 pub(crate) fn headers_too_large() -> Response {
     Rejection::HeadersTooLarge.into_response()
+}
+
+/// Counts a request whose headers are too large: no receiver in a router sees it.
+pub(crate) fn count_headers_too_large(metrics: &Metrics) {
+    let rejection = Rejection::HeadersTooLarge;
+    metrics.count_refusal(rejection.status(), rejection.problem_type());
 }

@@ -35,8 +35,9 @@ async fn read_stats(
     shared.authorize(headers, &[Scope::Read])?;
     let mut wanted = stats_query::parse(query.unwrap_or_default(), shared.clock.now())?;
     wanted.thresholds = shared.fleet;
+    let is_first_page = wanted.after.is_none();
     let stats = shared.storage.stats(wanted).await?;
-    Ok(Stats { config: managed_config::stats(shared).await, ..stats })
+    Ok(Stats { config: managed_config::stats(shared, is_first_page).await, ..stats })
 }
 
 pub(super) async fn healthz() -> Response {

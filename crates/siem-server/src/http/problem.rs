@@ -182,6 +182,11 @@ impl Rejection {
         }
     }
 
+    /// Type of the problem.
+    pub(super) fn problem_type(&self) -> &'static str {
+        self.kind().1
+    }
+
     /// Status of the response.
     pub(super) fn status(&self) -> u16 {
         self.kind().0.as_u16()

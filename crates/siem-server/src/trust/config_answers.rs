@@ -220,10 +220,26 @@ impl ConfigAnswers {
         self.rollouts.iter().filter(|(_, mark)| mark.halted.is_some()).map(|(hash, _)| *hash)
     }
 
-    /// Number of devices that refuse a configuration, without those whose refusal an operator accepted.
-    pub(super) fn new_refusals(&self, hash: &Digest) -> u64 {
-        let is_new = |it: &&DeviceConfig| it.refuses(hash) && !it.is_refusal_accepted;
-        self.devices.values().filter(is_new).count() as u64
+    /// Number of devices whose answer to a configuration counts and that have it in force, and of those
+    /// that refuse it, without those whose refusal an operator accepted.
+    ///
+    /// Once the key of any device is confirmed, only such devices count: others can be made up.
+    pub(super) fn new_answers(
+        &self,
+        hash: &Digest,
+        is_confirmed: impl Fn(&DeviceConfig) -> bool,
+    ) -> (u64, u64) {
+        let any_confirmed = self.devices.values().any(&is_confirmed);
+        let counts = |it: &&DeviceConfig| !any_confirmed || is_confirmed(it);
+        self.devices.values().fold((0, 0), |(applied, refused), device| {
+            let applies = device.in_force.as_ref().is_some_and(|it| it.hash == *hash);
+            let refuses = device.refuses(hash) && !device.is_refusal_accepted;
+            if (applies || refuses) && counts(&device) {
+                (applied + u64::from(applies), refused + u64::from(refuses))
+            } else {
+                (applied, refused)
+            }
+        })
     }
 
     /// Number of devices that have a configuration in force, and of those that refuse it.
@@ -326,12 +342,35 @@ mod tests {
         let halted = AnswerLine::Halted { at: "2".into(), hash, applied: 0, refused: 1 };
         let mut answers = fold(&[refused("1", hash), halted]);
         assert_eq!(answers.halted().collect::<Vec<_>>(), [hash]);
-        assert_eq!(answers.new_refusals(&hash), 1);
+        let refusals = |answers: &ConfigAnswers| answers.new_answers(&hash, |_| false).1;
+        assert_eq!(refusals(&answers), 1);
         answers.apply(AnswerLine::Resumed { at: "3".into(), hash, refused: 1 });
         assert_eq!(answers.halted().count(), 0);
-        assert_eq!((answers.counts(&hash), answers.new_refusals(&hash)), ((0, 1), 0));
+        assert_eq!((answers.counts(&hash), refusals(&answers)), ((0, 1), 0));
         answers.apply(in_force("4", Some(hash)));
         answers.apply(refused("5", hash));
-        assert_eq!(answers.new_refusals(&hash), 1, "it had applied it since");
+        assert_eq!(refusals(&answers), 1, "it had applied it since");
+    }
+
+    #[test]
+    fn made_up_devices_do_not_count_beside_confirmed_ones() {
+        let hash = Digest::of(b"1");
+        let answer = |machine: &str, refuses: bool| {
+            let (at, _, user, os) = name("1");
+            let machine = machine.to_owned();
+            match refuses {
+                true => AnswerLine::Refused { at, machine, user, os, hash, reason: "r".into() },
+                false => AnswerLine::InForce { at, machine, user, os, hash: Some(hash) },
+            }
+        };
+        let lines = [answer("a", true), answer("b", true), answer("c", true), answer("d", false)];
+        let mut answers = fold(&lines);
+        let is_confirmed = |device: &DeviceConfig| device.machine.starts_with("real");
+        assert_eq!(answers.new_answers(&hash, is_confirmed), (1, 3), "none is confirmed");
+        answers.apply(answer("real-1", false));
+        assert_eq!(answers.new_answers(&hash, is_confirmed), (1, 0));
+        answers.apply(answer("real-2", true));
+        assert_eq!(answers.new_answers(&hash, is_confirmed), (1, 1));
+        assert_eq!(answers.counts(&hash), (2, 4));
     }
 }

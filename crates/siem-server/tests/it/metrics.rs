@@ -7,12 +7,14 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::Arc,
+    time::{Duration, Instant},
 };
 
 use siem_protocol::Encoding;
 use siem_server::{
-    FileStore, Receiver, ServeOptions,
+    FileStore, Receiver, ServeOptions, Transport,
     metrics::{Metrics, MetricsAddress, MetricsListener, MetricsServer, serve_metrics},
+    serve_with,
 };
 use test_requires::requires;
 
@@ -82,6 +84,43 @@ async fn metrics_count_batches_entries_and_refusals() {
     is("siem_server_sender_problems{problem=\"gap\"}", 0.0);
     assert!(value(&text, "siem_server_journal_sync_duration_seconds_count") > Some(0.0), "{text}");
     assert!(value(&text, "siem_server_received_bytes_total") > Some(1000.0), "{text}");
+}
+
+/// The server answers these without the router of the receiver.
+#[tokio::test]
+async fn requests_with_too_large_headers_are_counted() {
+    let metrics = Arc::new(Metrics::default());
+    let listener = MetricsListener::bind(&"127.0.0.1:0".parse().unwrap()).await.unwrap();
+    let MetricsAddress::Loopback(address) = listener.address().unwrap() else { unreachable!() };
+    let _served = serve_metrics(listener, metrics.clone());
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/healthz", listener.local_addr().unwrap());
+    let transport = Transport { metrics: Some(metrics), ..Transport::default() };
+    let serving = serve_with(
+        listener,
+        axum::Router::new(),
+        ServeOptions::default(),
+        transport,
+        std::future::pending(),
+    );
+    let task = tokio::spawn(serving);
+    // The second one does not fit in the buffer.
+    for size in [66 << 10, 100 << 10] {
+        let request = reqwest::Client::new().get(&url).header("x-a", "b".repeat(size));
+        drop(request.send().await);
+    }
+    let sample = "siem_server_refusals_total{status=\"431\",reason=\"too-large\"}";
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let text = reqwest::get(format!("http://{address}/metrics")).await.unwrap();
+        let text = text.text().await.unwrap();
+        if value(&text, sample) == Some(2.0) {
+            break;
+        }
+        assert!(Instant::now() < deadline, "{text}");
+        tokio::task::yield_now().await;
+    }
+    task.abort();
 }
 
 fn root() -> PathBuf {

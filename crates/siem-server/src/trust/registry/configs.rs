@@ -38,6 +38,11 @@ impl Registry {
         self.answers.read(|answers| answers.get(&name).cloned())
     }
 
+    /// Passes the answers of each device to `show`, in any order.
+    pub fn each_device_config(&self, show: impl FnMut(&DeviceConfig)) {
+        self.answers.read(|answers| answers.devices().for_each(show));
+    }
+
     /// Returns the answers of all devices, ordered by machine and user.
     #[must_use]
     pub fn device_configs(&self) -> Vec<DeviceConfig> {
@@ -141,8 +146,8 @@ impl Registry {
         Ok(new)
     }
 
-    /// Halts the roll-out of a configuration if too many devices refuse it. Returns the numbers if it
-    /// was not halted before.
+    /// Halts the roll-out of a configuration if too many devices refuse it. Once any device that answered
+    /// has a confirmed key, only those count. Returns the numbers of all devices if it was not halted before.
     ///
     /// # Errors
     /// [`RegistryError::Journal`].
@@ -155,7 +160,10 @@ impl Registry {
         let decide = |answers: &ConfigAnswers| {
             let is_halted = answers.rollout(&hash).is_some_and(|mark| mark.halted.is_some());
             let (applied, refused) = answers.counts(&hash);
-            let is_exceeded = rollout.is_exceeded(applied, answers.new_refusals(&hash));
+            let (new_applied, new_refused) = self.devices.read(|devices| {
+                answers.new_answers(&hash, |it| devices.confirmed_for(&it.machine, &it.user))
+            });
+            let is_exceeded = rollout.is_exceeded(new_applied, new_refused);
             if is_halted || !is_exceeded {
                 return Ok::<_, JournalError>((None, None));
             }

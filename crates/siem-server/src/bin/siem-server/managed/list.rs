@@ -22,8 +22,7 @@ impl List {
         let places = self.source.load()?;
         let registry = places.registry()?;
         let set = places.folder().current();
-        let halted = registry.halted_rollouts();
-        let stats = ConfigStats::of(&set, &registry.device_configs(), &halted).unwrap_or_default();
+        let stats = ConfigStats::of(&set, &registry).unwrap_or_default();
         if self.json {
             return output::json(&stats);
         }

@@ -73,10 +73,17 @@ impl Revert {
         let body = with_serial(&older, serial, &now).map_err(Failure::failed)?;
         let is_signed = !set.keys.is_empty() || current.is_some_and(|it| it.minisig.is_some());
         if is_signed {
-            self.prepare(&places, &body, serial)
+            self.prepare(&places, &body, serial)?;
         } else {
-            self.install(&places, &body, serial)
+            self.install(&places, &body, serial)?;
         }
+        for superseded in current.map(|it| superseded(&set, it)).unwrap_or_default() {
+            output::line(&format!(
+                "then remove `{superseded}`: it has the same audience and a lower serial, and is no longer \
+                 served; until then `config check` reports a tie"
+            ))?;
+        }
+        Ok(())
     }
 
     fn list(&self, folder: &ConfigFolder) -> Result<(), Failure> {
@@ -176,6 +183,15 @@ impl Revert {
         output::line(&format!("  minisign -S -m {shown}"))?;
         output::line(&format!("  cp {shown}.minisig {0}.minisig && cp {shown} {0}", to.display()))
     }
+}
+
+/// Names of the other files with the audience of a file, which has the highest serial now.
+fn superseded(set: &FileSet, file: &ConfigFile) -> Vec<String> {
+    let audience = |file: &ConfigFile| file.audience().cloned().unwrap_or_default();
+    let is_other = |it: &&Arc<ConfigFile>| {
+        !it.is_fallback && it.name != file.name && audience(it) == audience(file)
+    };
+    set.files.iter().filter(is_other).map(|it| it.name.clone()).collect()
 }
 
 fn history_error(error: io::Error) -> Failure {
