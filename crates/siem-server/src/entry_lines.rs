@@ -54,7 +54,7 @@ pub fn with_origin(lines: &StoredLines<'_>) -> Vec<u8> {
 }
 
 /// Returns the `timestamp` of a record, otherwise `read_at` or `at` of the entry.
-fn time_of(line: &str) -> Option<SystemTime> {
+pub(crate) fn time_of(line: &str) -> Option<SystemTime> {
     let (mut read, mut record) = (None, None);
     let look = |member: Member<'_>| {
         if read.is_none() && (member.is("read_at") || member.is("at")) {

@@ -20,6 +20,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use tracing::warn;
+
 pub use self::restore::restore;
 use self::{
     copy::{Journals, Writer, regular_files},
@@ -32,6 +34,8 @@ use crate::{
 
 /// Directory with the private keys of the receiver, below the data directory.
 const KEYS: &str = "trust/keys";
+/// Number of attempts while the receiver deletes journals before they can be copied.
+const ATTEMPTS: u32 = 5;
 
 /// Options of a backup.
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,7 +83,10 @@ pub enum BackupError {
     #[error("`{0}` is not a path of a backup")]
     Path(PathBuf),
     /// A journal was created and deleted before it could be copied.
-    #[error("the receiver deleted a journal before it could be copied: run the backup again")]
+    #[error(
+        "the receiver deleted a journal before it could be copied, {ATTEMPTS} times: run the backup \
+         again while less is sent"
+    )]
     Overtaken,
     /// The data directory was converted, or another level of trust was chosen.
     #[error("the file `format` of the data directory changed meanwhile: run the backup again")]
@@ -118,16 +125,53 @@ pub fn backup(
     options: BackupOptions,
     clock: &dyn Clock,
 ) -> Result<BackupSummary, BackupError> {
+    repeat(data, target, options, clock, &mut |_| {})
+}
+
+/// Backs up, and starts again if the receiver was faster. `begun` is called with the number of each
+/// attempt when its journals are open.
+fn repeat(
+    data: &Path,
+    target: &Path,
+    options: BackupOptions,
+    clock: &dyn Clock,
+    begun: &mut dyn FnMut(u32),
+) -> Result<BackupSummary, BackupError> {
     if !data.join("format").is_file() {
         return Err(BackupError::NoData(data.to_owned()));
     }
+    create_empty(target)?;
+    check_outside(data, target)?;
+    let mut attempt = 1;
+    loop {
+        match copy_all(data, target, options, clock, &mut || begun(attempt)) {
+            Err(BackupError::Overtaken) if attempt < ATTEMPTS => {
+                warn!(
+                    code = "backup_overtaken",
+                    attempt,
+                    "the receiver deleted a journal before it could be copied, starting again"
+                );
+                remove_content(target)?;
+                attempt += 1;
+            }
+            result => return result,
+        }
+    }
+}
+
+fn copy_all(
+    data: &Path,
+    target: &Path,
+    options: BackupOptions,
+    clock: &dyn Clock,
+    begun: &mut dyn FnMut(),
+) -> Result<BackupSummary, BackupError> {
     let created_at = clock::text(clock.now());
     let path = data.join("format");
     let read_format = || fs::read(&path).map_err(BackupError::io("read", &path));
     let format = read_format()?;
     let mut journals = Journals::pin(data)?;
-    create_empty(target)?;
-    check_outside(data, target)?;
+    begun();
     let mut writer = Writer::new(data, target);
     for path in regular_files(data, &|path| is_copied_apart(data, path))? {
         writer.copy(&path, &mut journals)?;
@@ -155,6 +199,17 @@ pub fn backup(
     };
     Manifest { summary: summary.clone(), files: writer.files }.write(target)?;
     Ok(summary)
+}
+
+/// Removes what an attempt wrote into a directory that was empty.
+fn remove_content(target: &Path) -> Result<(), BackupError> {
+    for entry in fs::read_dir(target).map_err(BackupError::io("read", target))? {
+        let path = entry.map_err(BackupError::io("read", target))?.path();
+        let removed =
+            if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(BackupError::io("remove", &path))?;
+    }
+    Ok(())
 }
 
 fn is_copied_apart(data: &Path, path: &Path) -> bool {

@@ -110,3 +110,29 @@ fn journal_that_is_deleted_meanwhile_is_copied() {
     fs::write(journal(11), "").unwrap();
     assert!(matches!(journals.refresh(), Err(BackupError::Overtaken)));
 }
+
+#[test]
+fn backup_starts_again_when_the_receiver_is_faster() {
+    let (data, to) = (data(), tempfile::tempdir().unwrap());
+    let journal = |number: u32| data.path().join(format!("journal/{number:012}.journal"));
+    // Journal 8 was created and deleted unseen.
+    let gap = |attempt: u32| fs::write(journal(7 + 2 * attempt), "frames").unwrap();
+    let target = to.path().join("a");
+    let run = |target: &Path, gaps: u32| {
+        let (options, mut attempts) = (BackupOptions::default(), 0);
+        let result = repeat(data.path(), target, options, &SystemClock, &mut |attempt| {
+            attempts = attempt;
+            (attempt <= gaps).then(|| gap(attempt));
+        });
+        (result, attempts)
+    };
+    let (result, attempts) = run(&target, 2);
+    assert_eq!((result.unwrap().files, attempts), (6, 3));
+    assert_eq!(restore(&target, &to.path().join("restored")).unwrap().files, 6);
+    for number in [9, 11] {
+        fs::remove_file(journal(number)).unwrap();
+    }
+    let (result, attempts) = run(&to.path().join("b"), u32::MAX);
+    assert!(matches!(result, Err(BackupError::Overtaken)));
+    assert_eq!(attempts, ATTEMPTS);
+}

@@ -24,6 +24,10 @@ pub enum AccessAction {
     Read,
     /// Entries were erased.
     Erase,
+    /// An erasure that stayed in force was ended.
+    EraseEnd,
+    /// Everything was copied.
+    Backup,
     /// Epochs were removed by the retention.
     Retention,
     /// A hold was added.

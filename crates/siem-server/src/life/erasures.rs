@@ -12,7 +12,7 @@ use siem_protocol::{
     note::{self, Note, NoteSigner, SignError, VerifierKey},
 };
 
-use super::{Selector, directory, lock, private};
+use super::{Selector, directory, lock, private, subject};
 use crate::ledger::Range;
 
 /// A completed erasure.
@@ -30,6 +30,12 @@ pub struct Erasure {
     pub who: String,
     /// Number of erased entries.
     pub entries: u64,
+    /// Id of the erasure of the same subject that this one repeats for entries that arrived later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repeats: Option<String>,
+    /// Number of the hold that stopped it after these entries.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_by_hold: Option<u64>,
     /// The entries by epoch.
     pub epochs: Vec<ErasedEpoch>,
 }
@@ -53,6 +59,8 @@ pub struct ErasureView {
     pub erasure: Erasure,
     /// True if one of the receiver's keys signed exactly this.
     pub is_signed: bool,
+    /// True if entries of the same subject that arrive later are erased too.
+    pub is_in_force: bool,
 }
 
 /// A line of the file.
@@ -113,6 +121,7 @@ pub fn erasures(data: &Path, keys: &[VerifierKey]) -> io::Result<Vec<ErasureView
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         text => text?,
     };
+    let ended = subject::ended(data)?;
     let mut views = Vec::new();
     // A torn line was never confirmed.
     let whole = text.rfind('\n').map_or(0, |at| at + 1);
@@ -122,19 +131,8 @@ pub fn erasures(data: &Path, keys: &[VerifierKey]) -> io::Result<Vec<ErasureView
         let note = Note::parse(&note).map_err(io::Error::other)?;
         let expected = statement(&erasure, &text);
         let is_signed = note.verify(keys).is_ok_and(|verified| verified.text() == expected);
-        views.push(ErasureView { erasure, is_signed });
+        let is_in_force = subject::is_lasting(&erasure) && !ended.contains(&erasure.id);
+        views.push(ErasureView { erasure, is_signed, is_in_force });
     }
     Ok(views)
-}
-
-/// Returns ascending numbers as ranges.
-pub(super) fn ranges(seqs: impl IntoIterator<Item = u64>) -> Vec<Range> {
-    let mut ranges: Vec<Range> = Vec::new();
-    for seq in seqs {
-        match ranges.last_mut() {
-            Some(range) if range.last + 1 == seq => range.last = seq,
-            _ => ranges.push(Range { first: seq, last: seq }),
-        }
-    }
-    ranges
 }

@@ -4,13 +4,16 @@ use std::{
     fs, io,
     path::{Path, PathBuf},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use serde::{Deserialize, Serialize};
 
 use super::{Removal, RetentionPolicy, Selector, directory, replace};
-use crate::store::{OpenError, create_private};
+use crate::{
+    EpochKey,
+    store::{OpenError, create_private},
+};
 
 /// Pause between two looks at the directory.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -21,6 +24,19 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub enum LifeRequest {
     /// Erase entries.
     Erase(Selector),
+    /// Erase entries of an erased subject that arrived later. No response is written.
+    EraseAgain {
+        /// Id of the erasure that is repeated.
+        of: String,
+        /// The subject.
+        selector: Selector,
+        /// Only entries of this time or before.
+        until: Option<SystemTime>,
+        /// The epochs with such entries.
+        epochs: Vec<EpochKey>,
+    },
+    /// Erase what arrived since of the subjects of all erasures that stay in force.
+    RepeatErasures,
     /// Return what the retention would remove.
     PlanRetention(RetentionPolicy),
     /// Remove it.
@@ -48,6 +64,15 @@ pub enum LifeResponse {
         entries: u64,
         /// Number of epochs with such entries.
         epochs: usize,
+    },
+    /// Later entries of erased subjects were erased.
+    Repeated {
+        /// Ids of the erasures.
+        erasures: Vec<String>,
+        /// Number of entries.
+        entries: u64,
+        /// Number of epochs with such entries that a hold covers: they stay.
+        held: u64,
     },
     /// What the retention removes, or removed.
     Removals(Vec<Removal>),
@@ -118,9 +143,8 @@ pub fn execute<T>(
 ) -> Result<LifeResponse, MailboxError> {
     let path = request_path(data, id);
     let failed = |source| MailboxError::Io { path: path.clone(), source };
-    create_private(&requests(data))
-        .and_then(|()| create_private(&directory(data).join("responses")))
-        .and_then(|()| replace(&path, &serde_json::to_vec(&Letter { request, reason })?))
+    create_private(&directory(data).join("responses"))
+        .and_then(|()| write(data, id, &Letter { request, reason }))
         .map_err(failed)?;
     let mut store = match open() {
         Ok(store) => Some(store),
@@ -170,6 +194,17 @@ pub(super) fn waiting(data: &Path) -> io::Result<Vec<String>> {
 /// Reads a request.
 pub(super) fn read(data: &Path, id: &str) -> io::Result<Letter> {
     Ok(serde_json::from_slice(&fs::read(request_path(data, id))?)?)
+}
+
+/// Writes a request.
+pub(super) fn write(data: &Path, id: &str, letter: &Letter) -> io::Result<()> {
+    create_private(&requests(data))?;
+    replace(&request_path(data, id), &serde_json::to_vec(letter)?)
+}
+
+/// Removes a request.
+pub(super) fn remove(data: &Path, id: &str) -> io::Result<()> {
+    fs::remove_file(request_path(data, id))
 }
 
 /// Writes the response, and removes the request.

@@ -4,6 +4,8 @@
 //! DIR/life/requests/ID.json     requests that no process has completed
 //! DIR/life/responses/ID.json    their results, until the command has read them
 //! DIR/life/erasures.ndjson      erasures, each signed by the receiver's key
+//! DIR/life/ended-erasures.json  ids of erasures that no longer stay in force
+//! DIR/life/swept.json           up to where the epochs were compared with erasures in force
 //! DIR/life/holds.json           legal holds
 //! DIR/life/access.ndjson        who read or erased what, and why; each line names the hash of the
 //!                               one before
@@ -21,6 +23,7 @@ mod holds;
 mod mailbox;
 mod retention;
 mod selector;
+mod subject;
 
 use std::{
     io,
@@ -34,6 +37,7 @@ pub use holds::{Hold, Holds};
 pub use mailbox::{LifeRequest, LifeResponse, MailboxError, Reason, execute};
 pub use retention::{Removal, RemovalCause, RetainedEpoch, RetentionPolicy, plan};
 pub use selector::{Selector, SelectorError};
+pub use subject::end_erasure;
 
 /// Directory of the files of this module.
 fn directory(data: &Path) -> PathBuf {

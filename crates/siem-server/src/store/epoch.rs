@@ -30,6 +30,11 @@ impl Stem {
         Self { machine: place.machine.clone(), epoch: place.epoch.clone() }
     }
 
+    /// Common name of the files, with their directory.
+    pub(super) fn name(&self) -> String {
+        format!("{}/{}", self.machine, self.epoch)
+    }
+
     /// Path of the machine's directory.
     pub(super) fn directory(&self, root: &Path) -> PathBuf {
         root.join(&self.machine)

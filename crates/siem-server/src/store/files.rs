@@ -36,11 +36,14 @@ use crate::{
     trust::Registry,
 };
 
-/// Time between two removals of what is no longer kept.
-const RETENTION: Duration = Duration::from_secs(3600);
+/// Time between two removals of what is no longer kept, and of later entries of erased subjects.
+const REMOVALS: Duration = Duration::from_secs(3600);
 
 /// Time between two looks for requests of commands.
 const REQUESTS: Duration = Duration::from_millis(250);
+
+/// Time between two looks whether a thread has ended.
+const JOINS: Duration = Duration::from_millis(5);
 
 /// Options of a [`FileStore`].
 #[derive(Clone, Copy, Debug)]
@@ -53,6 +56,9 @@ pub struct FileStoreOptions {
     pub queue: usize,
     /// Limits of what is kept, applied once an hour.
     pub retention: RetentionPolicy,
+    /// Time that a store that is dropped waits for its disk. All acknowledged batches are in the
+    /// journal then; the next start copies what is not in the files of the epochs.
+    pub close_within: Duration,
     /// Simulates the free space of a disk.
     #[cfg(test)]
     pub(crate) space: Option<&'static std::sync::atomic::AtomicU64>,
@@ -64,6 +70,7 @@ impl Default for FileStoreOptions {
             journal_bytes: 256 << 20,
             queue: 4096,
             retention: RetentionPolicy::default(),
+            close_within: Duration::from_secs(30),
             #[cfg(test)]
             space: None,
         }
@@ -97,7 +104,7 @@ pub enum OpenError {
 #[derive(Debug)]
 pub(crate) struct StoreLock {
     directory: PathBuf,
-    _file: File,
+    file: Option<File>,
 }
 
 impl StoreLock {
@@ -114,10 +121,17 @@ impl StoreLock {
             Err(source) => return Err(OpenError::Io { path, source }),
         };
         match file.try_lock() {
-            Ok(()) => Ok(Self { directory: path, _file: file }),
+            Ok(()) => Ok(Self { directory: path, file: Some(file) }),
             Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path }),
             Err(TryLockError::Error(source)) => Err(OpenError::Io { path, source }),
         }
+    }
+}
+
+impl StoreLock {
+    /// Keeps the directory locked until the process ends.
+    fn leak(&mut self) {
+        std::mem::forget(self.file.take());
     }
 }
 
@@ -146,7 +160,8 @@ pub struct FileStore {
     writer: Mutex<Option<thread::JoinHandle<PathBuf>>>,
     requests: Option<RequestThread>,
     syncs: Durations,
-    _lock: StoreLock,
+    close_within: Duration,
+    lock: StoreLock,
 }
 
 impl FileStore {
@@ -196,7 +211,8 @@ impl FileStore {
         options: FileStoreOptions,
         registry: Option<Arc<Registry>>,
     ) -> Result<Self, OpenError> {
-        let directory = lock.directory.as_path();
+        let directory = lock.directory.clone();
+        let directory = directory.as_path();
         let failed = |source| OpenError::Io { path: directory.to_owned(), source };
         let format = DataFormat::ensure(directory)?;
         if !format.is_current() {
@@ -209,7 +225,8 @@ impl FileStore {
         let engine = Engine { data: directory.to_owned(), store, registry };
         let requests = Some(RequestThread::start(engine, options.retention).map_err(failed)?);
         let (jobs, writer) = (Some(jobs), Mutex::new(Some(writer)));
-        Ok(Self { machines, jobs, writer, requests, syncs, _lock: lock })
+        let close_within = options.close_within;
+        Ok(Self { machines, jobs, writer, requests, syncs, close_within, lock })
     }
 
     /// Returns the time that each write of the journal takes.
@@ -247,9 +264,13 @@ impl RequestThread {
                 if engine.registry.is_some() {
                     engine.poll();
                 }
-                let is_due = applied.is_none_or(|applied| applied.elapsed() >= RETENTION);
-                if is_due && retention != RetentionPolicy::default() {
-                    engine.apply_retention(&retention);
+                if applied.is_none_or(|applied| applied.elapsed() >= REMOVALS) {
+                    if engine.registry.is_some() {
+                        engine.repeat_erasures();
+                    }
+                    if retention != RetentionPolicy::default() {
+                        engine.apply_retention(&retention);
+                    }
                     applied = Some(Instant::now());
                 }
                 thread::park_timeout(REQUESTS);
@@ -260,19 +281,23 @@ impl RequestThread {
     }
 }
 
-impl Drop for RequestThread {
-    fn drop(&mut self) {
+impl RequestThread {
+    /// Lets the thread end, once a request that is being executed is completed.
+    fn end(&self) {
         self.ends.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
+        if let Some(thread) = &self.thread {
             thread.thread().unpark();
-            if thread.join().is_err() {
-                tracing::error!(
-                    code = "life_thread_panicked",
-                    "thread that executes requests of commands panicked"
-                );
-            }
         }
     }
+}
+
+/// Waits for a thread to end, until a deadline; `None` if it has not ended by then.
+fn join_until<T>(thread: thread::JoinHandle<T>, deadline: Instant) -> Option<thread::Result<T>> {
+    while !thread.is_finished() {
+        let rest = deadline.checked_duration_since(Instant::now())?;
+        thread::sleep(rest.min(JOINS));
+    }
+    Some(thread.join())
 }
 
 fn start(
@@ -375,14 +400,33 @@ impl Storage for FileStore {
 }
 
 impl Drop for FileStore {
-    /// Waits until all accepted batches are written and synced.
+    /// Waits until all accepted batches are written and synced, but no longer than
+    /// [`FileStoreOptions::close_within`]: a disk may never answer. The directory then stays locked
+    /// until the process ends, since threads may still write to it.
     fn drop(&mut self) {
+        let deadline = Instant::now() + self.close_within;
         // A request that is being executed is completed.
-        drop(self.requests.take());
+        let requests = self.requests.take().and_then(|mut requests| {
+            requests.end();
+            requests.thread.take()
+        });
+        let executed = requests.map(|thread| join_until(thread, deadline));
+        if let Some(Some(Err(_))) = executed {
+            tracing::error!(
+                code = "life_thread_panicked",
+                "thread that executes requests of commands panicked"
+            );
+        }
         self.jobs = None;
         let writer = self.writer.lock().ok().and_then(|mut writer| writer.take());
-        if let Some(Err(_)) = writer.map(thread::JoinHandle::join) {
+        let written = writer.map(|thread| join_until(thread, deadline).map(|it| it.map(drop)));
+        if let Some(Some(Err(_))) = written {
             tracing::error!(code = "store_writer_panicked", "writer of the store panicked");
+        }
+        if matches!(executed, Some(None)) || matches!(written, Some(None)) {
+            let waited = self.close_within;
+            tracing::error!(code = "store_not_closed", directory = %self.lock.directory.display(), ?waited, "the disk of the store does not answer: it is not closed");
+            self.lock.leak();
         }
     }
 }

@@ -7,14 +7,18 @@
 
 use std::{
     fs::{self, File},
-    io::{self, BufRead as _, BufReader, BufWriter, Seek as _, SeekFrom, Write as _},
+    io::{self, BufRead as _, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
     thread,
 };
 
+use memchr::memmem;
 use tracing::debug;
 
-use super::{frame::Frame, sync_directory};
+use super::{
+    frame::{Frame, MAGIC},
+    sync_directory,
+};
 
 const BUFFER: usize = 256 << 10;
 const ENDING: &str = "journal";
@@ -25,6 +29,8 @@ const ZEROS: &[u8] = &[0; 64 << 10];
 const LARGE_GROUP: u64 = 1 << 20;
 /// Maximum number of zeros ahead.
 const AHEAD: u64 = 16 << 20;
+/// Number of bytes that are searched at once for a frame.
+const STEP: u64 = 1 << 20;
 
 /// The journal that is written to.
 #[derive(Debug)]
@@ -199,12 +205,20 @@ pub(super) fn list(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
     Ok(journals)
 }
 
-/// Passes each frame of a journal to a function, and returns how many bytes after them are neither
-/// a frame nor zeros.
+/// End of a journal as [`replay`] found it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct ReplayEnd {
+    /// End of the last frame.
+    pub(super) frames: u64,
+    /// Number of bytes after it up to the last one that is not zero.
+    pub(super) torn: u64,
+}
+
+/// Passes each frame of a journal to a function, up to the first bytes that are none.
 pub(super) fn replay(
     path: &Path,
     mut show: impl FnMut(Frame) -> io::Result<()>,
-) -> io::Result<u64> {
+) -> io::Result<ReplayEnd> {
     let file = File::open(path)?;
     let mut reader = BufReader::with_capacity(BUFFER, file);
     let mut good = 0;
@@ -217,7 +231,7 @@ pub(super) fn replay(
     loop {
         let bytes = reader.fill_buf()?;
         if bytes.is_empty() {
-            return Ok(torn);
+            return Ok(ReplayEnd { frames: good, torn });
         }
         if let Some(last) = bytes.iter().rposition(|byte| *byte != 0) {
             torn = at + last as u64 + 1 - good;
@@ -226,6 +240,27 @@ pub(super) fn replay(
         at += read as u64;
         reader.consume(read);
     }
+}
+
+/// Reports whether an undamaged frame starts after position `from`.
+pub(super) fn has_frame_after(path: &Path, from: u64) -> io::Result<bool> {
+    let mut file = File::open(path)?;
+    let length = file.metadata()?.len();
+    let (mut at, mut block) = (from + 1, Vec::new());
+    while at < length {
+        block.clear();
+        file.seek(SeekFrom::Start(at))?;
+        (&file).take(STEP + MAGIC.len() as u64 - 1).read_to_end(&mut block)?;
+        for found in memmem::find_iter(&block, MAGIC) {
+            file.seek(SeekFrom::Start(at + found as u64))?;
+            // Lines cannot imitate a head: its lengths have bytes that JSON does not permit.
+            if Frame::read(&mut BufReader::with_capacity(BUFFER, &file))?.is_some() {
+                return Ok(true);
+            }
+        }
+        at += STEP;
+    }
+    Ok(false)
 }
 
 fn path(directory: &Path, number: u64) -> PathBuf {
@@ -247,11 +282,11 @@ mod tests {
 
     fn replayed(path: &Path) -> Vec<u64> {
         let mut numbers = Vec::new();
-        let torn = replay(path, |frame| {
+        let end = replay(path, |frame| {
             numbers.push(frame.place.lines_at);
             Ok(())
         });
-        assert_eq!(torn.unwrap(), 0);
+        assert_eq!(end.unwrap().torn, 0);
         numbers
     }
 

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     life::{
         AccessLog, Hold, Holds, LifeRequest, LifeResponse, Reason, RetentionPolicy, Selector,
-        erasures, execute,
+        end_erasure, erasures, execute,
     },
     testing::{BatchText, RECEIVER},
     trust::{Registry, RegistryOptions},
@@ -232,6 +232,163 @@ fn surplus_of_another_epoch_is_removed_with_its_session() {
     assert_eq!(with_text(root.path(), SECRET), <[String; 0]>::default());
 }
 
+fn repeat(root: &TempDir, id: &str) -> (Vec<String>, u64, u64) {
+    match request(root, id, LifeRequest::RepeatErasures) {
+        LifeResponse::Repeated { erasures, entries, held } => (erasures, entries, held),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn hold(root: &TempDir, selector: Selector) -> u64 {
+    let (reason, who, at) = ("court".into(), "counsel".into(), String::new());
+    Holds::add(root.path(), Hold { id: 0, selector, reason, who, at }).unwrap()
+}
+
+/// What an erased session sends later, in the same epoch and in one after the loss of the outbox.
+#[test]
+fn erasure_of_a_session_covers_entries_that_arrive_later() {
+    let root = keyed();
+    let store = open(&root);
+    take(&store, &lines("epoch-1", 1, 4)).unwrap();
+    assert_eq!(repeat(&root, "00"), (vec![], 0, 0), "nothing was erased yet");
+    assert!(matches!(erase(&root, "01"), LifeResponse::Erased { entries: 1, .. }));
+    take(&store, &lines("epoch-1", 5, 7)).unwrap();
+    take(&store, &lines("epoch-2", 1, 7)).unwrap();
+    stats(&store);
+    assert_eq!(with_text(root.path(), SECRET).len(), 3, "the journal and two epochs");
+    assert_eq!(repeat(&root, "02"), (vec!["01-2".into()], 3, 0));
+    assert_eq!(with_text(root.path(), SECRET), <[String; 0]>::default());
+    assert_eq!(stored_chain(root.path(), "epoch-1"), chain(7));
+    assert_eq!(stored_chain(root.path(), "epoch-2"), chain(7));
+    assert_eq!(repeat(&root, "03"), (vec![], 0, 0));
+    take(&store, &lines("epoch-1", 8, 9)).unwrap();
+    drop(store);
+    // The next start does it by itself.
+    let store = open(&root);
+    let keys = vec![registry(root.path()).receiver_keys_view().unwrap().current];
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while erasures(root.path(), &keys).unwrap().len() < 3 {
+        assert!(std::time::Instant::now() < deadline);
+        std::thread::yield_now();
+    }
+    let listed = erasures(root.path(), &keys).unwrap();
+    assert_eq!(listed[2].erasure.id, "01-3");
+    assert!(listed.iter().all(|it| it.is_signed));
+    let repeats: Vec<_> = listed.iter().map(|it| it.erasure.repeats.as_deref()).collect();
+    assert_eq!(repeats, [None, Some("01"), Some("01")]);
+    let in_force: Vec<_> = listed.iter().map(|it| it.is_in_force).collect();
+    assert_eq!(in_force, [true, false, false]);
+    assert!(end_erasure(root.path(), "01").unwrap());
+    assert!(!end_erasure(root.path(), "01").unwrap());
+    take(&store, &lines("epoch-1", 10, 12)).unwrap();
+    assert_eq!(repeat(&root, "04"), (vec![], 0, 0));
+    assert!(!with_text(root.path(), SECRET).is_empty());
+}
+
+/// A user may come back: only entries from before the erasure are erased when they arrive later.
+#[test]
+fn erasure_of_a_user_covers_later_entries_of_the_time_before() {
+    let root = keyed();
+    let store = open(&root);
+    take(&store, &lines("epoch-1", 1, 2)).unwrap();
+    let user = || LifeRequest::Erase(Selector::User("u".into()));
+    assert!(matches!(request(&root, "01", user()), LifeResponse::Erased { entries: 2, .. }));
+    let future = line(3).replace("2026-11-21", "2126-11-21");
+    let texts = [line(1), line(2), future.clone(), line(4)];
+    let after = texts.iter().fold(Digest::ZERO, |it, text| it.chain(Digest::of(text.as_bytes())));
+    let chain = siem_protocol::Chain { before: Digest::ZERO, after };
+    let mixed = lines("epoch-2", 1, 4).line(3, &future);
+    let mixed = mixed.with(|header| header.chain = Some(chain));
+    take(&store, &mixed).unwrap();
+    assert_eq!(repeat(&root, "02"), (vec!["01-2".into()], 3, 0));
+    let left = with_text(root.path(), "2126-11-21");
+    assert_eq!(left.len(), 1, "{left:?}");
+    assert_eq!(with_text(root.path(), "another-session"), <[String; 0]>::default());
+}
+
+#[test]
+fn hold_keeps_later_entries_of_an_erased_session_until_it_is_removed() {
+    let root = keyed();
+    let store = open(&root);
+    take(&store, &lines("epoch-1", 1, 4)).unwrap();
+    erase(&root, "01");
+    let id = hold(&root, Selector::User("u".into()));
+    take(&store, &lines("epoch-1", 5, 7)).unwrap();
+    for at in ["02", "03"] {
+        assert_eq!(repeat(&root, at), (vec![], 0, 1));
+    }
+    assert!(!with_text(root.path(), SECRET).is_empty());
+    Holds::remove(root.path(), id).unwrap().unwrap();
+    assert_eq!(repeat(&root, "04"), (vec!["01-2".into()], 1, 0));
+    assert_eq!(with_text(root.path(), SECRET), <[String; 0]>::default());
+}
+
+/// A process that was killed between two steps of an erasure, and a hold that was added before the
+/// next start: what is left stays, and what was erased is listed.
+#[test]
+fn resumed_erasure_respects_a_hold_and_lists_what_it_erased_before() {
+    let root = keyed();
+    let store = open(&root);
+    take(&store, &lines("epoch-1", 1, 6)).unwrap();
+    let handle = store.handle();
+    handle.settle().unwrap();
+    let epoch = handle.epochs(None).unwrap().next().unwrap().unwrap();
+    let mut found = Vec::new();
+    epoch
+        .each_line(|line| {
+            if line.seq == 3 {
+                found.push(super::LineToErase::new(line.seq, line.at, line.text));
+            }
+            Ok::<_, std::io::Error>(())
+        })
+        .unwrap();
+    let at = crate::clock::text(UNIX_EPOCH);
+    handle.erase(epoch.key().unwrap(), "01".into(), at, found).unwrap();
+    hold(&root, Selector::Session(SESSION.into()));
+    let LifeResponse::Refused(why) = erase(&root, "01") else { panic!("erased a held entry") };
+    assert!(why.contains("hold 1 covers entry 6") && why.contains("1 entries"), "{why}");
+    assert_eq!(read_all(&store)[5], (6, line(6)));
+    let keys = vec![registry(root.path()).receiver_keys_view().unwrap().current];
+    let listed = erasures(root.path(), &keys).unwrap();
+    assert_eq!(listed.len(), 1);
+    let one = &listed[0];
+    assert_eq!((one.erasure.entries, one.erasure.stopped_by_hold), (1, Some(1)));
+    assert_eq!((one.is_signed, one.is_in_force), (true, false));
+}
+
+#[test]
+fn held_lines_that_a_repair_moved_aside_stay() {
+    let root = keyed();
+    let store = open(&root);
+    take(&store, &lines("epoch-1", 1, 4)).unwrap();
+    stats(&store);
+    let lines = files(root.path()).into_keys().find(|it| it.ends_with("epoch-1.ndjson")).unwrap();
+    let surplus = root.path().join(lines).with_extension("surplus");
+    let (selected, other) =
+        (line(6) + "\n", line(7).replace("another-session", "held-session") + "\n");
+    fs::write(&surplus, selected.clone() + &other).unwrap();
+    // Both selected and held: nothing is erased.
+    let id = hold(&root, Selector::Session(SESSION.into()));
+    assert!(matches!(erase(&root, "01"), LifeResponse::Refused(_)));
+    Holds::remove(root.path(), id).unwrap();
+    hold(&root, Selector::Session("held-session".into()));
+    // The retention removes no epoch with held lines beside it.
+    let policy = RetentionPolicy { max_age: Some(Duration::from_secs(3600)), max_bytes: None };
+    let plan = request(&root, "02", LifeRequest::ApplyRetention(policy));
+    assert_eq!(plan, LifeResponse::Removals(Vec::new()));
+    assert!(matches!(erase(&root, "03"), LifeResponse::Erased { entries: 1, .. }));
+    assert_eq!(fs::read_to_string(&surplus).unwrap(), other);
+    assert_eq!(with_text(root.path(), SECRET), <[String; 0]>::default());
+    // A damaged journal may hold the lines of both.
+    let damaged = root.path().join("journal/000000000001.damaged");
+    fs::write(&damaged, selected + &other).unwrap();
+    let LifeResponse::Refused(why) = erase(&root, "04") else { panic!("erased a held line") };
+    assert!(why.contains("000000000001.damaged"), "{why}");
+    fs::write(&damaged, other).unwrap();
+    assert!(matches!(erase(&root, "05"), LifeResponse::Erased { entries: 0, .. }));
+    assert!(damaged.try_exists().unwrap());
+}
+
 #[tokio::main(flavor = "current_thread")]
 async fn read_all(store: &FileStore) -> Vec<(u64, String)> {
     use super::Storage as _;
@@ -258,12 +415,13 @@ proptest! {
         }
         let handle = store.handle();
         handle.settle().unwrap();
-        let epoch = handle.epochs().unwrap().next().unwrap().unwrap();
+        let epoch = handle.epochs(None).unwrap().next().unwrap().unwrap();
         let mut found = Vec::new();
-        epoch.each_line(|_, at, seq, line| {
-            if memmem::find(line, SECRET.as_bytes()).is_some() {
-                found.push(super::LineToErase::new(seq, at, line));
+        epoch.each_line(|line| {
+            if memmem::find(line.text, SECRET.as_bytes()).is_some() {
+                found.push(super::LineToErase::new(line.seq, line.at, line.text));
             }
+            Ok::<_, std::io::Error>(())
         }).unwrap();
         handle.erase(epoch.key().unwrap(), "01".into(), crate::clock::text(UNIX_EPOCH), found).unwrap();
         let mut left = files(root.path());

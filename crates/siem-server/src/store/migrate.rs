@@ -170,7 +170,7 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<()> {
         }
         if good > 0 {
             for path in torn.drain(..) {
-                recover::rename_damaged(path)?;
+                recover::keep_damaged(path)?;
             }
         }
         reader.seek(SeekFrom::Start(good))?;

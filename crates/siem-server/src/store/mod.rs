@@ -5,6 +5,7 @@ mod applier;
 mod catalog;
 mod checkpoint;
 mod epoch;
+mod epoch_lines;
 mod erase;
 mod files;
 mod format;
@@ -33,7 +34,8 @@ mod suite;
 
 use std::{fs, io, path::Path};
 
-pub(crate) use erase::{EpochLines, LineToErase, StoreHandle};
+pub(crate) use epoch_lines::EpochLines;
+pub(crate) use erase::{LineToErase, StoreHandle};
 pub(crate) use files::StoreLock;
 pub use files::{FileStore, FileStoreOptions, OpenError};
 pub use format::{DataFormat, FormatError};

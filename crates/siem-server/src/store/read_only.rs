@@ -104,21 +104,20 @@ fn read_epoch<E: From<ReadError>>(
         let path = path.to_owned();
         move |source| ReadError { path, source }
     };
-    let mut file = match File::open(&lines) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        opened => opened.map_err(failed(&lines))?,
-    };
+    let opened = open_lines(&index, &lines, &mut || {}).map_err(failed(&lines))?;
+    let Some((mut file, removed)) = opened else { return Ok(()) };
     // Notes of earlier releases name sender and device only where they changed.
     let (mut sender, mut device): (Option<Sender>, _) = (None, None);
     let mut shown = Ok(());
     let mut text = Vec::new();
-    let (mut notes, removed) = (0, removed(&index).map_err(failed(&index))?);
+    // The lines of notes before have been removed, and those behind a later removal are in another file.
+    let mut removals = 0;
     read_notes(&index, |note, _| {
-        notes += 1;
+        removals += u64::from(note.removed);
         sender = note.sender.or(sender.take());
         device = note.device.as_ref().map(|device| device.key).or(device);
         let Some(sender) =
-            sender.as_ref().filter(|_| notes > removed && note.bytes > 0 && shown.is_ok())
+            sender.as_ref().filter(|_| removals == removed && note.bytes > 0 && shown.is_ok())
         else {
             return Ok(());
         };
@@ -138,17 +137,35 @@ fn read_epoch<E: From<ReadError>>(
     shown
 }
 
-/// Returns the number of notes whose lines were removed.
-fn removed(index: &Path) -> io::Result<u64> {
-    let (mut notes, mut removed) = (0, 0);
-    read_notes(index, |note, _| {
-        notes += 1;
-        if note.removed {
-            removed = notes;
+/// Opens the lines of an epoch, and returns how often lines before them were removed; `None` if there are
+/// none. `opened` is called in between.
+fn open_lines(
+    index: &Path,
+    lines: &Path,
+    opened: &mut dyn FnMut(),
+) -> io::Result<Option<(File, u64)>> {
+    loop {
+        let removed = removals(index)?;
+        let file = match File::open(lines) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        opened();
+        // The file is deleted before the note about that is written, and a new one created after it.
+        if removals(index)? == removed {
+            return Ok(Some((file, removed)));
         }
+    }
+}
+
+/// Returns how often the lines of an epoch were removed.
+fn removals(index: &Path) -> io::Result<u64> {
+    let mut removals = 0;
+    read_notes(index, |note, _| {
+        removals += u64::from(note.removed);
         Ok(())
     })?;
-    Ok(removed)
+    Ok(removals)
 }
 
 /// The files of earlier versions are converted when a receiver opens the directory.
@@ -245,5 +262,41 @@ mod tests {
         assert_eq!(files(root.path()), before);
         let missing = read_stats(&root.path().join("none"), &StatsQuery::all(UNIX_EPOCH), None);
         assert_eq!(missing.unwrap(), Stats::default());
+    }
+
+    #[test]
+    fn removal_after_the_lines_were_opened_opens_the_new_ones() {
+        let root = tempfile::tempdir().unwrap();
+        let store = FileStore::open(root.path()).unwrap();
+        take(&store, &BatchText::new(1, 3)).unwrap();
+        let bytes = stats(&store).machines[0].epochs[0].bytes;
+        let machines = root.path().join("machines");
+        let stem = epochs(&machines).unwrap().pop_first().unwrap();
+        let mut opened = 0;
+        let mut remove = || {
+            opened += 1;
+            if opened == 1 {
+                let handle = store.handle();
+                let key = handle.epochs(None).unwrap().next().unwrap().unwrap().key().unwrap();
+                let at = crate::clock::text(UNIX_EPOCH);
+                assert_eq!(handle.remove(vec![(key, bytes)], at).unwrap().len(), 1);
+                take(&store, &BatchText::new(4, 6)).unwrap();
+                stats(&store);
+            }
+        };
+        let (index, lines) = (stem.index(&machines), stem.lines(&machines));
+        let (mut file, removed) = open_lines(&index, &lines, &mut remove).unwrap().unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        let seq = text.lines().next().and_then(|line| crate::batch::seq_of(line.as_bytes()));
+        assert_eq!((opened, removed, seq), (2, 1, Some(4)));
+        let mut shown = Vec::new();
+        read_lines(root.path(), |batch| {
+            let lines = batch.lines.split_inclusive(|byte| *byte == b'\n');
+            shown.extend(lines.filter_map(crate::batch::seq_of));
+            Ok::<_, ReadError>(())
+        })
+        .unwrap();
+        assert_eq!(shown, [4, 5, 6]);
     }
 }

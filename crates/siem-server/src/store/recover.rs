@@ -68,8 +68,10 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<S
     let mut cut = Vec::new();
     for (_, path) in journals {
         let mut batches = 0;
-        let torn = journal::replay(path, |frame| {
+        let mut stems = BTreeSet::new();
+        let end = journal::replay(path, |frame| {
             let stem = Stem::of(&frame.place);
+            stems.insert(stem.clone());
             if !ends.contains_key(&stem) {
                 damaged.insert(stem.clone(), prepare(machines, &stem, &frame)?);
             }
@@ -79,13 +81,20 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<S
             batches += 1;
             Ok(())
         })?;
+        let torn = end.torn;
         info!(journal = %path.display(), batches, torn, "copied a journal to the files of epochs");
         if batches > 0 {
             for path in cut.drain(..) {
-                rename_damaged(path)?;
+                keep_damaged(path)?;
             }
         }
-        if torn > 0 {
+        if torn > 0 && journal::has_frame_after(path, end.frames)? {
+            // Not the end of an interrupted write: later frames may have been acknowledged. Where they
+            // are in the files of the epochs, they stay there, and the files are checked.
+            keep_damaged(path)?;
+            ends.retain(|stem, _| !stems.contains(stem));
+            damaged.extend(stems.into_iter().map(|stem| (stem, true)));
+        } else if torn > 0 {
             cut.push(path);
         }
     }
@@ -101,10 +110,23 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<S
     Ok(damaged)
 }
 
-pub(super) fn rename_damaged(journal: &Path) -> io::Result<()> {
-    let aside = journal.with_extension("damaged");
-    error!(code = "journal_damaged", journal = %journal.display(), aside = %aside.display(), "found a damaged journal and renamed it");
-    fs::copy(journal, aside).map(drop)
+/// Copies a damaged journal to a file that no later repair replaces: numbers of journals are used
+/// again.
+pub(super) fn keep_damaged(journal: &Path) -> io::Result<()> {
+    let name = journal.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    for copy in 1_u32.. {
+        let number = if copy == 1 { String::new() } else { format!("-{copy}") };
+        let aside = journal.with_file_name(format!("{name}{number}.damaged"));
+        let mut kept = match File::create_new(&aside) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            kept => kept?,
+        };
+        io::copy(&mut File::open(journal)?, &mut kept)?;
+        kept.sync_all()?;
+        error!(code = "journal_damaged", journal = %journal.display(), aside = %aside.display(), "found a damaged journal and kept a copy of it");
+        break;
+    }
+    journal.parent().map_or(Ok(()), super::sync_directory)
 }
 
 /// Before the first frame of an epoch: fills missing bytes before it, so that the noted positions

@@ -2,6 +2,7 @@
 
 use std::{io, pin::Pin, time::Duration};
 
+use serde::{Deserialize, Serialize};
 use siem_protocol::{Digest, Receipt};
 
 use crate::{
@@ -75,7 +76,7 @@ pub trait Storage: Send + Sync + 'static {
 }
 
 /// Key of an epoch.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EpochKey {
     /// Id of the machine, as in the header of its batches.
     pub machine: String,

@@ -73,6 +73,9 @@ pub(super) enum Job {
     Rotate(oneshot::Sender<oneshot::Receiver<io::Result<()>>>),
     /// Return the keys of epochs.
     Scan(Option<EpochKey>, usize, oneshot::Sender<Vec<EpochKey>>),
+    /// Wait like for a disk that does not answer.
+    #[cfg(test)]
+    Hang(std::sync::mpsc::Receiver<()>),
 }
 
 /// State of the thread.
@@ -162,6 +165,8 @@ impl Writer {
             Job::Remove(keys, at, responder) => drop(responder.send(self.remove(&keys, &at))),
             Job::Rotate(responder) => drop(responder.send(self.rotate())),
             Job::Store(..) => {}
+            #[cfg(test)]
+            Job::Hang(until) => drop(until.recv()),
             Job::Stats(query, responder) => {
                 let stats = self.catalog.stats(&query, self.registry.as_deref());
                 self.applier.respond(stats, responder);

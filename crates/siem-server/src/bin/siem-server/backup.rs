@@ -7,9 +7,10 @@ use serde_json::json;
 use siem_server::{
     FileStore, SystemClock,
     backup::{BackupOptions, BackupSummary, backup, restore},
+    life::AccessAction,
 };
 
-use crate::{Data, failure::Failure, output};
+use crate::{Data, failure::Failure, life::log, output};
 
 /// Copy the data directory, also while the receiver runs
 ///
@@ -24,9 +25,15 @@ pub(crate) struct Backup {
     /// Copy the private keys of the receiver too: who has them can sign as the receiver
     #[arg(long)]
     with_keys: bool,
+    /// Reason, for the access log
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
     /// Print JSON
     #[arg(long)]
     json: bool,
+    /// Only write the line of the access log
+    #[arg(long, hide = true)]
+    only_log: bool,
 }
 
 /// Copy a backup into an empty data directory, verify it, and open it once
@@ -43,6 +50,16 @@ pub(crate) struct Restore {
 
 impl Backup {
     pub(crate) fn execute(self) -> Result<(), Failure> {
+        self.data.check()?;
+        // What cannot be logged is not done. Root may write the backup where the owner of the data may not.
+        if self.only_log || !self.data.run_as_owner(&["--only-log"])? {
+            let keys = if self.with_keys { ", with the private keys" } else { "" };
+            let what = format!("everything to {}{keys}", self.target.display());
+            log(self.data.directory(), AccessAction::Backup, &what, &self.reason)?;
+        }
+        if self.only_log {
+            return Ok(());
+        }
         let options = BackupOptions { with_keys: self.with_keys };
         let done = backup(self.data.directory(), &self.target, options, &SystemClock);
         let done = done.map_err(Failure::failed)?;

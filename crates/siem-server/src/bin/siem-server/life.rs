@@ -18,7 +18,7 @@ use siem_server::{
     trust::ReceiverKeysView,
 };
 
-use crate::{Data, config::Problems, failure::Failure, output, random};
+use crate::{Data, config::Problems, failure::Failure, output, random, who::who};
 
 /// Time for which a command waits for the server.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -26,7 +26,9 @@ const LIMIT: Duration = Duration::from_secs(600);
 /// Erase entries: each becomes a tombstone with the hash of its line
 ///
 /// The chain and the seals of its epoch can still be verified, and an agent that sends the line again
-/// sends a duplicate. Works while the server runs. Entries that arrive later are not erased.
+/// sends a duplicate. Works while the server runs. The erasure stays in force: entries of the session that
+/// arrive later, and entries of the user from before it that arrive later, are erased once an hour, see
+/// `siem-server erasures`.
 #[derive(Args)]
 pub(crate) struct Erase {
     #[command(flatten)]
@@ -55,6 +57,30 @@ struct ErasedSelection {
 #[derive(Subcommand)]
 pub(crate) enum Erasures {
     List(List),
+    Repeat(Repeat),
+    End(End),
+}
+
+/// Erase what arrived since of the subjects of all erasures in force, without waiting for the next hour
+#[derive(Args)]
+pub(crate) struct Repeat {
+    #[command(flatten)]
+    data: Data,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// End an erasure: entries of its subject that arrive later are kept
+#[derive(Args)]
+pub(crate) struct End {
+    #[command(flatten)]
+    data: Data,
+    /// Id of the erasure
+    id: String,
+    /// Reason, for the access log
+    #[arg(long, value_name = "TEXT")]
+    reason: String,
 }
 
 /// List the completed erasures, and verify their signatures
@@ -183,15 +209,12 @@ struct Refused(String);
 struct NoHold(u64);
 
 #[derive(Debug, thiserror::Error)]
+#[error("there is no erasure `{0}` in force")]
+struct NoErasure(String);
+
+#[derive(Debug, thiserror::Error)]
 #[error("{0} of the erasures are not signed by a key of the receiver")]
 struct NotSigned(usize);
-
-/// Name of the user who runs the command.
-fn who() -> String {
-    let names = ["SUDO_USER", "USER", "LOGNAME"].into_iter();
-    let mut names = names.filter_map(|name| std::env::var(name).ok());
-    names.find(|name| !name.is_empty()).unwrap_or_else(|| "unknown".to_owned())
-}
 
 fn selector(
     session: Option<String>,
@@ -249,7 +272,49 @@ impl Erase {
 
 impl Erasures {
     pub(crate) fn execute(self) -> Result<(), Failure> {
-        let Self::List(list) = self;
+        match self {
+            Self::List(list) => list.execute(),
+            Self::Repeat(repeat) => repeat.execute(),
+            Self::End(end) => end.execute(),
+        }
+    }
+}
+
+impl Repeat {
+    fn execute(self) -> Result<(), Failure> {
+        let answer = request(&self.data, LifeRequest::RepeatErasures, "")?;
+        if self.json {
+            return output::json(&answer);
+        }
+        let LifeResponse::Repeated { erasures, entries, held } = answer else { return Ok(()) };
+        let entry = noun(entries, "entry", "entries");
+        let names =
+            if erasures.is_empty() { String::new() } else { format!(", {}", erasures.join(", ")) };
+        output::line(&format!("erased {entries} later {entry}{names}"))?;
+        if held > 0 {
+            let epoch = noun(held, "epoch", "epochs");
+            output::line(&format!("later entries of {held} {epoch} stay: a hold covers them"))?;
+        }
+        Ok(())
+    }
+}
+
+impl End {
+    fn execute(self) -> Result<(), Failure> {
+        self.data.open()?;
+        let directory = &self.data.directory;
+        // What cannot be logged is not done.
+        log(directory, AccessAction::EraseEnd, &format!("erasure {}", self.id), &self.reason)?;
+        match life::end_erasure(directory, &self.id).map_err(Failure::failed)? {
+            true => output::line(&format!("ended erasure {}", self.id)),
+            false => Err(Failure::failed(NoErasure(self.id))),
+        }
+    }
+}
+
+impl List {
+    fn execute(self) -> Result<(), Failure> {
+        let list = self;
         let keys = list.data.open()?.receiver_keys_view();
         let keys: Vec<_> = keys.map(public_keys).unwrap_or_default();
         let erasures = life::erasures(&list.data.directory, &keys).map_err(Failure::failed)?;
@@ -261,18 +326,21 @@ impl Erasures {
                 .map(|view| {
                     let it = &view.erasure;
                     let signed = if view.is_signed { "ok" } else { "FAIL" };
+                    let in_force = if view.is_in_force { "yes" } else { "no" };
                     [
                         it.id.clone(),
                         it.at.clone(),
                         it.who.clone(),
                         it.selector.to_string(),
                         it.entries.to_string(),
+                        in_force.to_owned(),
                         signed.to_owned(),
                         it.reason.clone(),
                     ]
                 })
                 .collect();
-            let head = ["ERASURE", "AT", "WHO", "WHAT", "ENTRIES", "SIGNATURE", "REASON"];
+            let head =
+                ["ERASURE", "AT", "WHO", "WHAT", "ENTRIES", "IN FORCE", "SIGNATURE", "REASON"];
             output::table(head, &rows)?;
         }
         match erasures.iter().filter(|view| !view.is_signed).count() {
@@ -401,6 +469,8 @@ impl ShowAccessLog {
         let action = |action: AccessAction| match action {
             AccessAction::Read => "read",
             AccessAction::Erase => "erase",
+            AccessAction::EraseEnd => "erase end",
+            AccessAction::Backup => "backup",
             AccessAction::Retention => "retention",
             AccessAction::HoldAdd => "hold add",
             AccessAction::HoldRemove => "hold remove",

@@ -18,6 +18,7 @@ mod output;
 mod serve;
 mod tokens;
 mod update;
+mod who;
 
 use std::{
     io,
@@ -117,6 +118,13 @@ impl Data {
             // The command reports it.
             Err(_) => Ok(()),
         }
+    }
+
+    /// Executes this command with further arguments as the owner of the data directory; `false` if this process
+    /// has the right user itself.
+    fn run_as_owner(&self, further: &[&str]) -> Result<bool, Failure> {
+        let found = std::fs::metadata(&self.directory).map_err(Failure::failed)?;
+        as_owner::run_as_owner(&found, further)
     }
 
     /// Opens the registry, in a new data directory if there is none.

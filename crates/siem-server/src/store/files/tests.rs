@@ -308,6 +308,47 @@ fn torn_journal_is_damage_unless_it_is_the_last() {
     }
 }
 
+/// The frames behind damage may have been acknowledged: the only copy of them must not be deleted.
+#[test]
+fn damage_inside_the_last_journal_keeps_a_copy_of_it() {
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    let opened = files(root.path());
+    take(&store, &BatchText::new(1, 3)).unwrap();
+    let journal = find(root.path(), "journal");
+    let first = written(root.path())[&journal].len();
+    take(&store, &BatchText::new(4, 5)).unwrap();
+    take(&store, &BatchText::new(6, 8)).unwrap();
+    stats(&store);
+    let applied = files(root.path());
+    drop(store);
+    let mut bytes = applied[&journal].clone();
+    bytes[first + 100] ^= 1;
+    // The files of the epochs without any of the batches, and with all of them.
+    for (mut left, held) in [(opened, 3), (applied, 8)] {
+        left.insert(journal.clone(), bytes.clone());
+        let copy = copy(root.path(), &left);
+        for _ in 0..2 {
+            let store = FileStore::open(copy.path()).unwrap();
+            assert_eq!(stats(&store).machines[0].entries, held);
+            drop(store);
+            assert_eq!(fs::read(find(copy.path(), "damaged")).unwrap(), bytes);
+            assert_eq!(stored(copy.path()), lines(1..=held));
+        }
+        let store = FileStore::open(copy.path()).unwrap();
+        let receipt = take(&store, &BatchText::new(1, 9)).unwrap();
+        assert_eq!((receipt.accepted, receipt.duplicates), (9 - held, held));
+        drop(store);
+        // Another journal has the same number.
+        left.retain(|path, _| path.extension() == Some("journal".as_ref()));
+        let name = |path: &Path| copy.path().join(path.strip_prefix(root.path()).unwrap());
+        left.iter().for_each(|(path, bytes)| fs::write(name(path), bytes).unwrap());
+        drop(FileStore::open(copy.path()).unwrap());
+        let ends = |path: &PathBuf| path.extension() == Some("damaged".as_ref());
+        assert_eq!(files(copy.path()).into_keys().filter(ends).count(), 2);
+    }
+}
+
 /// State after a kill: the journal is complete, and the files of the epochs are in any state since
 /// the last checkpoint. Here each file is cut at each byte that the last two batches wrote.
 #[test]
@@ -462,4 +503,23 @@ fn machine_takes_a_directory_and_two_files() {
     let machines = names(&root.path().join("machines"));
     assert_eq!(machines.len(), 20);
     assert_eq!(machines.iter().flat_map(|path| names(path)).count(), 40, "{machines:?}");
+}
+
+#[test]
+fn store_on_a_disk_that_hangs_is_not_closed_and_stays_locked() {
+    let root = directory();
+    let close_within = Duration::from_millis(100);
+    let options = FileStoreOptions { close_within, ..FileStoreOptions::default() };
+    let store = FileStore::open_with(root.path(), options).unwrap();
+    take(&store, &BatchText::new(1, 3)).unwrap();
+    let (hangs, until) = std::sync::mpsc::channel();
+    store.send(Job::Hang(until)).unwrap();
+    let begun = Instant::now();
+    drop(store);
+    assert!(begun.elapsed() >= close_within);
+    assert!(matches!(FileStore::open(root.path()), Err(OpenError::InUse { .. })));
+    drop(hangs);
+    // Another machine has the disk now, or the process ended.
+    let left = copy(root.path(), &files(root.path()));
+    assert_eq!(stats(&FileStore::open(left.path()).unwrap()).machines[0].entries, 3);
 }

@@ -1,0 +1,111 @@
+//! Erasure of entries that arrived after their subject was erased.
+
+use std::{io, time::SystemTime};
+
+use tracing::warn;
+
+use super::{Engine, Stop};
+use crate::{
+    EpochKey,
+    life::{
+        Holds, LifeRequest, LifeResponse, Reason,
+        mailbox::{self, Letter},
+        subject::{Standing, Swept, standing},
+    },
+    store::EpochLines,
+};
+
+/// What is found of a subject in an epoch.
+#[derive(Clone, Copy, Default)]
+struct Finding {
+    selected: bool,
+    held: bool,
+}
+
+impl Engine {
+    /// Compares what was stored since the last time with the erasures that stay in force, and erases
+    /// what they cover. Entries that a hold covers stay, and are compared again the next time.
+    pub(super) fn repeat(&self, now: SystemTime) -> Result<LifeResponse, Stop> {
+        let standing = standing(&self.data)?;
+        if standing.is_empty() {
+            return Ok(LifeResponse::Repeated { erasures: Vec::new(), entries: 0, held: 0 });
+        }
+        self.store.settle()?;
+        let holds = Holds::read(&self.data)?;
+        let before = Swept::read(&self.data);
+        let mut swept = before.clone();
+        let mut found: Vec<Vec<EpochKey>> = vec![Vec::new(); standing.len()];
+        let mut held = 0;
+        for epoch in self.store.grown(|name| before.position(name))? {
+            let epoch = epoch?;
+            let findings = find(&epoch, &standing, &holds)?;
+            if findings.iter().any(|it| it.held) {
+                held += 1;
+            } else {
+                swept.set(epoch.name(), epoch.index_end());
+            }
+            for (finding, epochs) in findings.iter().zip(&mut found) {
+                epochs.extend(epoch.key().filter(|_| finding.selected && !finding.held));
+            }
+        }
+        let (mut erasures, mut total) = (Vec::new(), 0);
+        for (one, epochs) in standing.iter().zip(found).filter(|(_, epochs)| !epochs.is_empty()) {
+            if let LifeResponse::Erased { id, entries, .. } = self.erase_again(one, epochs, now)? {
+                erasures.push(id);
+                total += entries;
+            }
+        }
+        if held > 0 {
+            warn!(
+                code = "erasure_repeat_held",
+                epochs = held,
+                "a hold covers later entries of an erased subject: they stay"
+            );
+        }
+        if swept != before {
+            swept.write(&self.data)?;
+        }
+        Ok(LifeResponse::Repeated { erasures, entries: total, held })
+    }
+
+    /// Erases the later entries of one subject. If the process ends in the middle, the next start
+    /// completes it.
+    fn erase_again(
+        &self,
+        standing: &Standing,
+        epochs: Vec<EpochKey>,
+        now: SystemTime,
+    ) -> Result<LifeResponse, Stop> {
+        let id = format!("{}-{}", standing.id, standing.repeats + 2);
+        let why = format!("erasure {} stays in force: {}", standing.id, standing.reason);
+        let reason = Reason { who: "siem-server".into(), why };
+        let subject = standing.subject(epochs.clone());
+        let request = LifeRequest::EraseAgain {
+            of: standing.id.clone(),
+            selector: standing.selector.clone(),
+            until: standing.until,
+            epochs,
+        };
+        mailbox::write(&self.data, &id, &Letter { request, reason: reason.clone() })?;
+        let erased = self.erase(&id, &subject, &reason, now);
+        mailbox::remove(&self.data, &id)?;
+        erased
+    }
+}
+
+/// Returns what is found of each subject.
+fn find(epoch: &EpochLines, standing: &[Standing], holds: &Holds) -> io::Result<Vec<Finding>> {
+    let mut findings = vec![Finding::default(); standing.len()];
+    let Some(key) = epoch.key() else { return Ok(findings) };
+    let subjects: Vec<_> = standing.iter().map(|one| one.subject(Vec::new())).collect();
+    epoch.each_line(|line| {
+        for (subject, finding) in subjects.iter().zip(&mut findings) {
+            if subject.selects(&key.machine, line.user, line.text) {
+                finding.selected = true;
+                finding.held |= holds.covers(&key.machine, line.user, line.text).is_some();
+            }
+        }
+        Ok::<_, io::Error>(())
+    })?;
+    Ok(findings)
+}

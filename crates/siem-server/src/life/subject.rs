@@ -1,0 +1,156 @@
+//! Entries that an erasure is about, and erasures that stay in force.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::Path,
+    time::SystemTime,
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Erasure, Selector, directory, erasures, lock, replace};
+use crate::{EpochKey, clock, entry_lines};
+
+/// Entries that an erasure is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Subject {
+    pub(super) selector: Selector,
+    /// Only entries of this time or before.
+    pub(super) until: Option<SystemTime>,
+    /// Id of the erasure that is repeated.
+    pub(super) of: Option<String>,
+    /// Only entries of these epochs.
+    pub(super) epochs: Option<Vec<EpochKey>>,
+}
+
+impl Subject {
+    /// All entries that a selector selects.
+    pub(super) fn new(selector: Selector) -> Self {
+        Self { selector, until: None, of: None, epochs: None }
+    }
+
+    /// Reports whether a line of an epoch is one of the entries. `user` sent it.
+    pub(super) fn selects(&self, machine: &str, user: &str, line: &[u8]) -> bool {
+        let is_in_time = |until: SystemTime| {
+            let time = std::str::from_utf8(line).ok().and_then(entry_lines::time_of);
+            time.is_some_and(|time| time <= until)
+        };
+        self.selector.selects(machine, user, line) && self.until.is_none_or(is_in_time)
+    }
+}
+
+/// An erasure that stays in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Standing {
+    pub(super) id: String,
+    pub(super) selector: Selector,
+    pub(super) until: Option<SystemTime>,
+    pub(super) reason: String,
+    /// Number of erasures that repeated it.
+    pub(super) repeats: usize,
+}
+
+impl Standing {
+    /// The entries of some epochs.
+    pub(super) fn subject(&self, epochs: Vec<EpochKey>) -> Subject {
+        let (selector, of) = (self.selector.clone(), Some(self.id.clone()));
+        Subject { selector, until: self.until, of, epochs: Some(epochs) }
+    }
+}
+
+/// Reports whether an erasure is one that stays in force, unless it was ended.
+pub(super) fn is_lasting(erasure: &Erasure) -> bool {
+    erasure.repeats.is_none() && erasure.stopped_by_hold.is_none()
+}
+
+/// Returns the erasures that stay in force, one for each subject.
+///
+/// That of a session covers all later entries; that of a user those of the time before it, since
+/// the user may come back.
+pub(super) fn standing(data: &Path) -> io::Result<Vec<Standing>> {
+    let ended = ended(data)?;
+    let listed = erasures(data, &[])?;
+    let mut found: BTreeMap<(u8, String), Standing> = BTreeMap::new();
+    let mut repeats: BTreeMap<String, usize> = BTreeMap::new();
+    for Erasure { id, at, selector, reason, repeats: of, stopped_by_hold, .. } in
+        listed.into_iter().map(|view| view.erasure)
+    {
+        if let Some(of) = of {
+            *repeats.entry(of).or_default() += 1;
+            continue;
+        }
+        if stopped_by_hold.is_some() || ended.contains(&id) {
+            continue;
+        }
+        let until = match selector {
+            Selector::Session(_) => None,
+            Selector::User(_) => Some(clock::parse(&at).ok_or(io::ErrorKind::InvalidData)?),
+            Selector::Machine(_) => continue,
+        };
+        let kind = u8::from(until.is_some());
+        let key = (kind, selector.text().to_owned());
+        found.insert(key, Standing { id, selector, until, reason, repeats: 0 });
+    }
+    let found = found.into_values().map(|it| {
+        let repeats = repeats.get(&it.id).copied().unwrap_or_default();
+        Standing { repeats, ..it }
+    });
+    Ok(found.collect())
+}
+
+fn ended_path(data: &Path) -> std::path::PathBuf {
+    directory(data).join("ended-erasures.json")
+}
+
+/// Returns the ids of erasures that no longer stay in force.
+pub(super) fn ended(data: &Path) -> io::Result<BTreeSet<String>> {
+    match fs::read(ended_path(data)) {
+        Ok(text) => Ok(serde_json::from_slice(&text)?),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Ends an erasure of the data directory `data`: later entries of its subject are kept. Reports
+/// whether it was in force.
+///
+/// # Errors
+/// If a file cannot be read or written: it is in force still.
+pub fn end_erasure(data: &Path, id: &str) -> io::Result<bool> {
+    let listed = erasures(data, &[])?;
+    let is_known = listed.iter().any(|it| it.erasure.id == id && is_lasting(&it.erasure));
+    let _held = lock(data)?;
+    let mut ended = ended(data)?;
+    if !is_known || !ended.insert(id.to_owned()) {
+        return Ok(false);
+    }
+    replace(&ended_path(data), &serde_json::to_vec_pretty(&ended)?)?;
+    Ok(true)
+}
+
+/// Positions in the indexes of epochs up to which all lines were compared with the erasures that stay
+/// in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Swept(BTreeMap<String, u64>);
+
+impl Swept {
+    /// Reads the positions. Without them everything is compared again.
+    pub(super) fn read(data: &Path) -> Self {
+        let text = fs::read(directory(data).join("swept.json")).ok();
+        text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+
+    pub(super) fn write(&self, data: &Path) -> io::Result<()> {
+        replace(&directory(data).join("swept.json"), &serde_json::to_vec(self)?)
+    }
+
+    /// Returns the position in the index of an epoch, by the name of its files.
+    pub(super) fn position(&self, name: &str) -> u64 {
+        self.0.get(name).copied().unwrap_or_default()
+    }
+
+    pub(super) fn set(&mut self, name: &str, position: u64) {
+        self.0.insert(name.to_owned(), position);
+    }
+}
