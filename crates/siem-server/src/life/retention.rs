@@ -9,7 +9,8 @@ use crate::EpochKey;
 /// Limits of what is kept. Without a limit everything is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RetentionPolicy {
-    /// Time for which entries are kept after the last batch of their epoch.
+    /// Time for which entries are kept. Those of an epoch that goes on are removed in steps of some
+    /// hundred batches.
     pub max_age: Option<Duration>,
     /// Size of all entries in bytes. Beyond it, the epochs that ended first are removed.
     pub max_bytes: Option<u64>,
@@ -34,23 +35,26 @@ pub struct RetainedEpoch {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RemovalCause {
-    /// Its last batch is older than `max_age`.
+    /// The last batch of the removed entries is older than `max_age`.
     Age,
     /// All epochs together are larger than `max_bytes`.
     Size,
 }
 
-/// An epoch to remove.
+/// An epoch to remove, or the oldest entries of one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Removal {
     /// Id of the machine.
     pub machine: String,
     /// Id of the epoch.
     pub epoch: String,
-    /// Time of its last batch, RFC 3339.
+    /// Time of the last batch of which entries are removed, RFC 3339.
     pub last_seen: String,
-    /// Size of its entries in bytes.
+    /// Size of the removed entries in bytes.
     pub bytes: u64,
+    /// Position in the file of lines up to which they are removed, if only the oldest ones are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<u64>,
     /// The limit.
     pub cause: RemovalCause,
 }
@@ -81,6 +85,7 @@ pub fn plan(policy: &RetentionPolicy, now: SystemTime, epochs: &[RetainedEpoch])
             epoch: epoch.key.epoch.clone(),
             last_seen: crate::clock::text(epoch.last_seen),
             bytes: epoch.bytes,
+            before: None,
             cause,
         });
     }

@@ -17,7 +17,7 @@ use super::{
     frame::FilePositions,
     names,
     note::{DeviceNote, Note, Sender},
-    note_index::NoteIndex,
+    note_index::{NoteIndex, OldLines},
     repeats::{OtherEpoch, RepeatedLines},
 };
 use crate::{
@@ -63,6 +63,10 @@ struct Epoch {
     heartbeat: Option<Box<Heartbeat>>,
     /// Numbers whose lines were removed.
     removed: Vec<Range>,
+    /// Number of the index's rows that `removed` covers.
+    removed_rows: usize,
+    /// Position before which there are no lines.
+    lines_from: u64,
     /// The last receipt's facts, while nothing was noted since.
     point: Option<HeldPoint>,
 }
@@ -341,6 +345,8 @@ impl Catalog {
                 notes: NoteIndex::default(),
                 heartbeat: None,
                 removed: Vec::new(),
+                removed_rows: 0,
+                lines_from: 0,
                 point: None,
             });
             if epoch.sender != *sender {
@@ -355,11 +361,9 @@ impl Catalog {
         if note.is_of_batch() {
             epoch.last_seen.clone_from(&note.at);
         }
-        if note.removed {
-            epoch.removed = epoch.ledger.covered();
-        }
         epoch.point = None;
         epoch.notes.add(epoch.index_end, record_length, note);
+        epoch.note_removal(note);
         if let Some(device) = &note.device {
             epoch.own(device);
         }
@@ -440,6 +444,22 @@ impl Catalog {
         self.epochs.get(key).map_or(&[], |epoch| &epoch.removed)
     }
 
+    /// Position before which an epoch has no lines.
+    pub(super) fn lines_from(&self, key: &Key) -> u64 {
+        self.epochs.get(key).map_or(0, |epoch| epoch.lines_from)
+    }
+
+    /// Returns the oldest lines of epochs that go on: those whose batches are all from before a time,
+    /// RFC 3339, with their size in bytes.
+    pub(super) fn older(&self, time: &str) -> Vec<(Key, OldLines, u64)> {
+        let older = self.epochs.iter().filter_map(|(key, epoch)| {
+            let old = epoch.notes.older(time)?;
+            let bytes = old.end.saturating_sub(epoch.lines_from);
+            (bytes > 0).then(|| (key.clone(), old, bytes))
+        });
+        older.collect()
+    }
+
     /// Returns up to `limit` keys in order, from the first one after `after` on.
     pub(super) fn scan(&self, after: Option<EpochKey>, limit: usize) -> Vec<EpochKey> {
         let from = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.into_key()));
@@ -480,6 +500,20 @@ impl Lineage {
 }
 
 impl Epoch {
+    /// Takes over which lines are left.
+    fn note_removal(&mut self, note: &Note) {
+        let (spans, rows) = self.notes.removed_spans(self.removed_rows);
+        self.removed_rows = rows;
+        if note.removed {
+            self.removed = self.ledger.covered();
+        } else {
+            self.removed.extend(spans);
+        }
+        // A repair may have found the file shorter.
+        let before = if note.removed { 0 } else { self.lines_from.max(note.removed_before) };
+        self.lines_from = before.min(note.lines_at);
+    }
+
     /// Takes over what a note says about the epoch's device.
     fn own(&mut self, device: &DeviceNote) {
         let before = self.owner.take();

@@ -10,6 +10,7 @@ use std::{
 use super::{
     frame::{FilePositions, Frame},
     note_index::IndexRange,
+    release,
 };
 
 /// Number of epochs whose files stay open.
@@ -89,6 +90,8 @@ impl EpochFiles {
         let stem = Stem::of(&frame.place);
         if frame.place.removes {
             self.remove_lines(&stem)?;
+        } else if frame.place.removes_before > 0 {
+            release::release(self.lines(&stem)?, frame.place.removes_before)?;
         } else if !frame.place.replaces.is_empty() {
             self.replace_lines(&stem, frame)?;
         } else if frame.lines.length() > 0 {

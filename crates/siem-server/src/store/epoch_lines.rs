@@ -112,6 +112,10 @@ impl EpochLines {
             self.runs.clear();
             self.base = 0;
         }
+        if note.removed_before > 0 {
+            self.runs.retain(|run| run.at >= note.removed_before);
+            self.base = note.removed_before;
+        }
         let last = self.runs.last().map_or(0, |run| run.user);
         continue_runs(&mut self.runs, self.base, note.lines_at, last);
         let user = match note.sender {

@@ -11,6 +11,7 @@ use super::{
     catalog::{self, Key},
     epoch::Stem,
     note::ErasureNote,
+    note_index::OldLines,
     recover,
     writer::Job,
 };
@@ -83,6 +84,17 @@ impl EraseLines {
     }
 }
 
+/// Oldest lines of an epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OldPart {
+    pub(crate) key: EpochKey,
+    /// Position of the first line behind them.
+    pub(crate) end: u64,
+    pub(crate) bytes: u64,
+    /// Time of their last batch, RFC 3339.
+    pub(crate) last_seen: String,
+}
+
 /// Sends requests to the writer of a store, as long as the store is open.
 #[derive(Clone, Debug)]
 pub(crate) struct StoreHandle {
@@ -131,6 +143,24 @@ impl StoreHandle {
         let epochs = epochs.into_iter().map(|(key, bytes)| (key.into_key(), bytes)).collect();
         let removed = self.request(|to| Job::Remove(epochs, at, to))??;
         Ok(removed.into_iter().map(|(machine, epoch)| EpochKey { machine, epoch }).collect())
+    }
+
+    /// Returns the oldest lines of epochs whose batches are all from before a time, RFC 3339.
+    pub(crate) fn older(&self, time: String) -> io::Result<Vec<OldPart>> {
+        let older = self.request(|to| Job::Older(time, to))?.into_iter();
+        let part = |((machine, epoch), old, bytes): (Key, OldLines, u64)| OldPart {
+            key: EpochKey { machine, epoch },
+            end: old.end,
+            bytes,
+            last_seen: old.last_at,
+        };
+        Ok(older.map(part).collect())
+    }
+
+    /// Removes the lines of epochs before a position, and keeps their ledgers. `at` is the time, RFC 3339.
+    pub(crate) fn remove_before(&self, ends: Vec<(EpochKey, u64)>, at: String) -> io::Result<()> {
+        let ends = ends.into_iter().map(|(key, end)| (key.into_key(), end)).collect();
+        self.request(|to| Job::RemoveBefore(ends, at, to))?
     }
 
     /// Waits until no journal holds what was written before.

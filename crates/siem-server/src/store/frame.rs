@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use siem_protocol::Digest;
 
 use super::starts::GroupWriter;
-use crate::batch::Batch;
+use crate::{batch::Batch, ledger::is_zero};
 
 /// First bytes of a frame.
 pub(super) const MAGIC: &[u8; 8] = b"siemjrn3";
@@ -38,6 +38,9 @@ pub(super) struct FilePositions {
     /// All lines before are removed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) removes: bool,
+    /// All lines before this position are removed, and the others keep theirs.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) removes_before: u64,
 }
 
 /// Lines to store, each with a newline.

@@ -5,7 +5,7 @@ use std::{
     fs,
     path::Path,
     sync::Arc,
-    time::{Duration, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use memchr::memmem;
@@ -198,6 +198,105 @@ fn removed_epoch_keeps_its_ledger_and_continues() {
         let read = read_all(&store);
         assert_eq!(read, (6..=8).map(|seq| (seq, line(seq))).collect::<Vec<_>>());
     }
+}
+
+/// A batch at a time of the receiver's clock.
+#[tokio::main(flavor = "current_thread")]
+async fn take_at(store: &FileStore, first: u64, last: u64, at: SystemTime) {
+    use super::Storage as _;
+    let text = lines("epoch-1", first, last).text();
+    let batch = crate::batch::Batch::parse(text.into_bytes(), at).unwrap();
+    store.store(batch).await.unwrap();
+}
+
+/// 560 batches of one entry, 300 of them from before the limit, the others of now.
+fn long_epoch(store: &FileStore) -> RetentionPolicy {
+    let now = SystemTime::now();
+    let old = now - Duration::from_secs(100 * 86_400);
+    for seq in 1..=560 {
+        let at = if seq <= 300 { old + Duration::from_secs(seq) } else { now };
+        take_at(store, seq, seq, at);
+    }
+    RetentionPolicy { max_age: Some(Duration::from_secs(90 * 86_400)), max_bytes: None }
+}
+
+/// An agent keeps its epoch for years.
+#[test]
+fn retention_removes_the_oldest_entries_of_an_epoch_that_goes_on() {
+    let root = keyed();
+    let store = open(&root);
+    let policy = long_epoch(&store);
+    let before = stats(&store).machines[0].epochs[0].clone();
+    let plan = request(&root, "01", LifeRequest::PlanRetention(policy));
+    let LifeResponse::Removals(planned) = &plan else { panic!("{plan:?}") };
+    assert_eq!(planned.len(), 1);
+    let end = planned[0].before.unwrap();
+    assert_eq!(planned[0].bytes, end);
+    // Nothing of an epoch with held entries.
+    let id = hold(&root, Selector::Session(SESSION.into()));
+    let none = request(&root, "02", LifeRequest::ApplyRetention(policy));
+    assert_eq!(none, LifeResponse::Removals(Vec::new()));
+    Holds::remove(root.path(), id).unwrap();
+    assert_eq!(request(&root, "03", LifeRequest::ApplyRetention(policy)), plan);
+    let none = request(&root, "04", LifeRequest::ApplyRetention(policy));
+    assert_eq!(none, LifeResponse::Removals(Vec::new()));
+    // One row of the index.
+    let removed = 256;
+    let expected: Vec<_> = (removed + 1..=560).map(|seq| (seq, line(seq))).collect();
+    let check = |store: &FileStore, root: &Path| {
+        assert!(read_all(store) == expected, "other lines are left");
+        let epoch = &stats(store).machines[0].epochs[0];
+        assert_eq!(epoch.bytes, before.bytes - end);
+        assert_eq!((epoch.entries, &*epoch.gaps), (560, &[][..]));
+        assert_eq!(with_text(root, &format!(r#"{{"seq":{removed},"#)), <[String; 0]>::default());
+        let mut shown = 0;
+        super::read_lines(root, |batch| {
+            shown += batch.lines.iter().filter(|byte| **byte == b'\n').count() as u64;
+            Ok::<_, super::ReadError>(())
+        })
+        .unwrap();
+        assert_eq!(shown, 560 - removed);
+    };
+    check(&store, root.path());
+    for store in [None, Some(store)] {
+        // Once after a kill, once after an orderly end.
+        let killed = copy(root.path(), &files(root.path()));
+        drop(store);
+        fs::remove_dir_all(killed.path().join("trust")).unwrap();
+        let store = open(&killed);
+        check(&store, killed.path());
+        let receipt = take(&store, &lines("epoch-1", 1, 4)).unwrap();
+        assert_eq!((receipt.accepted, receipt.duplicates), (0, 4));
+        let receipt = take(&store, &lines("epoch-1", 559, 562)).unwrap();
+        assert_eq!((receipt.accepted, receipt.duplicates), (2, 2));
+    }
+    // What is left can be erased.
+    let store = open(&root);
+    assert!(matches!(erase(&root, "05"), LifeResponse::Erased { entries: 101, .. }));
+    assert_eq!(with_text(root.path(), SECRET), <[String; 0]>::default());
+    assert_eq!(read_all(&store).len() as u64, 560 - removed);
+}
+
+/// A repair of an epoch whose oldest lines were removed does not take them for lost.
+#[test]
+fn cut_file_whose_oldest_lines_were_removed_is_repaired() {
+    let root = keyed();
+    let store = open(&root);
+    let policy = long_epoch(&store);
+    request(&root, "01", LifeRequest::ApplyRetention(policy));
+    drop(store);
+    let mut left = files(root.path());
+    let path = left.keys().find(|path| path.ends_with("epoch-1.ndjson")).unwrap().clone();
+    let bytes = left.get_mut(&path).unwrap();
+    bytes.truncate(bytes.len() - line(560).len() - 1);
+    let cut = copy(root.path(), &left);
+    fs::remove_dir_all(cut.path().join("trust")).unwrap();
+    let store = open(&cut);
+    let epoch = stats(&store).machines[0].epochs[0].clone();
+    assert_eq!(epoch.entries, 559);
+    assert_eq!(read_all(&store).len(), 559 - 256);
+    let receipt = take(&store, &lines("epoch-1", 559, 562)).unwrap();
+    assert_eq!((receipt.accepted, receipt.duplicates), (3, 1));
 }
 
 #[test]

@@ -20,6 +20,7 @@ mod note_index;
 mod range_read;
 mod read_only;
 mod recover;
+mod release;
 mod repeats;
 mod starts;
 mod storage;
@@ -41,6 +42,7 @@ pub use files::{FileStore, FileStoreOptions, OpenError};
 pub use format::{DataFormat, FormatError};
 pub use memory::MemoryStore;
 pub use read_only::{ReadError, StoredLines, read_lines, read_stats};
+pub use release::open_lines;
 pub use storage::{Answer, EpochKey, HeldPoint, Storage, StoreError, StoredBatch, StoredLine};
 
 /// Copies an error, for several callers.

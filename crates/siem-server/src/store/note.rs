@@ -56,6 +56,9 @@ pub(super) struct Note {
     /// The lines of all notes before were removed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) removed: bool,
+    /// Position before which all lines were removed.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) removed_before: u64,
     /// Changes of the ledger.
     pub(super) change: Change,
 }
@@ -118,7 +121,7 @@ pub(super) struct SealNote {
 impl Note {
     /// Reports whether a batch wrote the note, and not the operator.
     pub(super) fn is_of_batch(&self) -> bool {
-        self.erased.is_none() && !self.removed
+        self.erased.is_none() && !self.removed && self.removed_before == 0
     }
 
     /// Returns the seal that the note holds.

@@ -42,6 +42,20 @@ struct Row {
     last: u64,
     /// Highest number that one of their seals covers.
     sealed: u64,
+    /// Lowest position and highest end of their lines.
+    lines_at: u64,
+    lines_end: u64,
+    /// Latest time of one of them, RFC 3339.
+    last_at: String,
+}
+
+/// Oldest lines of an epoch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct OldLines {
+    /// Position of the first line behind them.
+    pub(super) end: u64,
+    /// Time of the last batch of them, RFC 3339.
+    pub(super) last_at: String,
 }
 
 /// Part of an index.
@@ -75,11 +89,29 @@ impl NoteIndex {
             let values_at = self.rows.last().map_or(0, |row| row.values_at + row.values);
             let (first, last) = (u64::MAX, 0);
             let (notes, values, sealed) = (0, 0, 0);
-            self.rows.push(Row { at, bytes: 0, notes, values_at, values, first, last, sealed });
+            let (lines_at, lines_end, last_at) = (note.lines_at, 0, String::new());
+            self.rows.push(Row {
+                at,
+                bytes: 0,
+                notes,
+                values_at,
+                values,
+                first,
+                last,
+                sealed,
+                lines_at,
+                lines_end,
+                last_at,
+            });
         }
         let Some(row) = self.rows.last_mut() else { return };
         row.bytes += bytes;
         row.notes += 1;
+        row.lines_at = row.lines_at.min(note.lines_at);
+        row.lines_end = row.lines_end.max(note.lines_at + note.bytes);
+        if row.last_at < note.at {
+            row.last_at.clone_from(&note.at);
+        }
         let filled = note.change.filled.iter().map(|seq| Range { first: *seq, last: *seq });
         for brought in note.change.new.iter().copied().chain(filled) {
             row.first = row.first.min(brought.first);
@@ -93,6 +125,31 @@ impl NoteIndex {
         if note.removed {
             self.removed = self.rows.len();
         }
+        let before = note.removed_before;
+        // The last row has the note itself.
+        while self.removed + 1 < self.rows.len() && self.rows[self.removed].lines_end <= before {
+            self.removed += 1;
+        }
+    }
+
+    /// Returns the oldest lines if all of their batches are from before a time, RFC 3339. They end
+    /// where a row begins.
+    pub(super) fn older(&self, time: &str) -> Option<OldLines> {
+        let rows = &self.rows[self.removed..];
+        let old = rows.iter().take_while(|row| row.last_at.as_str() < time).count();
+        let old = old.min(rows.len().saturating_sub(1));
+        // After a repair later lines may be at lower positions.
+        let end = rows[old..].iter().map(|row| row.lines_at).min()?;
+        let last_at = rows[..old].iter().map(|row| row.last_at.clone()).max()?;
+        Some(OldLines { end, last_at })
+    }
+
+    /// Returns the spans of the numbers that rows brought whose lines were removed, from row `from` on, and
+    /// the number of all these rows.
+    pub(super) fn removed_spans(&self, from: usize) -> (Vec<Range>, usize) {
+        let rows = self.rows.get(from..self.removed).unwrap_or_default().iter();
+        let spans = rows.filter(|row| row.first <= row.last);
+        (spans.map(|row| Range { first: row.first, last: row.last }).collect(), self.removed)
     }
 
     /// Returns the highest number that a stored seal covers; `None` if there is no seal.

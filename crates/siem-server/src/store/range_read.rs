@@ -71,12 +71,14 @@ impl RangeRead {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             lines => lines?,
         };
-        let mut found = BTreeMap::new();
+        let (mut found, mut text) = (BTreeMap::new(), Vec::new());
         for batch in batches {
-            let mut text = vec![0; usize::try_from(batch.bytes).map_err(io::Error::other)?];
+            text.clear();
             lines.seek(SeekFrom::Start(batch.lines_at))?;
-            lines.read_exact(&mut text)?;
-            for line in text.split(|byte| *byte == b'\n') {
+            // A repair may have found the file shorter than the note says.
+            lines.by_ref().take(batch.bytes).read_to_end(&mut text)?;
+            for line in text.split_inclusive(|byte| *byte == b'\n') {
+                let Some(line) = line.strip_suffix(b"\n") else { continue };
                 let Some(seq) = seq_of(line) else { continue };
                 if (step.first..=step.last).contains(&seq) {
                     let (received_at, line) = (batch.at.clone(), line.to_vec());

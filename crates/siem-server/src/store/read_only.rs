@@ -105,7 +105,9 @@ fn read_epoch<E: From<ReadError>>(
         move |source| ReadError { path, source }
     };
     let opened = open_lines(&index, &lines, &mut || {}).map_err(failed(&lines))?;
-    let Some((mut file, removed)) = opened else { return Ok(()) };
+    let Some((mut file, Removals { count: removed, before: removed_before })) = opened else {
+        return Ok(());
+    };
     // Notes of earlier releases name sender and device only where they changed.
     let (mut sender, mut device): (Option<Sender>, _) = (None, None);
     let mut shown = Ok(());
@@ -116,14 +118,19 @@ fn read_epoch<E: From<ReadError>>(
         removals += u64::from(note.removed);
         sender = note.sender.or(sender.take());
         device = note.device.as_ref().map(|device| device.key).or(device);
-        let Some(sender) =
-            sender.as_ref().filter(|_| removals == removed && note.bytes > 0 && shown.is_ok())
-        else {
+        let Some(sender) = sender.as_ref().filter(|_| {
+            let is_left = removals == removed && note.lines_at >= removed_before;
+            is_left && note.bytes > 0 && shown.is_ok()
+        }) else {
             return Ok(());
         };
         text.clear();
         file.seek(SeekFrom::Start(note.lines_at))?;
         file.by_ref().take(note.bytes).read_to_end(&mut text)?;
+        // The oldest lines of the epoch may have been removed.
+        if text.first().is_none_or(|byte| *byte == 0 || *byte == b'\n') {
+            return Ok(());
+        }
         shown = show(StoredLines {
             sender: &sender.identity,
             epoch: &sender.epoch,
@@ -137,13 +144,21 @@ fn read_epoch<E: From<ReadError>>(
     shown
 }
 
-/// Opens the lines of an epoch, and returns how often lines before them were removed; `None` if there are
-/// none. `opened` is called in between.
+/// What was removed of an epoch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Removals {
+    /// How often all lines were removed.
+    count: u64,
+    /// Position before which there are no lines since.
+    before: u64,
+}
+
+/// Opens the lines of an epoch, and returns what was removed before; `None` if there are no lines. `opened` is called in between.
 fn open_lines(
     index: &Path,
     lines: &Path,
     opened: &mut dyn FnMut(),
-) -> io::Result<Option<(File, u64)>> {
+) -> io::Result<Option<(File, Removals)>> {
     loop {
         let removed = removals(index)?;
         let file = match File::open(lines) {
@@ -152,17 +167,19 @@ fn open_lines(
         };
         opened();
         // The file is deleted before the note about that is written, and a new one created after it.
-        if removals(index)? == removed {
+        if removals(index)?.count == removed.count {
             return Ok(Some((file, removed)));
         }
     }
 }
 
-/// Returns how often the lines of an epoch were removed.
-fn removals(index: &Path) -> io::Result<u64> {
-    let mut removals = 0;
+fn removals(index: &Path) -> io::Result<Removals> {
+    let mut removals = Removals::default();
     read_notes(index, |note, _| {
-        removals += u64::from(note.removed);
+        removals.count += u64::from(note.removed);
+        let before = if note.removed { 0 } else { removals.before.max(note.removed_before) };
+        // A repair may have found the file shorter.
+        removals.before = before.min(note.lines_at);
         Ok(())
     })?;
     Ok(removals)
@@ -289,7 +306,7 @@ mod tests {
         let mut text = String::new();
         file.read_to_string(&mut text).unwrap();
         let seq = text.lines().next().and_then(|line| crate::batch::seq_of(line.as_bytes()));
-        assert_eq!((opened, removed, seq), (2, 1, Some(4)));
+        assert_eq!((opened, removed.count, seq), (2, 1, Some(4)));
         let mut shown = Vec::new();
         read_lines(root.path(), |batch| {
             let lines = batch.lines.split_inclusive(|byte| *byte == b'\n');

@@ -295,7 +295,8 @@ fn repair_lines(
     let change = Change { lost, claims, ..Change::default() };
     let at = humantime::format_rfc3339_millis(fs::metadata(&path)?.modified()?).to_string();
     let note = Note { at, lines_at: whole, change, ..Note::default() };
-    let record = index_record::encode(&note.line(), &[], &starts_left(&file, whole)?)?;
+    let from = catalog.lines_from(key).min(whole);
+    let record = index_record::encode(&note.line(), &[], &starts_left(&file, from, whole)?)?;
     let mut index = open(&stem.index(machines))?;
     index.seek(SeekFrom::Start(index_end))?;
     index.write_all(&record)?;
@@ -303,10 +304,10 @@ fn repair_lines(
     Ok(true)
 }
 
-/// Returns the starts of all lines that are left in the file, as one group.
-fn starts_left(mut file: &File, end: u64) -> io::Result<Vec<u8>> {
-    file.seek(SeekFrom::Start(0))?;
-    let mut reader = BufReader::with_capacity(256 << 10, file.take(end));
+/// Returns the starts of all lines that are left in the file from position `from` on, as one group.
+fn starts_left(mut file: &File, from: u64, end: u64) -> io::Result<Vec<u8>> {
+    file.seek(SeekFrom::Start(from))?;
+    let mut reader = BufReader::with_capacity(256 << 10, file.take(end - from));
     let (mut origins, mut line) = (Vec::new(), Vec::new());
     while reader.read_until(b'\n', &mut line)? > 0 {
         origins.extend(origin_of(line.strip_suffix(b"\n").unwrap_or(&line)));
@@ -332,7 +333,7 @@ fn move_surplus(path: &Path, mut file: &File, end: u64) -> io::Result<()> {
 
 /// Returns the held numbers whose lines are not in the file.
 fn lost(mut file: &File, key: &Key, catalog: &Catalog) -> io::Result<Vec<Range>> {
-    file.seek(SeekFrom::Start(0))?;
+    file.seek(SeekFrom::Start(catalog.lines_from(key)))?;
     let mut present = BTreeSet::new();
     let mut reader = BufReader::new(file);
     let mut line = Vec::new();

@@ -30,6 +30,7 @@ use super::{
     index_record,
     journal::Journal,
     note::Note,
+    note_index::OldLines,
     range_read::RangeRead,
     repeats::{RepeatedLines, Repeats},
 };
@@ -69,6 +70,10 @@ pub(super) enum Job {
     Erase(Box<EraseLines>, oneshot::Sender<io::Result<()>>),
     /// Remove the lines of epochs that have a size, at a time, RFC 3339.
     Remove(Vec<(Key, u64)>, String, oneshot::Sender<io::Result<Vec<Key>>>),
+    /// Return the oldest lines of epochs whose batches are from before a time, RFC 3339.
+    Older(String, oneshot::Sender<Vec<(Key, OldLines, u64)>>),
+    /// Remove the lines of epochs before a position, at a time, RFC 3339.
+    RemoveBefore(Vec<(Key, u64)>, String, oneshot::Sender<io::Result<()>>),
     /// Delete all journals of what was written before; with the channel for the result.
     Rotate(oneshot::Sender<oneshot::Receiver<io::Result<()>>>),
     /// Return the keys of epochs.
@@ -163,6 +168,10 @@ impl Writer {
             Job::Settle(responder) => drop(responder.send(self.applier.flush())),
             Job::Erase(erase, responder) => drop(responder.send(self.erase(&erase))),
             Job::Remove(keys, at, responder) => drop(responder.send(self.remove(&keys, &at))),
+            Job::Older(time, responder) => drop(responder.send(self.catalog.older(&time))),
+            Job::RemoveBefore(ends, at, responder) => {
+                drop(responder.send(self.remove_before(&ends, &at)));
+            }
             Job::Rotate(responder) => drop(responder.send(self.rotate())),
             Job::Store(..) => {}
             #[cfg(test)]

@@ -448,9 +448,10 @@ impl PlanRetention {
             return output::json(&removals);
         }
         let row = |it: &life::Removal| {
-            let cause = match it.cause {
-                life::RemovalCause::Age => "age",
-                life::RemovalCause::Size => "size",
+            let cause = match (it.cause, it.before) {
+                (life::RemovalCause::Age, None) => "age",
+                (life::RemovalCause::Age, Some(_)) => "age, oldest entries",
+                (life::RemovalCause::Size, _) => "size",
             };
             let (machine, epoch) = (it.machine.clone(), it.epoch.clone());
             [machine, epoch, it.last_seen.clone(), it.bytes.to_string(), cause.to_owned()]

@@ -13,7 +13,7 @@ use siem_protocol::{
     nul_runs::{LineHasher, NulRunsError, Segment, segments},
 };
 
-use siem_server::life::AccessAction;
+use siem_server::{life::AccessAction, store::open_lines};
 
 use crate::{Data, DataError, failure::Failure};
 
@@ -96,9 +96,8 @@ impl Line {
         let mut found = FoundEntries::default();
         for path in ndjson_files(machines)? {
             let read_error = |source| LineError::Read { path: path.clone(), source };
-            let mut reader =
-                BufReader::with_capacity(1 << 20, File::open(&path).map_err(read_error)?);
-            let (mut at, mut line) = (0, Vec::new());
+            let (file, mut at) = open_lines(&path).map_err(read_error)?;
+            let (mut reader, mut line) = (BufReader::with_capacity(1 << 20, file), Vec::new());
             loop {
                 line.clear();
                 let length = reader.read_until(b'\n', &mut line).map_err(read_error)?;

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
-    time::SystemTime,
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use tracing::info;
@@ -13,8 +13,8 @@ use crate::{
     EpochKey, clock,
     fleet::StatsQuery,
     life::{
-        AccessAction, Holds, LifeResponse, Reason, Removal, RetainedEpoch, RetentionPolicy,
-        lock_removals, retention,
+        AccessAction, Holds, LifeResponse, Reason, Removal, RemovalCause, RetainedEpoch,
+        RetentionPolicy, lock_removals, retention,
     },
     store::EpochLines,
 };
@@ -27,7 +27,37 @@ impl Engine {
         now: SystemTime,
     ) -> Result<Vec<Removal>, Stop> {
         self.store.settle()?;
-        Ok(retention::plan(policy, now, &self.facts(now)?))
+        let facts = self.facts(now)?;
+        let mut removals = retention::plan(policy, now, &facts);
+        removals.extend(self.plan_parts(policy, now, &facts, &removals)?);
+        Ok(removals)
+    }
+
+    /// Returns the oldest entries, beyond the age limit, of epochs that are not removed as a whole.
+    fn plan_parts(
+        &self,
+        policy: &RetentionPolicy,
+        now: SystemTime,
+        facts: &[RetainedEpoch],
+        removals: &[Removal],
+    ) -> Result<Vec<Removal>, Stop> {
+        let limit = policy.max_age.and_then(|age| now.checked_sub(age));
+        let Some(limit) = limit.filter(|limit| *limit > UNIX_EPOCH) else { return Ok(Vec::new()) };
+        let mut others: BTreeSet<&EpochKey> =
+            facts.iter().filter(|epoch| epoch.hold.is_none()).map(|epoch| &epoch.key).collect();
+        for removal in removals {
+            others.remove(&key_of(removal));
+        }
+        let parts = self.store.older(clock::text(limit))?.into_iter();
+        let parts = parts.filter(|part| others.contains(&part.key)).map(|part| Removal {
+            machine: part.key.machine,
+            epoch: part.key.epoch,
+            last_seen: part.last_seen,
+            bytes: part.bytes,
+            before: Some(part.end),
+            cause: RemovalCause::Age,
+        });
+        Ok(parts.collect())
     }
 
     pub(super) fn retain(
@@ -44,16 +74,16 @@ impl Engine {
         let bytes: u64 = removals.iter().map(|removal| removal.bytes).sum();
         let what = format!("{} epochs, {bytes} bytes", removals.len());
         self.log(reason, now, AccessAction::Retention, &what)?;
-        let key = |removal: &Removal| EpochKey {
-            machine: removal.machine.clone(),
-            epoch: removal.epoch.clone(),
-        };
-        let epochs = removals.iter().map(|removal| (key(removal), removal.bytes)).collect();
+        let (parts, whole): (Vec<_>, Vec<_>) =
+            removals.iter().partition(|removal| removal.before.is_some());
+        let epochs = whole.iter().map(|removal| (key_of(removal), removal.bytes)).collect();
         let removed = self.store.remove(epochs, clock::text(now))?;
+        let ends = parts.iter().filter_map(|part| Some((key_of(part), part.before?))).collect();
+        self.store.remove_before(ends, clock::text(now))?;
         self.store.rotate()?;
         // An epoch to which a batch was added meanwhile stays.
         let removed: BTreeSet<EpochKey> = removed.into_iter().collect();
-        removals.retain(|removal| removed.contains(&key(removal)));
+        removals.retain(|it| it.before.is_some() || removed.contains(&key_of(it)));
         let bytes: u64 = removals.iter().map(|removal| removal.bytes).sum();
         info!(epochs = removals.len(), bytes, "the retention removed epochs");
         Ok(LifeResponse::Removals(removals))
@@ -91,6 +121,10 @@ impl Engine {
         }
         Ok(facts)
     }
+}
+
+fn key_of(removal: &Removal) -> EpochKey {
+    EpochKey { machine: removal.machine.clone(), epoch: removal.epoch.clone() }
 }
 
 /// Returns the hold that covers a part of an epoch, or of what a repair moved aside.

@@ -85,7 +85,7 @@ impl Epoch {
                 DeviceFacts { key: owner.key, root, state, cloned }
             }),
             entries: self.ledger.held(),
-            bytes: self.lines_end,
+            bytes: self.lines_end - self.lines_from,
             missing: self.ledger.missing(),
             holes: self.ledger.holes().count() as u64,
             breaks: self.ledger.breaks().len() as u64,
@@ -122,7 +122,7 @@ impl Epoch {
             first_seen: self.first_seen.clone(),
             last_seen: self.last_seen.clone(),
             entries: self.ledger.held(),
-            bytes: self.lines_end,
+            bytes: self.lines_end - self.lines_from,
             next_seq: self.ledger.next_seq(),
             begins_at: self.ledger.begins_at(),
             duplicates: self.ledger.duplicates(),

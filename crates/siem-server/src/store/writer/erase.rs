@@ -36,7 +36,9 @@ impl Writer {
         let mut staged = BTreeMap::new();
         for (key, bytes) in epochs {
             let (place, lines_end) = self.catalog.positions(key);
-            if lines_end != *bytes || self.catalog.ledger(key).is_none() {
+            if lines_end - self.catalog.lines_from(key) != *bytes
+                || self.catalog.ledger(key).is_none()
+            {
                 continue;
             }
             let place = FilePositions { lines_at: 0, removes: true, ..place };
@@ -58,6 +60,24 @@ impl Writer {
             keys.push(key.clone());
         }
         Ok(keys)
+    }
+
+    /// Removes the lines of epochs before a position, and keeps their ledgers.
+    pub(super) fn remove_before(&mut self, ends: &[(Key, u64)], at: &str) -> io::Result<()> {
+        // A replay would write older frames where lines are removed already.
+        let removed = self.rotate();
+        removed.blocking_recv().map_err(io::Error::other)??;
+        for (key, end) in ends {
+            let (place, lines_at) = self.catalog.positions(key);
+            // The epoch may have been removed since.
+            if *end > self.catalog.lines_from(key) && *end <= lines_at {
+                let place = FilePositions { removes_before: *end, ..place };
+                let at = at.to_owned();
+                let note = Note { at, lines_at, removed_before: *end, ..Note::default() };
+                self.write(key, &note, place, Vec::new())?;
+            }
+        }
+        Ok(())
     }
 
     fn write(
