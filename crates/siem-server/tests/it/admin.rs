@@ -171,3 +171,26 @@ fn commands_of_root_work_as_the_owner_of_the_data_directory() {
     // Also below a directory that does not exist yet, which root makes for itself.
     succeed(&data.path().join("new"), &["keys", "new", "--name", "x"]);
 }
+
+#[test]
+fn reverted_rollout_names_the_file_that_it_makes_superfluous() {
+    let data = tempfile::tempdir().unwrap();
+    succeed(data.path(), &["keys", "new", "--name", "siem.example.com"]);
+    let configs = data.path().join("configs");
+    std::fs::create_dir(&configs).unwrap();
+    let write = |name: &str, text: &str| std::fs::write(configs.join(name), text).unwrap();
+    write("linux.json", r#"{"version":1,"serial":12,"revision":"old"}"#);
+    write("linux-13.json", r#"{"version":1,"serial":13,"revision":"new"}"#);
+    write("linux-13.json.rollout", r#"{"percent":50}"#);
+    let reverted = succeed(data.path(), &["config", "revert", "linux-13.json"]);
+    assert!(reverted.contains("serial 14"), "{reverted}");
+    assert!(reverted.contains("then remove `linux.json`"), "{reverted}");
+    let check = || fail(data.path(), &["config", "check"], 1);
+    assert!(check().starts_with("[tie] linux-13.json: "));
+    std::fs::remove_file(configs.join("linux.json")).unwrap();
+    // The directory has no secrets.
+    assert!(check().starts_with("no token"));
+    let again =
+        succeed(data.path(), &["config", "revert", "linux-13.json", "--to", "linux-13.json"]);
+    assert!(!again.contains("remove"), "{again}");
+}
