@@ -1,4 +1,4 @@
-//! Which epochs the retention removes. Policy only: no files, no clock.
+//! Which whole epochs the retention removes. Policy only: no files, no clock.
 
 use std::time::{Duration, SystemTime};
 

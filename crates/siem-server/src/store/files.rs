@@ -146,7 +146,8 @@ impl StoreLock {
 ///                                       numbers, and the positions of its lines in their source files
 /// ```
 /// MACHINE and EPOCH are the ids where these are safe as file names, otherwise a shortened form
-/// with a hash. Late and redelivered lines come after the others: sort by `seq` where the order
+/// with a hash. Where the oldest lines of an epoch were removed, its file begins with NUL or empty
+/// lines, so that the others keep their positions. Late and redelivered lines come after the others: sort by `seq` where the order
 /// matters. `repeated` in a record lists the numbers whose lines another epoch of the machine also
 /// has.
 ///
@@ -425,7 +426,7 @@ impl Drop for FileStore {
         }
         if matches!(executed, Some(None)) || matches!(written, Some(None)) {
             let waited = self.close_within;
-            tracing::error!(code = "store_not_closed", directory = %self.lock.directory.display(), ?waited, "the disk of the store does not answer: it is not closed");
+            tracing::error!(code = "store_not_closed", directory = %self.lock.directory.display(), ?waited, "the store is not closed: its disk does not answer, or an erasure takes long");
             self.lock.leak();
         }
     }

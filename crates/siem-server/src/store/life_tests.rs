@@ -211,7 +211,7 @@ async fn take_at(store: &FileStore, first: u64, last: u64, at: SystemTime) {
 
 /// 560 batches of one entry, 300 of them from before the limit, the others of now.
 fn long_epoch(store: &FileStore) -> RetentionPolicy {
-    let now = SystemTime::now();
+    let now = crate::Clock::now(&crate::SystemClock);
     let old = now - Duration::from_secs(100 * 86_400);
     for seq in 1..=560 {
         let at = if seq <= 300 { old + Duration::from_secs(seq) } else { now };

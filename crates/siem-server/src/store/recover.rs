@@ -73,7 +73,7 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<S
             let stem = Stem::of(&frame.place);
             stems.insert(stem.clone());
             if !ends.contains_key(&stem) {
-                damaged.insert(stem.clone(), prepare(machines, &stem, &frame)?);
+                *damaged.entry(stem.clone()).or_default() |= prepare(machines, &stem, &frame)?;
             }
             files.apply(&frame)?;
             let place = &frame.place;

@@ -166,7 +166,7 @@ pub(crate) struct PlanRetention {
     json: bool,
 }
 
-/// Remove the epochs that `plan` prints
+/// Remove the epochs and entries that `plan` prints
 #[derive(Args)]
 pub(crate) struct ApplyRetention {
     #[command(flatten)]
@@ -182,7 +182,7 @@ struct RetentionLimits {
     /// Configuration file, whose `[retention]` has the limits
     #[arg(long, value_name = "FILE", conflicts_with_all = ["max_age", "max_bytes"])]
     config: Option<PathBuf>,
-    /// Time for which an epoch is kept after its last batch, such as `90d`
+    /// Time for which entries are kept, such as `90d`
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     max_age: Option<Duration>,
     /// Size of all entries in bytes, beyond which the epochs that ended first are removed

@@ -11,7 +11,7 @@ use crate::life::RetentionPolicy;
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct RetentionTable {
-    /// Time for which an epoch is kept after its last batch; zero keeps it.
+    /// Time for which entries are kept; zero keeps all.
     pub max_age: Time,
     /// Size of all records, beyond which the epochs that ended first are removed; zero is no limit.
     pub max_bytes: Size,

@@ -77,9 +77,12 @@ impl Engine {
         let (parts, whole): (Vec<_>, Vec<_>) =
             removals.iter().partition(|removal| removal.before.is_some());
         let epochs = whole.iter().map(|removal| (key_of(removal), removal.bytes)).collect();
+        let ends: Vec<_> =
+            parts.iter().filter_map(|part| Some((key_of(part), part.before?))).collect();
         let removed = self.store.remove(epochs, clock::text(now))?;
-        let ends = parts.iter().filter_map(|part| Some((key_of(part), part.before?))).collect();
-        self.store.remove_before(ends, clock::text(now))?;
+        if !ends.is_empty() {
+            self.store.remove_before(ends, clock::text(now))?;
+        }
         self.store.rotate()?;
         // An epoch to which a batch was added meanwhile stays.
         let removed: BTreeSet<EpochKey> = removed.into_iter().collect();

@@ -49,6 +49,33 @@ impl Writer {
             let frame = Frame { place, record, lines: Lines::Read(Vec::new()) };
             staged.insert(key, (note, frame));
         }
+        self.write_all(staged)
+    }
+
+    /// Removes the lines of epochs before a position, and keeps their ledgers.
+    pub(super) fn remove_before(&mut self, ends: &[(Key, u64)], at: &str) -> io::Result<()> {
+        // A replay would write older frames where lines are removed already.
+        let removed = self.rotate();
+        removed.blocking_recv().map_err(io::Error::other)??;
+        self.finish_earlier_work()?;
+        let mut staged = BTreeMap::new();
+        for (key, end) in ends {
+            let (place, lines_at) = self.catalog.positions(key);
+            // The epoch may have been removed since.
+            if *end > self.catalog.lines_from(key) && *end <= lines_at {
+                let place = FilePositions { removes_before: *end, ..place };
+                let at = at.to_owned();
+                let note = Note { at, lines_at, removed_before: *end, ..Note::default() };
+                let record = index_record::encode(&note.line(), &[], &[])?;
+                let frame = Frame { place, record, lines: Lines::Read(Vec::new()) };
+                staged.insert(key, (note, frame));
+            }
+        }
+        self.write_all(staged).map(drop)
+    }
+
+    /// Writes a note for each of some epochs in one durable step, and returns the epochs.
+    fn write_all(&mut self, staged: BTreeMap<&Key, (Note, Frame)>) -> io::Result<Vec<Key>> {
         if staged.is_empty() {
             return Ok(Vec::new());
         }
@@ -60,24 +87,6 @@ impl Writer {
             keys.push(key.clone());
         }
         Ok(keys)
-    }
-
-    /// Removes the lines of epochs before a position, and keeps their ledgers.
-    pub(super) fn remove_before(&mut self, ends: &[(Key, u64)], at: &str) -> io::Result<()> {
-        // A replay would write older frames where lines are removed already.
-        let removed = self.rotate();
-        removed.blocking_recv().map_err(io::Error::other)??;
-        for (key, end) in ends {
-            let (place, lines_at) = self.catalog.positions(key);
-            // The epoch may have been removed since.
-            if *end > self.catalog.lines_from(key) && *end <= lines_at {
-                let place = FilePositions { removes_before: *end, ..place };
-                let at = at.to_owned();
-                let note = Note { at, lines_at, removed_before: *end, ..Note::default() };
-                self.write(key, &note, place, Vec::new())?;
-            }
-        }
-        Ok(())
     }
 
     fn write(
