@@ -8,6 +8,8 @@ mod manual;
 pub(crate) mod msi;
 mod package;
 mod receiver;
+#[cfg(all(test, target_os = "linux"))]
+mod release_script;
 mod reproducible;
 mod sbom;
 mod sums;
