@@ -13,7 +13,7 @@ mod release_script;
 mod reproducible;
 mod sbom;
 mod sums;
-mod updates;
+pub(crate) mod updates;
 mod windows;
 
 use std::{
@@ -154,7 +154,7 @@ pub(crate) fn version() -> Result<String, Failure> {
 }
 
 /// Copies a file and sets its permissions.
-fn copy(from: &Path, to: &Path, mode: u32) -> Result<(), Failure> {
+pub(crate) fn copy(from: &Path, to: &Path, mode: u32) -> Result<(), Failure> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder)?;
     }
