@@ -41,6 +41,8 @@ const POLL: Duration = Duration::from_millis(500);
 const PLAY: Duration = Duration::from_secs(1);
 /// Time for the agent to deliver the rest: it promises 5 s.
 const AGENT_ENDS: Duration = Duration::from_secs(8);
+/// Time for the agent to update itself. The new program has 2 minutes to prove that it makes progress.
+const UPDATE: Duration = Duration::from_secs(180);
 /// Time for the receiver to bring its files up to date.
 const RECEIVER_ENDS: Duration = Duration::from_secs(10);
 
@@ -116,7 +118,8 @@ fn watch(
 ) -> Result<Health, Failure> {
     let mut status = StatusLine::new();
     let mut health = Health::default();
-    let (mut polled, mut played) = (None, Instant::now());
+    let started = Instant::now();
+    let (mut polled, mut played) = (None, started);
     let by_itself = loop {
         receiver.must_run()?;
         if let Some(ended) = agent.ended()? {
@@ -137,7 +140,10 @@ fn watch(
             player.play()?;
         }
         let is_updated = match update {
-            Some(update) => update.is_confirmed()?,
+            Some(update) if started.elapsed() < UPDATE => update.is_confirmed()?,
+            Some(update) => {
+                return Err(agent.complaint(&format!("did not update itself from {update}")));
+            }
             None => false,
         };
         if is_updated || interrupted.yes() {
