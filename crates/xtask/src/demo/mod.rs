@@ -96,7 +96,8 @@ impl Arguments {
         if let Some(update) = update.as_ref().filter(|_| !interrupted.yes()) {
             update.check_event()?;
         }
-        let tally = Tally::of(&stage.stored())?;
+        // Beside them are files of the receiver itself.
+        let tally = Tally::of(&stage.stored().join("machines"))?;
         println!("\n{}", tally.table());
         println!("{health}");
         println!("{}", stage.places(&tally));
