@@ -34,7 +34,7 @@ use crate::{
 /// Longest time until the first check, if one is due at the start.
 const FIRST: Duration = Duration::from_secs(5);
 /// Time until the next check while an update is not confirmed.
-const WHILE_UNCONFIRMED: Duration = Duration::from_secs(60);
+const WHILE_UNCONFIRMED: Duration = Duration::from_secs(10);
 
 /// Outcome of a check.
 enum Next {
@@ -101,10 +101,10 @@ impl SelfUpdate {
         let settings = &loaded.settings.update;
         let files = ProgramFiles::of_current().ok();
         let record = files.as_ref().and_then(UpdateRecord::read);
-        let next = if settings.mode == UpdateMode::Off {
-            Next::After(Duration::MAX)
-        } else if record.as_ref().is_some_and(UpdateRecord::is_pending) {
+        let next = if record.as_ref().is_some_and(UpdateRecord::is_pending) {
             Next::After(WHILE_UNCONFIRMED)
+        } else if settings.mode == UpdateMode::Off {
+            Next::After(Duration::MAX)
         } else {
             match updater(&loaded, &context, &self.dir) {
                 Ok(Some(updater)) => self.check_with(&updater, settings, record.as_ref()).await,

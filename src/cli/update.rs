@@ -174,28 +174,35 @@ fn install(
         tracing::debug!(%error, "cannot write the state of updates");
     }
     let staged = fetched.map_err(failed)?;
-    put_into_place(context, &loaded, &files, &lock, release, &staged, explicit)
+    let supervised = service::is_active_service(context, files.program());
+    put_into_place(lock, release, &staged, explicit, supervised)?;
+    restarted(release, supervised, &loaded.settings.agent.state_dir)
 }
 
+/// Installs a verified file. `is_service` tells whether a service runs the program.
 fn put_into_place(
-    context: &CliContext,
-    loaded: &LoadedConfig,
-    files: &ProgramFiles,
-    lock: &UpdateLock,
+    lock: UpdateLock,
     release: &UpdateRelease,
     staged: &Path,
     explicit: Option<&Path>,
-) -> Result<Report, Failure> {
-    let is_service = service::is_active_service(context, files.program());
+    is_service: bool,
+) -> Result<(), Failure> {
     // Without a service there is no start to watch over: the next one counts.
     let supervise = || match is_service {
-        true => update::start_supervisor(files),
+        true => update::start_supervisor(lock.files()),
         false => io::Result::Ok(()),
     };
     let now = SystemClock.now();
-    update::install(lock, staged, release, explicit, now, &supervise).map_err(failed)?;
+    update::install(&lock, staged, release, explicit, now, &supervise).map_err(failed)
+}
+
+/// Restarts the service after an installation, and reports it.
+fn restarted(
+    release: &UpdateRelease,
+    is_service: bool,
+    state_dir: &Path,
+) -> Result<Report, Failure> {
     let name = release.version.to_string();
-    let state_dir = &loaded.settings.agent.state_dir;
     let (next, pid) = restart(is_service, state_dir)?;
     let text = format!("installed release {name} in place of {}; {next}", version());
     let json = json!({

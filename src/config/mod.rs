@@ -18,6 +18,7 @@ mod managed;
 mod merged;
 mod on_error;
 mod options;
+mod organisation_keys;
 mod origin;
 mod permissions;
 mod pipeline;

@@ -12,7 +12,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use siem_protocol::{
     Digest,
     managed::{Action, Compliance, OnError, OnUnknown},
-    minisign::{MinisignError, OrganisationKey},
+    minisign::OrganisationKey,
 };
 
 use super::{
@@ -21,6 +21,7 @@ use super::{
     managed::ManagedAllowlist,
     merged::Merged,
     options::OptionTable,
+    organisation_keys::parse_keys,
     sink::SinkSettings,
     update::{UpdateSettings, UpdateTable},
 };
@@ -331,24 +332,6 @@ impl ManagedTable {
         );
         Err(merged.value_error(&format!("managed.allow.{index}"), problem))
     }
-}
-
-/// Parses a list of public keys of minisign, which is the value of `list`.
-pub(super) fn parse_keys(
-    list: &str,
-    keys: &[String],
-    merged: &Merged,
-) -> Result<Vec<OrganisationKey>, ConfigError> {
-    let key = |(index, text): (usize, &String)| {
-        text.parse().map_err(|error: MinisignError| {
-            let problem = format!(
-                "is not a key: {error}; it must be the second line of the file that `minisign -G` \
-                 writes, such as \"RWQf6LRC…\""
-            );
-            merged.value_error(&format!("{list}.{index}"), problem)
-        })
-    };
-    keys.iter().enumerate().map(key).collect()
 }
 
 impl ComplianceTable {

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use siem_protocol::{agent_event::UpdateMode, minisign::OrganisationKey};
 
-use super::{error::ConfigError, merged::Merged, settings::parse_keys};
+use super::{error::ConfigError, merged::Merged, organisation_keys::parse_keys};
 
 /// Interval between two checks by default. It is not in the built-in file, and neither are the other
 /// settings: the hash of a configuration without them is the same as before.

@@ -120,7 +120,7 @@ async fn release_is_found_downloaded_and_verified() {
     let release = release("0.3.0", &program, &key());
     agent.server.releases.serve(&release, &program, "e1");
     assert_eq!(agent.check().await.unwrap(), Decision::Current, "there is no list");
-    agent.server.releases.offer(&[release.clone()]);
+    agent.server.releases.offer(std::slice::from_ref(&release));
     assert_eq!(agent.check().await.unwrap(), Decision::Available(Box::new(release.clone())));
     let query = format!("os={}&arch={}&version=0.2.0", platform().os(), platform().arch());
     assert_eq!(agent.server.releases.queries(), [query.clone(), query]);
@@ -351,7 +351,7 @@ async fn receiver_that_is_away_is_no_failure() {
 async fn downgrade_asks_for_all_releases() {
     let (agent, program) = (Agent::new(), program());
     let older = release("0.1.0", &program, &key());
-    agent.server.releases.offer(&[older.clone()]);
+    agent.server.releases.offer(std::slice::from_ref(&older));
     assert_eq!(agent.check().await.unwrap(), Decision::Current);
     let back = Wish::Command { allows_downgrade: true };
     let decision = agent.updater().check(back, None).await.unwrap();

@@ -77,3 +77,4 @@ mod systemd;
 mod tls;
 mod trust_page;
 mod update_guard;
+mod updates;

@@ -8,7 +8,6 @@ mod demo;
 mod dist;
 mod instructions;
 mod language;
-mod machine;
 mod new_stage;
 mod public_api;
 mod sh;

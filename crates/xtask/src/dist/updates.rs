@@ -14,10 +14,10 @@ use super::{Dist, copy};
 use crate::{Failure, sh};
 
 /// A program for one platform.
-pub(crate) struct Program {
-    pub(crate) os: &'static str,
-    pub(crate) arch: &'static str,
-    pub(crate) path: PathBuf,
+struct Program {
+    os: &'static str,
+    arch: &'static str,
+    path: PathBuf,
 }
 
 /// Writes the programs, `manifest.json`, and with `sign_key` the signatures.
@@ -59,8 +59,7 @@ fn built(dist: &Dist) -> Result<Vec<Program>, Failure> {
     Ok(programs)
 }
 
-/// Writes programs of a version, the manifest that lists them, and with `sign_key` their signatures.
-pub(crate) fn write_to(
+fn write_to(
     folder: &Path,
     version: &str,
     programs: &[Program],
