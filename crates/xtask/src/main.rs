@@ -8,6 +8,7 @@ mod demo;
 mod dist;
 mod instructions;
 mod language;
+mod machine;
 mod new_stage;
 mod public_api;
 mod sh;

@@ -102,6 +102,11 @@ impl Child {
         format!("the {} exited with {status}{}", self.name, self.log_excerpt()).into()
     }
 
+    /// Describes a failure of a program that runs.
+    pub(super) fn complaint(&self, what: &str) -> Failure {
+        format!("the {} {what}{}", self.name, self.log_excerpt()).into()
+    }
+
     fn died(&mut self) -> Result<Failure, Failure> {
         let status = self.process.wait()?;
         self.ended = Some(status);

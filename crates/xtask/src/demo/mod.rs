@@ -7,6 +7,7 @@ mod child;
 mod sessions;
 mod stats;
 mod tally;
+mod update;
 
 use std::{
     collections::hash_map::RandomState,
@@ -28,6 +29,7 @@ use clap::Args;
 use sessions::{Player, Sessions};
 use stats::{Health, Receiver};
 use tally::Tally;
+use update::Update;
 
 use crate::{Failure, sh};
 
@@ -39,6 +41,8 @@ const POLL: Duration = Duration::from_millis(500);
 const PLAY: Duration = Duration::from_secs(1);
 /// Time for the agent to deliver the rest: it promises 5 s.
 const AGENT_ENDS: Duration = Duration::from_secs(8);
+/// Time for the agent to update itself. The new program has 2 minutes to prove that it makes progress.
+const UPDATE: Duration = Duration::from_secs(180);
 /// Time for the receiver to bring its files up to date.
 const RECEIVER_ENDS: Duration = Duration::from_secs(10);
 
@@ -57,6 +61,9 @@ pub(crate) struct Arguments {
     /// Build with optimisation: takes minutes, but reads gigabytes in seconds
     #[arg(long)]
     release: bool,
+    /// Let the agent update itself to a newer release, and stop once it works
+    #[arg(long, conflicts_with = "once")]
+    update: bool,
 }
 
 impl Arguments {
@@ -67,16 +74,30 @@ impl Arguments {
         let sessions = Sessions::choose(self.root.as_deref(), &stage.home())?;
         println!("reading {sessions}");
         let interrupted = Interrupted::listen()?;
-        let [agent, receiver] = built;
+        let [mut agent, receiver] = built;
+        let update = match self.update {
+            true => Some(stage.prepare_update(&agent)?),
+            false => None,
+        };
+        if let Some(update) = &update {
+            println!("updating {update}");
+            agent.clone_from(&update.program);
+        }
         let secrets = [secret(), secret()];
         let (mut receiver, address) = stage.start_receiver(&receiver, &secrets)?;
         println!("receiver at http://{address}");
-        let agent = stage.start_agent(&agent, &address, &secrets, &sessions, self.once)?;
+        let sections = update.as_ref().map_or("", |update| &update.configuration);
+        let config = stage.configure(&sessions, sections)?;
+        let agent = stage.start_agent(&agent, &address, &secrets, &config, self.once)?;
         let client = Receiver::new(address, &secrets[0]);
         let player = if self.once { None } else { sessions.player() };
-        let health = watch(agent, &mut receiver, &client, player, &interrupted)?;
+        let health = watch(agent, &mut receiver, &client, player, update.as_ref(), &interrupted)?;
         receiver.end(RECEIVER_ENDS)?;
-        let tally = Tally::of(&stage.stored())?;
+        if let Some(update) = update.as_ref().filter(|_| !interrupted.yes()) {
+            update.check_event()?;
+        }
+        // Beside them are files of the receiver itself.
+        let tally = Tally::of(&stage.stored().join("machines"))?;
         println!("\n{}", tally.table());
         println!("{health}");
         println!("{}", stage.places(&tally));
@@ -93,11 +114,13 @@ fn watch(
     receiver: &mut Child,
     client: &Receiver,
     mut player: Option<Player>,
+    update: Option<&Update>,
     interrupted: &Interrupted,
 ) -> Result<Health, Failure> {
     let mut status = StatusLine::new();
     let mut health = Health::default();
-    let (mut polled, mut played) = (None, Instant::now());
+    let started = Instant::now();
+    let (mut polled, mut played) = (None, started);
     let by_itself = loop {
         receiver.must_run()?;
         if let Some(ended) = agent.ended()? {
@@ -117,9 +140,16 @@ fn watch(
             played = Instant::now();
             player.play()?;
         }
-        if interrupted.yes() {
+        let is_updated = match update {
+            Some(update) if started.elapsed() < UPDATE => update.is_confirmed()?,
+            Some(update) => {
+                return Err(agent.complaint(&format!("did not update itself from {update}")));
+            }
+            None => false,
+        };
+        if is_updated || interrupted.yes() {
             status.finish();
-            println!("ending");
+            println!("{}", if is_updated { "updated, ending" } else { "ending" });
             break agent.end(AGENT_ENDS)?;
         }
         thread::sleep(TICK);
@@ -208,16 +238,27 @@ impl Stage {
         Ok((receiver, address))
     }
 
+    /// Publishes a release that is newer than the program.
+    fn prepare_update(&self, agent: &Path) -> Result<Update, Failure> {
+        Update::prepare(agent, &self.home(), &self.stored(), &self.directory)
+    }
+
+    /// Writes the configuration of the agent, which ends with `sections`, and returns its path.
+    fn configure(&self, sessions: &Sessions, sections: &str) -> Result<PathBuf, Failure> {
+        let config = self.path("agent.toml");
+        let text = configuration(&self.path("state"), sessions.root());
+        fs::write(&config, text + sections)?;
+        Ok(config)
+    }
+
     fn start_agent(
         &self,
         binary: &Path,
         address: &str,
         [token, secret]: &[String; 2],
-        sessions: &Sessions,
+        config: &Path,
         once: bool,
     ) -> Result<Child, Failure> {
-        let config = self.path("agent.toml");
-        fs::write(&config, configuration(&self.path("state"), sessions.root()))?;
         let mut command = Command::new(binary);
         for (name, _) in std::env::vars_os() {
             if is_of_an_agent(&name.to_string_lossy()) {

@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use super::{Dist, check, copy, package};
+use super::{Dist, check, copy, package, reproducible::Folders};
 use crate::{Failure, sh};
 
 /// Target of the static program. It is linked with glibc, since the allocator of musl costs twice
@@ -33,18 +33,20 @@ pub(crate) const MAX_BYTES: u64 = 17 << 20;
 
 /// Builds the static program.
 pub(crate) fn program() -> Result<PathBuf, Failure> {
-    let mut build = sh::cargo(["build", "--release", "--package", "ai-agent", "--bin", "ai-agent"]);
-    build.args(["--target", TARGET]).env("RUSTFLAGS", FLAGS).env("CFLAGS", C_FLAGS);
-    sh::succeed(&mut build)?;
-    Ok(sh::target_directory()?.join(TARGET).join("release/ai-agent"))
+    program_in(&Folders::here()?)
+}
+
+/// Builds the static program from the sources in another folder.
+pub(super) fn program_in(folders: &Folders) -> Result<PathBuf, Failure> {
+    sh::succeed(&mut folders.build("ai-agent", FLAGS, C_FLAGS)?)?;
+    Ok(folders.target.join(TARGET).join("release/ai-agent"))
 }
 
 /// Builds the static program of the receiver.
 pub(super) fn receiver() -> Result<PathBuf, Failure> {
-    let mut build = sh::cargo(["build", "--release", "--package", "siem-server"]);
-    build.args(["--bin", "siem-server", "--target", TARGET]).env("RUSTFLAGS", RECEIVER_FLAGS);
-    sh::succeed(&mut build)?;
-    Ok(sh::target_directory()?.join(TARGET).join("release/siem-server"))
+    let folders = Folders::here()?;
+    sh::succeed(&mut folders.build("siem-server", RECEIVER_FLAGS, "")?)?;
+    Ok(folders.target.join(TARGET).join("release/siem-server"))
 }
 
 /// Fails if the program is larger than [`MAX_BYTES`].
@@ -64,6 +66,7 @@ pub(super) fn build(dist: &mut Dist, manual: &Path) -> Result<(), Failure> {
     let program = program()?;
     check::is_static(&program)?;
     check_size(&program)?;
+    Folders::here()?.check(&program)?;
     check::names_and_tls(dist, &program)?;
 
     let tree = dist.parts.join("tree");
@@ -77,14 +80,21 @@ pub(super) fn build(dist: &mut Dist, manual: &Path) -> Result<(), Failure> {
     if sh::has_program("dpkg-deb") {
         println!("── .deb");
         let deb = dist.file(&format!("ai-agent_{version}_{}.deb", package::DEBIAN));
-        package::deb(&package::AGENT, &tree, &dist.parts, &version, &deb)?;
+        package::deb(
+            &package::AGENT,
+            &tree,
+            &dist.parts,
+            &version,
+            package::Compression::Small,
+            &deb,
+        )?;
         check::deb(dist, package::AGENT.name, &deb, &tree, check::agent)?;
     } else {
         dist.skip(".deb", "dpkg-deb is not installed");
     }
     if sh::has_program("rpmbuild") || (sh::apt_install(&["rpm"]) && sh::has_program("rpmbuild")) {
         println!("── .rpm");
-        let rpm = package::rpm(&tree, &dist.parts, &version)?;
+        let rpm = package::rpm(&tree, &dist.parts, &version, package::Compression::Small)?;
         let name = rpm.file_name().ok_or("an rpm without a name")?;
         fs::copy(&rpm, dist.folder.join(name))?;
         let mut list = Command::new("rpm");

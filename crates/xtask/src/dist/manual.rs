@@ -1,7 +1,6 @@
 //! Man pages and completions, which the agent prints.
 
 use std::{
-    ffi::OsStr,
     fs::{self, File},
     path::Path,
     process::Command,
@@ -18,8 +17,9 @@ const COMPLETIONS: [(&str, &str); 5] = [
     ("zsh", "_ai-agent"),
 ];
 
-/// Writes the man pages to `directory/man` and the completions to `directory/completions`.
-pub(super) fn write(directory: &Path) -> Result<(), Failure> {
+/// Writes the man pages to `directory/man` and the completions to `directory/completions`, with the
+/// program that `agent` calls.
+pub(super) fn write(directory: &Path, agent: impl Fn() -> Command) -> Result<(), Failure> {
     let (man, completions) = (directory.join("man"), directory.join("completions"));
     for folder in [&man, &completions] {
         if folder.try_exists()? {
@@ -27,17 +27,15 @@ pub(super) fn write(directory: &Path) -> Result<(), Failure> {
         }
         fs::create_dir_all(folder)?;
     }
-    sh::succeed(&mut agent([OsStr::new("man"), OsStr::new("--to"), man.as_os_str()]))?;
+    sh::succeed(agent().args(["man", "--to"]).arg(&man))?;
     for (shell, name) in COMPLETIONS {
         let file = File::create(completions.join(name))?;
-        sh::succeed(agent(["completions", shell]).stdout(file))?;
+        sh::succeed(agent().args(["completions", shell]).stdout(file))?;
     }
     Ok(())
 }
 
-/// The agent of this machine, which also prints the texts for others.
-fn agent<S: AsRef<OsStr>>(arguments: impl IntoIterator<Item = S>) -> Command {
-    let mut run = sh::cargo(["run", "--quiet", "--package", "ai-agent", "--bin", "ai-agent", "--"]);
-    run.args(arguments);
-    run
+/// Returns a call of the agent of this machine, which also prints the texts for others.
+pub(super) fn agent() -> Command {
+    sh::cargo(["run", "--quiet", "--package", "ai-agent", "--bin", "ai-agent", "--"])
 }

@@ -1,14 +1,19 @@
 //! `cargo xtask dist`: the release files, as far as this machine can build them.
 
 mod check;
+pub(crate) mod lifecycle;
 pub(crate) mod linux;
 mod macos;
 mod manual;
+pub(crate) mod msi;
 mod package;
 mod receiver;
+#[cfg(all(test, target_os = "linux"))]
+mod release_script;
+mod reproducible;
 mod sbom;
 mod sums;
-mod updates;
+pub(crate) mod updates;
 mod windows;
 
 use std::{
@@ -20,7 +25,8 @@ use std::{
 use clap::Args;
 use serde::Deserialize;
 
-use crate::{Failure, sh};
+use self::lifecycle::Format;
+use crate::{Failure, machine, sh};
 
 /// Build the release files below `target/dist`: a static Linux program, `.deb` and `.rpm` with the
 /// user unit, the receiver and its `.deb`, the Windows program as a zip, man pages, completions, samples for an MDM, an SBOM,
@@ -34,6 +40,14 @@ pub(crate) struct Arguments {
     /// Private key of minisign, to sign the programs that agents update to
     #[arg(long, value_name = "FILE")]
     sign_key: Option<PathBuf>,
+
+    /// Only install, upgrade and remove packages of a debug build, which takes seconds
+    #[arg(long)]
+    debug: bool,
+
+    /// Only build the Linux program, twice in different folders, and fail if the bytes differ
+    #[arg(long)]
+    check_reproducible: bool,
 }
 
 /// Version and folders of the release files.
@@ -61,6 +75,13 @@ impl Dist {
 impl Arguments {
     pub(crate) fn run(self) -> Result<ExitCode, Failure> {
         updates::check_key(self.sign_key.as_deref())?;
+        if self.debug {
+            return packages_of_debug_build();
+        }
+        if self.check_reproducible {
+            reproducible::check()?;
+            return Ok(ExitCode::SUCCESS);
+        }
         let target = sh::target_directory()?;
         let folder = target.join("dist");
         if folder.try_exists()? {
@@ -73,11 +94,12 @@ impl Arguments {
 
         println!("── man pages and completions");
         let manual = dist.parts.join("manual");
-        manual::write(&manual)?;
+        manual::write(&manual, manual::agent)?;
         match env::consts::OS {
             "linux" => {
                 linux::build(&mut dist, &manual)?;
                 receiver::build(&mut dist)?;
+                lifecycle::check_release(&mut dist)?;
             }
             "macos" => macos::build(&mut dist)?,
             _ => {}
@@ -102,8 +124,19 @@ impl Arguments {
     }
 }
 
+/// Builds the programs and checks their packages.
+fn packages_of_debug_build() -> Result<ExitCode, Failure> {
+    if let Some(why) = machine::lacking() {
+        return Err(why.into());
+    }
+    sh::build(["ai-agent", "siem-server"], ["ai-agent", "siem-server"], false)?;
+    let checked = lifecycle::check_debug_build(&[Format::Deb, Format::Rpm])?;
+    println!("checked: {checked:?}");
+    Ok(ExitCode::SUCCESS)
+}
+
 /// Version of the agent.
-fn version() -> Result<String, Failure> {
+pub(crate) fn version() -> Result<String, Failure> {
     #[derive(Deserialize)]
     struct Manifest {
         workspace: Workspace,
@@ -121,7 +154,7 @@ fn version() -> Result<String, Failure> {
 }
 
 /// Copies a file and sets its permissions.
-fn copy(from: &Path, to: &Path, mode: u32) -> Result<(), Failure> {
+pub(crate) fn copy(from: &Path, to: &Path, mode: u32) -> Result<(), Failure> {
     if let Some(folder) = to.parent() {
         fs::create_dir_all(folder)?;
     }

@@ -8,15 +8,34 @@ use std::{
 
 use crate::{Failure, sh};
 
+/// Functions for the services of all users.
+macro_rules! agent_functions {
+    () => {
+        include_str!("scripts/agents.sh")
+    };
+}
+
+/// Maintainer script of the agent's Debian package.
+macro_rules! agent_script {
+    ($body:literal) => {
+        concat!("#!/bin/sh\nset -e\n", agent_functions!(), "\n", include_str!($body))
+    };
+}
+
 /// Debian's name of this processor architecture.
 pub(super) const DEBIAN: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+
+/// Time of all files in packages, in seconds since 1970. A package is the same bytes whenever it is built.
+const TIME: &str = "0";
 
 /// Program in a package of its own.
 pub(super) struct Package {
     pub(super) name: &'static str,
     summary: &'static str,
     description: [&'static str; 3],
-    /// Names and texts of maintainer scripts.
+    /// Packages that the maintainer scripts need.
+    depends: &'static str,
+    /// Names and texts of Debian's maintainer scripts.
     scripts: &'static [(&'static str, &'static str)],
 }
 
@@ -28,7 +47,12 @@ pub(super) const AGENT: Package = Package {
         "record in a durable outbox, and ships it signed, so that the receiver can prove",
         "that nothing is missing, doubled or changed.",
     ],
-    scripts: &[],
+    depends: "",
+    scripts: &[
+        ("postinst", agent_script!("scripts/agent.postinst")),
+        ("prerm", agent_script!("scripts/agent.prerm")),
+        ("postrm", agent_script!("scripts/agent.postrm")),
+    ],
 };
 
 pub(super) const RECEIVER: Package = Package {
@@ -39,32 +63,23 @@ pub(super) const RECEIVER: Package = Package {
         "batch, stores every record once, byte for byte, and says which machines are",
         "quiet, behind, or have gaps.",
     ],
-    scripts: &[("postinst", POSTINST), ("prerm", PRERM), ("postrm", POSTRM)],
+    depends: "Depends: systemd\n",
+    scripts: &[
+        ("postinst", include_str!("scripts/receiver.postinst")),
+        ("prerm", include_str!("scripts/receiver.prerm")),
+        ("postrm", include_str!("scripts/receiver.postrm")),
+    ],
 };
 
-const POSTINST: &str = r#"#!/bin/sh
-set -e
-if [ "$1" = configure ]; then
-    systemd-sysusers --root="${DPKG_ROOT:-/}" siem-server.conf
-    if [ -z "$DPKG_ROOT" ] && [ -d /run/systemd/system ]; then
-        systemctl daemon-reload
-        systemctl try-restart siem-server.service
-    fi
-fi
-"#;
-const PRERM: &str = r#"#!/bin/sh
-set -e
-if [ "$1" = remove ] && [ -z "$DPKG_ROOT" ] && [ -d /run/systemd/system ]; then
-    systemctl disable --now siem-server.service
-fi
-"#;
-// The records in /var/lib/siem-server stay, also after a purge.
-const POSTRM: &str = r#"#!/bin/sh
-set -e
-if [ -z "$DPKG_ROOT" ] && [ -d /run/systemd/system ]; then
-    systemctl daemon-reload
-fi
-"#;
+/// Scripts of the agent's `.rpm`. Their argument is the number of versions that are installed afterwards.
+const RPM_SCRIPTS: [(&str, &str); 3] = [
+    (
+        "post",
+        "for_each_user reload_manager\nif [ \"$1\" -gt 1 ]; then for_each_user restart_agent; fi\n",
+    ),
+    ("preun", "if [ \"$1\" -eq 0 ]; then disable_for_all; for_each_user stop_agent; fi\n"),
+    ("postun", "if [ \"$1\" -eq 0 ]; then for_each_user reload_manager; fi\n"),
+];
 
 /// Archives `name` of `folder`.
 pub(super) fn tar(folder: &Path, name: &str, to: &Path) -> Result<(), Failure> {
@@ -76,15 +91,25 @@ pub(super) fn tar(folder: &Path, name: &str, to: &Path) -> Result<(), Failure> {
     sh::succeed(tar.arg("-czf").arg(to).arg("-C").arg(folder).arg(name))
 }
 
+/// Compression of a package.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Compression {
+    /// Small: for a release.
+    Small,
+    /// Fast: for a test.
+    None,
+}
+
 /// Makes a Debian package.
 pub(super) fn deb(
     package: &Package,
     tree: &Path,
     parts: &Path,
     version: &str,
+    compression: Compression,
     to: &Path,
 ) -> Result<(), Failure> {
-    let Package { name, summary, description, scripts } = package;
+    let Package { name, summary, description, depends, scripts } = package;
     let root = parts.join("deb");
     if root.try_exists()? {
         fs::remove_dir_all(&root)?;
@@ -93,8 +118,6 @@ pub(super) fn deb(
     fs::create_dir_all(root.join("DEBIAN"))?;
     let kilobytes = sizes(tree)?.div_ceil(1024);
     let description = description.join("\n ");
-    // The scripts call `systemd-sysusers`.
-    let depends = if scripts.is_empty() { "" } else { "Depends: systemd\n" };
     let control = format!(
         "Package: {name}\nVersion: {version}\nArchitecture: {DEBIAN}\nSection: admin\n\
          Priority: optional\nMaintainer: ai-agent <ai-agent@localhost>\n\
@@ -106,31 +129,54 @@ pub(super) fn deb(
         fs::write(&path, text)?;
         super::set_mode(&path, 0o755)?;
     }
+    let compression = match compression {
+        Compression::Small => "-Zxz",
+        Compression::None => "-Znone",
+    };
     let mut build = Command::new("dpkg-deb");
-    sh::succeed(build.args(["--root-owner-group", "-Zxz", "--build"]).arg(&root).arg(to))
+    // Later times are replaced by this one.
+    build.env("SOURCE_DATE_EPOCH", TIME);
+    sh::succeed(build.args(["--root-owner-group", compression, "--build"]).arg(&root).arg(to))
 }
 
 /// Makes an RPM package and returns its path.
-pub(super) fn rpm(tree: &Path, parts: &Path, version: &str) -> Result<PathBuf, Failure> {
+pub(super) fn rpm(
+    tree: &Path,
+    parts: &Path,
+    version: &str,
+    compression: Compression,
+) -> Result<PathBuf, Failure> {
     let top = parts.join("rpm");
     if top.try_exists()? {
         fs::remove_dir_all(&top)?;
     }
     fs::create_dir_all(&top)?;
-    let files: Vec<String> = sh::files_below(tree)?
+    let Package { name, summary, description, .. } = AGENT;
+    // The package owns this directory with all that is in it; the others belong to the system.
+    let own = format!("usr/share/doc/{name}");
+    let mut files: Vec<String> = sh::files_below(tree)?
         .iter()
         .filter_map(|file| file.strip_prefix(tree).ok())
+        .filter(|file| !file.starts_with(&own))
         .map(|file| {
             // rpmbuild compresses man pages and renames them.
             let star = if file.starts_with("usr/share/man") { "*" } else { "" };
             format!("/{}{star}", file.display())
         })
         .collect();
-    let Package { name, summary, description, .. } = AGENT;
+    files.push(format!("/{own}"));
+    let scripts: String = RPM_SCRIPTS
+        .iter()
+        // `%` starts a macro.
+        .map(|(name, body)| format!("%{name}\n{}\n{body}", agent_functions!().replace('%', "%%")))
+        .collect();
     let spec = format!(
         "Name: {name}\nVersion: {version}\nRelease: 1\nSummary: {summary}\nLicense: MIT\n\
          AutoReqProv: no\n%global __os_install_post %{{nil}}\n%global debug_package %{{nil}}\n\
-         %description\n{}\n%install\ncp -a {}/. %{{buildroot}}\n%files\n%defattr(-,root,root)\n{}\n",
+         %global use_source_date_epoch_as_buildtime 1\n\
+         %global clamp_mtime_to_source_date_epoch 1\n%global _buildhost localhost\n\
+         %description\n{}\n%install\ncp -a {}/. %{{buildroot}}\n{scripts}\
+         %files\n%defattr(-,root,root)\n{}\n",
         description.join("\n"),
         tree.display(),
         files.join("\n"),
@@ -139,7 +185,10 @@ pub(super) fn rpm(tree: &Path, parts: &Path, version: &str) -> Result<PathBuf, F
     fs::write(&file, spec)?;
     let mut build = Command::new("rpmbuild");
     build.args(["--quiet", "-bb", "--target", env::consts::ARCH, "--define"]);
-    build.arg(format!("_topdir {}", top.display()));
+    build.arg(format!("_topdir {}", top.display())).env("SOURCE_DATE_EPOCH", TIME);
+    if compression == Compression::None {
+        build.args(["--define", "_binary_payload w0.ufdio"]);
+    }
     sh::succeed(build.args(["--define", "_build_id_links none"]).arg(&file))?;
     let made = sh::files_below(&top.join("RPMS"))?;
     made.into_iter().next().ok_or_else(|| "rpmbuild has made nothing".into())

@@ -2,7 +2,7 @@
 
 use std::{env, fs, path::Path};
 
-use super::{Dist, check, copy, linux, package};
+use super::{Dist, check, copy, linux, package, reproducible::Folders};
 use crate::{Failure, sh};
 
 /// Files of the package besides the program: source below `config` or `docs`, and place below `usr`.
@@ -19,6 +19,7 @@ pub(super) fn build(dist: &mut Dist) -> Result<(), Failure> {
     println!("── the static receiver");
     let program = linux::receiver()?;
     check::is_static(&program)?;
+    Folders::here()?.check(&program)?;
     // Also the context of the container image.
     let tree = dist.parts.join("receiver");
     if tree.try_exists()? {
@@ -31,7 +32,14 @@ pub(super) fn build(dist: &mut Dist) -> Result<(), Failure> {
     if sh::has_program("dpkg-deb") {
         println!("── .deb of the receiver");
         let deb = dist.file(&format!("siem-server_{version}_{}.deb", package::DEBIAN));
-        package::deb(&package::RECEIVER, &tree, &dist.parts, &version, &deb)?;
+        package::deb(
+            &package::RECEIVER,
+            &tree,
+            &dist.parts,
+            &version,
+            package::Compression::Small,
+            &deb,
+        )?;
         if sh::has_program("systemd-sysusers") {
             check::deb(dist, package::RECEIVER.name, &deb, &tree, check::receiver)?;
         } else {
@@ -43,7 +51,7 @@ pub(super) fn build(dist: &mut Dist) -> Result<(), Failure> {
     Ok(())
 }
 
-fn lay_out(tree: &Path, program: &Path) -> Result<(), Failure> {
+pub(super) fn lay_out(tree: &Path, program: &Path) -> Result<(), Failure> {
     let (source, usr) = (sh::workspace(), tree.join("usr"));
     copy(program, &usr.join("bin/siem-server"), 0o755)?;
     for (file, place) in FILES {

@@ -14,10 +14,10 @@ use super::{Dist, copy};
 use crate::{Failure, sh};
 
 /// A program for one platform.
-struct Program {
-    os: &'static str,
-    arch: &'static str,
-    path: PathBuf,
+pub(crate) struct Program {
+    pub(crate) os: &'static str,
+    pub(crate) arch: &'static str,
+    pub(crate) path: PathBuf,
 }
 
 /// Writes the programs, `manifest.json`, and with `sign_key` the signatures.
@@ -59,7 +59,8 @@ fn built(dist: &Dist) -> Result<Vec<Program>, Failure> {
     Ok(programs)
 }
 
-fn write_to(
+/// Writes programs of a version, the manifest that lists them, and with `sign_key` their signatures.
+pub(crate) fn write_to(
     folder: &Path,
     version: &str,
     programs: &[Program],

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use super::{Dist, copy};
+use super::{Dist, copy, msi};
 use crate::{Failure, cross, sh, shared};
 
 pub(super) fn build(dist: &mut Dist) -> Result<(), Failure> {
@@ -38,19 +38,19 @@ pub(super) fn build(dist: &mut Dist) -> Result<(), Failure> {
     installer(dist, &folder, &name)
 }
 
-/// Makes an installer from the files in `folder`.
+/// Makes an installer from the files in `folder`, and installs it under wine.
 fn installer(dist: &mut Dist, folder: &Path, name: &str) -> Result<(), Failure> {
     println!("── the Windows installer");
-    if !sh::has_program("wixl") && !sh::apt_install(&["wixl"]) {
-        dist.skip("Windows installer", "`wixl` is wanted, which is part of msitools");
+    if !msi::can_make() {
+        dist.skip("Windows installer", "`wixl` is missing, which is part of msitools");
         return Ok(());
     }
-    // Windows Installer compares only numbers.
-    let number = dist.version.split(['-', '+']).next().unwrap_or_default();
-    let mut make = Command::new("wixl");
-    make.current_dir(folder).args(["--arch", "x64", "--define", &format!("Version={number}")]);
-    make.arg("--output").arg(dist.file(&format!("{name}.msi")));
-    sh::succeed(make.arg(sh::workspace().join("crates/xtask/src/dist/ai-agent.wxs")))
+    let version = dist.version.clone();
+    msi::make(folder, &version, &dist.file(&format!("{name}.msi")))?;
+    if let Some(why) = msi::check(&folder.join("ai-agent.exe"), &version)? {
+        dist.skip("the Windows installer run", why);
+    }
+    Ok(())
 }
 
 /// Builds the program; `None` if that is not possible.

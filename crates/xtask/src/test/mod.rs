@@ -12,8 +12,13 @@ use clap::Args;
 
 use crate::{
     Failure, cross,
+    dist::{
+        self,
+        lifecycle::{self, Format},
+        msi,
+    },
     instructions::{self, NotCounted},
-    language,
+    language, machine,
     public_api::{self, Compared},
     sh, shared,
 };
@@ -43,7 +48,7 @@ const FULL: [(&str, &str); 7] = [
 /// Time that each step may take in CI, in seconds: about 1.5 times what it takes from a cold clone on two
 /// cores. Lower a limit when CI shows that a step takes less. A step without a limit runs only with
 /// `--full`.
-const LIMITS: [(&str, u64); 13] = [
+const LIMITS: [(&str, u64); 14] = [
     ("format", 30),
     ("language", 30),
     ("dependencies", 60),
@@ -53,6 +58,7 @@ const LIMITS: [(&str, u64); 13] = [
     ("servers", 180),
     ("lints", 250),
     ("tests", 975),
+    ("packages", 40),
     ("examples in docs", 120),
     ("docs", 150),
     ("public items", 240),
@@ -100,9 +106,10 @@ impl Arguments {
         if full {
             slow.push(("release 0.1", Box::new(release_0_1::build)));
         }
-        slow.extend::<[(&'static str, Check); 6]>([
+        slow.extend::<[(&'static str, Check); 7]>([
             ("lints", Box::new(lints)),
             ("tests", Box::new(move || tests(full))),
+            ("packages", Box::new(move || packages(full))),
             ("examples in docs", Box::new(doc_examples)),
             ("docs", Box::new(docs)),
             ("public items", Box::new(public_items)),
@@ -273,6 +280,21 @@ fn tests(full: bool) -> Outcome {
     }
 }
 
+/// Installs, upgrades and removes the packages of the programs that the tests were run with.
+fn packages(full: bool) -> Outcome {
+    if let Some(why) = machine::lacking() {
+        return Outcome::Skipped(why.to_owned());
+    }
+    if full && !sh::has_program("rpmbuild") {
+        sh::apt_install(&["rpm"]);
+    }
+    let formats: &[Format] = if full { &[Format::Deb, Format::Rpm] } else { &[Format::Deb] };
+    match lifecycle::check_debug_build(formats) {
+        Ok(checked) => Outcome::Ok(Some(format!("{checked:?}"))),
+        Err(error) => Outcome::Failed(error.to_string()),
+    }
+}
+
 fn doc_examples() -> Outcome {
     run(&mut sh::cargo(["test", "--doc", "--workspace"]))
 }
@@ -313,7 +335,17 @@ fn other_systems() -> Outcome {
             cross.display()
         ));
     }
-    match cross::check(&cross) {
+    let checked = cross::check(&cross).and_then(|summary| {
+        // The tests are built with the program.
+        let program = cross::target()?.join(cross::TARGET).join("debug/ai-agent.exe");
+        let skipped = msi::check(&program, &dist::version()?)?;
+        let installer = skipped.map_or_else(
+            || "installer checked".to_owned(),
+            |why| format!("installer not checked: {why}"),
+        );
+        Ok(format!("{summary}; {installer}"))
+    });
+    match checked {
         Ok(summary) => Outcome::Ok(Some(summary)),
         Err(error) => Outcome::Failed(error.to_string()),
     }
