@@ -99,3 +99,20 @@ fn release_of_two_versions_is_refused() {
     write_part(&folder.0.join("parts"), "macos", "aarch64", "0.2.0");
     assert!(!collect(&folder.0));
 }
+
+/// A tag can be moved to other code; the digest of a commit cannot.
+#[test]
+fn workflows_name_actions_by_digest() {
+    let mut actions = 0;
+    for file in sh::files_below(&sh::workspace().join(".github/workflows")).unwrap() {
+        let text = fs::read_to_string(&file).unwrap();
+        for (_, action) in text.lines().filter_map(|line| line.split_once("uses: ")) {
+            let (_, reference) = action.split_once('@').unwrap();
+            let (digest, version) = reference.split_once(" # v").unwrap_or_default();
+            let is_digest = digest.len() == 40 && digest.bytes().all(|it| it.is_ascii_hexdigit());
+            assert!(is_digest && !version.is_empty(), "{}: {action}", file.display());
+            actions += 1;
+        }
+    }
+    assert!(actions > 0);
+}
