@@ -126,7 +126,7 @@ fn all_problems_are_reported_at_once() {
         "unknown key `htpp` in `FILE:13`: did you mean `http`?",
         "`http.listen` in `FILE:3` is the string \"localhost\", expected an address with a port, such as \"127.0.0.1:8080\"",
         "`http.trusted_proxies[1]` in `FILE:5` is the string \"x\", expected an address or a network such as \"10.0.0.0/8\"",
-        "`limits.body_size` in `FILE:9` is the string \"big\", expected a size such as \"4 MiB\"",
+        "`limits.body_size` in `FILE:9` is invalid: `big` is not a size such as \"4 MiB\"",
         "`log.format` in `FILE:12` is \"jsn\", expected `text` or `json`: did you mean `json`?",
         "`http.connections` in `FILE:4` is out of range, expected 16 or more",
         "`tls.key` in `FILE:7` needs a certificate: set `tls.certificate`",

@@ -198,3 +198,29 @@ async fn refusal_without_a_hash_is_of_the_content_offered_last() {
         (&json!(1), &json!(1))
     );
 }
+
+/// To count the answers takes time that grows with the number of all devices.
+#[tokio::test]
+async fn later_pages_of_stats_repeat_the_answers_of_the_first_one() {
+    let mut fleet = Fleet::start().await;
+    let text = config("a", 1, "{}");
+    fleet.write("a.json", &text);
+    for machine in ["m-1", "m-2"] {
+        ask(&fleet, machine).await;
+        fleet.ship(machine, None, None).await;
+    }
+    let page = |url: String| async move {
+        let request = reqwest::Client::new().get(url).bearer_auth(TOKEN);
+        let body = request.send().await.unwrap().bytes().await.unwrap();
+        serde_json::from_slice::<serde_json::Value>(&body).unwrap()
+    };
+    let first = page(fleet.server.url("/stats?limit=1")).await;
+    assert_eq!(first["config"]["files"][0]["offered"], 2);
+    fleet.refuse("m-2", None, Digest::of(text.as_bytes())).await;
+    let next = first["next"].as_str().unwrap();
+    let second = page(fleet.server.url(&format!("/stats?limit=1&cursor={next}"))).await;
+    assert_eq!(second["config"], first["config"]);
+    let again = page(fleet.server.url("/stats?limit=1")).await;
+    let counts = ["offered", "refused"].map(|it| again["config"]["files"][0][it].as_u64());
+    assert_eq!(counts, [1, 1].map(Some));
+}

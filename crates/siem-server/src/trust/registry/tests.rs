@@ -11,6 +11,7 @@ use siem_protocol::{
 };
 
 use super::*;
+use crate::configs::Rollout;
 use crate::trust::{
     devices::{DEVICE_KEY_NAME, EnrollRefusal},
     events::{Event, EventKind},
@@ -321,4 +322,39 @@ fn no_file_has_the_text_of_a_token() {
     }
     let shown = format!("{:?}", fixture.registry);
     assert!(!shown.contains("PRIVATE"), "{shown}");
+}
+
+/// Anyone with the secrets of the fleet can make up machines that refuse a configuration.
+#[test]
+fn made_up_devices_halt_no_rollout_beside_a_confirmed_one() {
+    let fixture = fixture(TrustLevel::FirstUse);
+    let registry = &fixture.registry;
+    let (hash, rollout) = (Digest::of(b"new"), Rollout::new(100));
+    registry.offer_config(&hash, None).unwrap();
+    let identity = |machine: &str| Identity {
+        machine_id: machine.into(),
+        user: "u".into(),
+        hostname: "laptop".into(),
+        os: "linux".into(),
+        arch: String::new(),
+        agent_version: String::new(),
+    };
+    let refuse = |machine: &str| {
+        let refusal = ConfigRefusal { hash: Some(hash), reason: "r".into() };
+        registry.note_answers(&identity(machine), None, &[refusal]).unwrap();
+    };
+    let halts = || registry.halt_if_exceeded(hash, &rollout).unwrap().is_some();
+    registry.enroll(&enrollment(1), &Grant::all()).unwrap();
+    registry.confirm(&DeviceKey::from(device(1).key()), Confirmation::Operator).unwrap();
+    registry.note_answers(&identity("m-1"), Some(hash), &[]).unwrap();
+    ["x-1", "x-2", "x-3", "x-4"].into_iter().for_each(refuse);
+    assert!(!halts());
+    for (seed, machine) in [(2, "m-2"), (3, "m-3"), (4, "m-4")] {
+        assert!(!halts());
+        let enroll = Enroll { machine: machine.into(), ..enrollment(seed) };
+        registry.enroll(&enroll, &Grant::all()).unwrap();
+        registry.confirm(&DeviceKey::from(device(seed).key()), Confirmation::Operator).unwrap();
+        refuse(machine);
+    }
+    assert!(halts());
 }
