@@ -18,7 +18,7 @@ use super::{
     config_sources::ConfigSources,
     file_watch::{self, ConfigFileWatch, StampReader},
     handle::{AgentHandle, Orders, ReloadOutcome},
-    managed_config::{self, Candidate, Refusal},
+    managed_config::{self, AdmissionError, Candidate, Refusal},
     policy_files::PolicyFiles,
     status_file::StatusFile,
 };
@@ -281,7 +281,11 @@ impl ConfigManager {
         let reason = match answer.verify_organisation(keys) {
             Ok(()) => {
                 let admit = || managed_config::admit(answer, true, identity, self.highest, fresh);
-                self.bounded(admit).err().map(|error| causes(&error))
+                match self.bounded(admit) {
+                    // It was admitted before, and the directory service does not answer now.
+                    Ok(_) | Err(AdmissionError::Groups(_)) => None,
+                    Err(error) => Some(causes(&error)),
+                }
             }
             Err(error) => Some(causes(&error)),
         };

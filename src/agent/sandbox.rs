@@ -11,9 +11,6 @@ use crate::{
     platform::{Paths, Sandbox, StateLock, control, secure_file},
 };
 
-/// Directory in the state directory with programs that an update has installed.
-const UPDATES: &str = "update";
-
 /// Creates the directories that the agent writes to, and restricts this thread and all that it starts
 /// to them. Must be called before the process has other threads.
 ///
@@ -34,7 +31,7 @@ pub(crate) fn enter(paths: &Paths, loaded: &LoadedConfig) -> Result<Sandbox, Age
         dirs.extend(socket.parent().map(ToOwned::to_owned));
     }
     let files = assembly::sink_files(loaded)?;
-    let programs: Vec<PathBuf> =
-        std::env::current_exe().into_iter().chain([state_dir.join(UPDATES)]).collect();
+    // New programs are tested and started outside of the restriction.
+    let programs: Vec<PathBuf> = std::env::current_exe().into_iter().collect();
     Ok(Sandbox::apply(&dirs, &files, &programs))
 }
