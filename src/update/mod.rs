@@ -17,7 +17,8 @@ pub(crate) mod steps;
 pub(crate) mod supervisor;
 pub(crate) mod swap;
 
-#[cfg(all(test, unix))]
+#[cfg(unix)]
+#[cfg(test)]
 mod tests;
 
 mod download;

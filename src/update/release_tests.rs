@@ -1,6 +1,6 @@
 //! Releases from a server that lies, breaks off and dribbles.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, time::Duration};
 
 use siem_protocol::{
     Digest, Identity,
@@ -372,5 +372,4 @@ async fn download_follows_no_symlink() {
     std::os::unix::fs::symlink(&other, agent.part(&release)).unwrap();
     assert_eq!(reason(agent.fetch(&release).await).0, "failed");
     assert_eq!(fs::read(&other).unwrap(), b"mine");
-    assert!(Path::new(&other).exists());
 }

@@ -203,7 +203,9 @@ fn kill_at_every_step_of_a_rollback_leaves_the_previous_program() {
             let bench = Bench::installed();
             assert_eq!(bench.start(&ok), Started::New);
             assert_eq!(bench.start(&ok), Started::New);
-            killed(|| drop(bench.start(reach)));
+            killed(|| {
+                bench.start(reach);
+            });
             let version = bench.version();
             match bench.start(&ok) {
                 Started::RolledBack => assert_eq!(version, "0.2.0"),
