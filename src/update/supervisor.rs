@@ -69,7 +69,7 @@ pub(super) fn run_hidden_command(arguments: &[OsString]) -> Option<ExitCode> {
 }
 
 /// Counts a start of the service's program, in a process of the previous one, and starts a supervisor,
-/// since the one from before a restart of the machine has ended.
+/// since a restart of the machine has ended the one before.
 fn guard_start(files: &ProgramFiles) {
     if !UpdateRecord::read(files).is_some_and(|record| record.is_pending()) {
         return;

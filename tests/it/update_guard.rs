@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use crate::support::{
     agent::{Agent, AgentCommand},
-    eventually,
+    entries, eventually,
     home::Home,
     receiver::{Receiver, wait_for},
     releases::write_release,
@@ -104,6 +104,13 @@ impl World {
         self.record()["state"].as_str().unwrap().to_owned()
     }
 
+    /// Waits for an event, and returns its data.
+    fn event(&self, name: &str) -> Value {
+        wait_for(&self.receiver, name, |entries| {
+            Some(entries::events(entries, name).first()?.data.clone())
+        })
+    }
+
     /// Writes a record, and waits until the receiver has it.
     fn ship(&mut self) {
         self.lines += 1;
@@ -134,6 +141,8 @@ fn good_release_is_confirmed_by_its_local_health() {
     eventually("the release is confirmed", || (world.state() == "confirmed").then_some(()));
     world.receiver.restart();
     world.ship();
+    let installed = world.event("update_installed");
+    assert_eq!((&installed["from"], &installed["to"]), (&"0.1.0".into(), &"0.2.0".into()));
     agent.stop();
     world.receiver.assert_complete();
 }
@@ -163,6 +172,10 @@ fn release_that_aborts_is_rolled_back_at_its_third_start() {
     assert_eq!((starts, world.running_version()), (3, "0.1.0".to_owned()));
     assert_eq!(world.record()["reason"], "crashed");
     world.ship();
+    let failed = world.event("update_failed");
+    assert_eq!((&failed["to"], &failed["reason"]), (&"0.2.0".into(), &"crashed".into()));
+    let detail = failed["detail"].as_str().unwrap();
+    assert!(detail.contains("agent_started"), "the log is missing: {detail}");
     agent.stop();
     world.receiver.assert_complete();
 }
