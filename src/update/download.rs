@@ -101,11 +101,12 @@ impl Download<'_> {
         loop {
             let before = self.present(&mut file, state)?;
             self.check_space(before)?;
+            let sync = |file: &File| file.sync_all().map_err(|error| write_failed(&error));
             if before == self.release.size {
-                return file.sync_all().map_err(|error| write_failed(&error));
+                return sync(&file);
             }
             match self.attempt(&mut file, before, state).await? {
-                Attempt::Complete => {}
+                Attempt::Complete => return sync(&file),
                 Attempt::Interrupted(error) => {
                     let after = file.metadata().map_err(open)?.len();
                     if after <= before || attempt >= self.limits.attempts {
