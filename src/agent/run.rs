@@ -323,6 +323,9 @@ async fn catch_up(
     let unstored = running.stop().await;
     // Entries may be refused until the sinks have ended.
     *refused += refusals();
+    if !matches!(done, Some(Err(CatchUpError::Fault(_)))) {
+        update_confirm::confirm_at_end().await;
+    }
     match done {
         Some(Ok(delivered)) => {
             info!(code = "all_delivered", delivered, "everything is delivered");

@@ -56,6 +56,14 @@ pub(super) async fn follow(
     pending().await
 }
 
+/// Confirms the program of a process that ends before it could prove progress in the usual way: it has
+/// read what there was, and ends in order.
+pub(super) async fn confirm_at_end() {
+    if let Err(error) = blocking(guard::confirm).await {
+        warn!(code = "update_confirm_failed", error, "cannot record that the new program runs");
+    }
+}
+
 async fn confirm(ingest_progresses: impl Fn(Duration) -> bool) {
     let network = NetworkThread::default();
     let mut progressed = 0;

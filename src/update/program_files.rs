@@ -73,6 +73,16 @@ impl ProgramFiles {
         path.into()
     }
 
+    /// Removes the files of updates beside the program.
+    ///
+    /// # Errors
+    /// The error of the system.
+    pub(crate) fn remove_all_but_program(&self) -> io::Result<()> {
+        own_program::remove_old(&self.program);
+        let files = [self.previous(), self.next(), self.record(), self.lock()];
+        files.iter().try_for_each(|file| own_program::remove_if_present(file))
+    }
+
     pub(super) fn directory(&self) -> &Path {
         self.program.parent().unwrap_or(&self.program)
     }

@@ -9,6 +9,7 @@ use crate::{
     cli::{failure::Failure, output::print},
     platform::{program, secure_file, service::ManagerCommand},
     text::causes,
+    update::ProgramFiles,
 };
 
 /// One step.
@@ -103,7 +104,10 @@ impl Step {
                 }
             },
             Self::Remove(path) => fs::remove_file(path)?,
-            Self::RemoveProgram(path) => drop(program::remove(path)?),
+            Self::RemoveProgram(path) => {
+                program::remove(path)?;
+                ProgramFiles::of(path).remove_all_but_program()?;
+            }
             Self::RemoveFolder(path) => {
                 return Ok(if fs::remove_dir(path).is_ok() {
                     Done::Changed
