@@ -77,4 +77,5 @@ mod systemd;
 mod tls;
 mod trust_page;
 mod update_guard;
+mod update_systemd;
 mod updates;

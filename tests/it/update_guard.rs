@@ -147,6 +147,16 @@ fn good_release_is_confirmed_by_its_local_health() {
     world.receiver.assert_complete();
 }
 
+/// An agent that is started for a moment each time must not be rolled back at its third start.
+#[test]
+fn runs_with_once_confirm_a_release() {
+    let world = World::new("none");
+    assert_eq!(world.install(""), Some(0));
+    let once = || AgentCommand::of(&world.program(), world.home.path(), &["run", "--once"]);
+    once().ships_to(&world.receiver.url()).succeed();
+    assert_eq!(world.state(), "confirmed");
+}
+
 #[test]
 fn release_that_aborts_is_rolled_back_at_its_third_start() {
     let mut world = World::new("abort-later");

@@ -17,7 +17,7 @@ pub(crate) fn write_release(path: &Path, version: &str, fault: &str) {
 }
 
 /// Returns the program without its symbols, which are most of it. Tests share the file.
-fn small_program() -> PathBuf {
+pub(crate) fn small_program() -> PathBuf {
     let built = Path::new(env!("CARGO_BIN_EXE_ai-agent-test-release"));
     let small = Path::new(env!("CARGO_TARGET_TMPDIR")).join("ai-agent-test-release");
     let modified = |path: &Path| fs::metadata(path).and_then(|found| found.modified()).ok();
