@@ -77,7 +77,7 @@ pub fn make_executable(from: &Path) -> io::Result<()> {
         use std::os::unix::fs::PermissionsExt as _;
         fs::set_permissions(from, fs::Permissions::from_mode(0o755))?;
     }
-    fs::OpenOptions::new().write(true).open(from)?.sync_all()
+    retry_busy(|| fs::OpenOptions::new().write(true).open(from)?.sync_all())
 }
 
 /// Creates the file `to` with the content of `from` as a hard link, or as a synced copy where the file

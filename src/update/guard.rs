@@ -16,7 +16,10 @@ use super::{
     steps::{Reach, Step, reach},
     swap::{self, RestoreError},
 };
-use crate::{platform::own_program, text::causes};
+use crate::{
+    platform::{Environment, own_program, service},
+    text::causes,
+};
 
 /// Start at which the previous program comes back.
 const MAX_STARTS: u32 = 3;
@@ -147,6 +150,10 @@ fn roll_back_after(files: &ProgramFiles, limit: Duration) {
             code = "update_rolled_back",
             "the new program was not confirmed in time: the previous one is back, restarting"
         );
+        if !service::restarts_process(&Environment::from_process()) {
+            let arguments: Vec<_> = std::env::args_os().skip(1).collect();
+            drop(own_program::run_in_place(files.program(), &arguments));
+        }
         std::process::exit(1);
     }
 }

@@ -1,7 +1,7 @@
 //! The program's file and the files beside it that an update uses.
 
 use std::{
-    fs::{File, TryLockError},
+    fs::{self, File, TryLockError},
     io,
     path::{Path, PathBuf},
     sync::OnceLock,
@@ -79,6 +79,9 @@ impl ProgramFiles {
     /// The error of the system.
     pub(crate) fn remove_all_but_program(&self) -> io::Result<()> {
         own_program::remove_old(&self.program);
+        let unfinished =
+            [own_program::beside(&self.previous(), "new"), self.with_suffix(".update.json.new")];
+        drop(unfinished.map(fs::remove_file));
         let files = [self.previous(), self.next(), self.record(), self.lock()];
         files.iter().try_for_each(|file| own_program::remove_if_present(file))
     }

@@ -31,6 +31,8 @@ const GUARD: &str = "guard-update";
 const TIMEOUT: Duration = Duration::from_secs(150);
 /// Interval between two looks at the record.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Number of consecutive failures to read the record after which the supervisor gives up.
+const MAX_UNREADABLE: u32 = 25;
 /// Longest time to wait for another process that holds the lock.
 const LOCK_WAIT: Duration = Duration::from_secs(60);
 
@@ -87,7 +89,14 @@ fn guard_start(files: &ProgramFiles) {
 /// and returns true.
 pub(super) fn supervise(files: &ProgramFiles, timeout: Duration, reach: Reach<'_>) -> bool {
     let begun = Instant::now();
-    while UpdateRecord::read(files).is_some_and(|record| record.is_pending()) {
+    let mut unreadable = 0;
+    while unreadable < MAX_UNREADABLE {
+        match UpdateRecord::read(files) {
+            Some(record) if !record.is_pending() => return false,
+            Some(_) => unreadable = 0,
+            // Another process may be replacing it.
+            None => unreadable += 1,
+        }
         let is_missing = !files.program().try_exists().unwrap_or(true);
         if begun.elapsed() >= timeout || is_missing {
             // Held while the new program is put into place.

@@ -384,6 +384,18 @@ fn person_gets_the_previous_program_back_once() {
 }
 
 #[test]
+fn removal_leaves_only_the_program() {
+    let bench = Bench::installed();
+    fs::write(bench.files.next(), "half").unwrap();
+    fs::write(bench.dir.path().join("ai-agent.previous.new"), "half").unwrap();
+    fs::remove_file(bench.staged()).unwrap();
+    bench.files.remove_all_but_program().unwrap();
+    let left = fs::read_dir(bench.dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+    assert_eq!(left.collect::<Vec<_>>(), ["ai-agent"]);
+    bench.files.remove_all_but_program().unwrap();
+}
+
+#[test]
 fn read_only_directory_is_found_before_anything_is_written() {
     use crate::update::program_files::NotReplaceable;
 
