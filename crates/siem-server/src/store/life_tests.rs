@@ -222,7 +222,7 @@ fn long_epoch(store: &FileStore) -> RetentionPolicy {
 
 /// An agent keeps its epoch for years.
 #[test]
-fn retention_removes_the_oldest_entries_of_an_epoch_that_goes_on() {
+fn retention_removes_the_oldest_entries_of_a_running_epoch() {
     let root = keyed();
     let store = open(&root);
     let policy = long_epoch(&store);
@@ -406,7 +406,7 @@ fn erasure_of_a_user_covers_later_entries_of_the_time_before() {
 }
 
 #[test]
-fn hold_keeps_later_entries_of_an_erased_session_until_it_is_removed() {
+fn hold_keeps_later_entries_of_an_erased_session() {
     let root = keyed();
     let store = open(&root);
     take(&store, &lines("epoch-1", 1, 4)).unwrap();
@@ -425,7 +425,7 @@ fn hold_keeps_later_entries_of_an_erased_session_until_it_is_removed() {
 /// A process that was killed between two steps of an erasure, and a hold that was added before the
 /// next start: what is left stays, and what was erased is listed.
 #[test]
-fn resumed_erasure_respects_a_hold_and_lists_what_it_erased_before() {
+fn resumed_erasure_respects_a_hold_and_lists_what_it_erased() {
     let root = keyed();
     let store = open(&root);
     take(&store, &lines("epoch-1", 1, 6)).unwrap();
