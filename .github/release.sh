@@ -12,7 +12,10 @@ parts=$1 folder=$2 key=${3-}
 
 mkdir "$folder"
 # A file that is the same on every system is taken once.
-find "$parts" -type f ! -name SHA256SUMS ! -name manifest.json ! -name '*.minisig' -exec cp -n {} "$folder/" \;
+find "$parts" -type f ! -name SHA256SUMS ! -name manifest.json ! -name '*.minisig' | sort |
+    while read -r file; do
+        if [ ! -e "$folder/${file##*/}" ]; then cp "$file" "$folder/"; fi
+    done
 
 # FILE COMMENT: the comment is signed too.
 sign() {

@@ -137,6 +137,15 @@ async fn find_artifact(shared: &Arc<Shared>, parts: &Parts) -> Result<Response, 
     shared.authorize(&parts.headers, &[Scope::Ingest])?;
     let name = artifact_name(parts).ok_or(Rejection::NoArtifact)?;
     let folder = shared.releases.clone().ok_or(Rejection::NoArtifact)?;
+    let is_get = parts.method == Method::GET;
+    // Before the file is opened: thousands may wait after a roll-out, and each would hold an open file.
+    let turn = match is_get {
+        true => {
+            let turn = shared.downloads.take(shared.sender(parts), 1).await;
+            Some(turn.ok_or(Rejection::Overloaded)?)
+        }
+        false => None,
+    };
     let opening = tokio::task::spawn_blocking(move || folder.open(&name));
     let opened = opening.await.map_err(|_| Rejection::Panicked)?.map_err(unusable)?;
     let OpenedArtifact { file, size, sha256 } = opened.ok_or(Rejection::NoArtifact)?;
@@ -149,7 +158,6 @@ async fn find_artifact(shared: &Arc<Shared>, parts: &Parts) -> Result<Response, 
         return Ok(response);
     }
     // `Range` has a meaning for GET only.
-    let is_get = parts.method == Method::GET;
     let selection = match is_get {
         true => byte_range::select(&parts.headers, &etag, size),
         false => Selection::Whole,
@@ -160,15 +168,13 @@ async fn find_artifact(shared: &Arc<Shared>, parts: &Parts) -> Result<Response, 
         Selection::Beyond => return Ok(beyond(size)),
     };
     let length = part.end - part.start;
-    let body = match is_get {
-        true => {
-            let sender = shared.sender(parts);
-            let turn = shared.downloads.take(sender, 1).await.ok_or(Rejection::Overloaded)?;
+    let body = match turn {
+        Some(turn) => {
             let mut file = file;
             file.seek(SeekFrom::Start(part.start)).map_err(|_| Rejection::Panicked)?;
             Body::new(ArtifactBody::new(file, length, turn))
         }
-        false => Body::empty(),
+        None => Body::empty(),
     };
     let mut response = (status, body).into_response();
     let to = response.headers_mut();

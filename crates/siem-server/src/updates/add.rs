@@ -210,10 +210,18 @@ fn verify_and_copy(
 
 fn copy(folder: &Path, name: &ArtifactName, mut content: impl io::Read) -> io::Result<()> {
     let temporary = folder.join(format!(".{name}.new"));
-    let mut to = File::create(&temporary)?;
-    io::copy(&mut content, &mut to)?;
-    to.flush()?;
-    to.sync_all()?;
-    fs::rename(&temporary, folder.join(name.as_str()))?;
+    let mut write = || {
+        let mut to = File::create(&temporary)?;
+        io::copy(&mut content, &mut to)?;
+        to.flush()?;
+        to.sync_all()?;
+        fs::rename(&temporary, folder.join(name.as_str()))
+    };
+    let written = write();
+    if written.is_err() {
+        // On a full disk, the records of the receiver need the space.
+        drop(fs::remove_file(&temporary));
+    }
+    written?;
     sync_directory(folder)
 }

@@ -348,6 +348,8 @@ async fn downloads_of_one_sender_wait_for_their_turn() {
     let refused = get(&server, &path, &machine("m-1")).await;
     assert_eq!(refused.status(), 503);
     assert!(!text(&refused, "retry-after").is_empty());
+    let unlisted = get(&server, "/update/ai-agent-unlisted", &machine("m-1")).await;
+    assert_eq!(unlisted.status(), 503, "nothing is opened for a request that waits");
     assert_eq!(get(&server, &path, &machine("m-2")).await.status(), 200, "another machine");
     assert_eq!(ask(&server, Method::HEAD, &path, &machine("m-1")).await.status(), 200);
     drop(held);

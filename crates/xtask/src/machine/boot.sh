@@ -3,14 +3,16 @@
 # control groups of its own. Called as `boot.sh FOLDER SHARED`: FOLDER is an empty directory to mount the copy
 # on, and SHARED a directory that the copy sees as /media.
 set -eu
+# Of this copy only: those of another run, or of one that was killed, may still be there.
+group=packages-test-$$
 
 if [ "${3-}" != inside ]; then
     # A control group for everything inside, in each hierarchy. Without one, systemd would take the root's.
     while read -r _ place type _; do
         case $type in cgroup | cgroup2) ;; *) continue ;; esac
-        mkdir -p "$place/packages-test"
+        mkdir -p "$place/$group"
         # A new group of `cpuset` takes no processes.
-        echo $$ 2>/dev/null >"$place/packages-test/cgroup.procs" || rmdir "$place/packages-test"
+        echo $$ 2>/dev/null >"$place/$group/cgroup.procs" || rmdir "$place/$group"
     done </proc/mounts
     exec unshare --mount --pid --cgroup --net --uts --ipc --fork --kill-child sh "$0" "$1" "$2" inside
 fi

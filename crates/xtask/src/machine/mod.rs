@@ -14,8 +14,14 @@ use crate::{Failure, sh};
 const LIMIT: Duration = Duration::from_secs(60);
 /// Time between two looks at a condition.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Name of the control groups that `boot.sh` makes.
+/// Name of the control groups that `boot.sh` makes, which its process id follows.
 const GROUP: &str = "packages-test";
+/// Files that a machine needs, and the packages of Debian that contain them.
+const NEEDED: [(&str, &str); 3] = [
+    ("/lib/systemd/systemd-logind", "systemd"),
+    ("/lib/systemd/system/dbus.socket", "dbus"),
+    ("/usr/lib/systemd/user/dbus.socket", "dbus-user-session"),
+];
 
 /// Running copy of this system. Dropping it ends all of its processes and discards its changes.
 pub(crate) struct Machine {
@@ -26,7 +32,7 @@ pub(crate) struct Machine {
     log: PathBuf,
 }
 
-/// Returns why a machine cannot be booted here.
+/// Returns why a machine cannot be booted here, after an attempt to install what it needs.
 pub(crate) fn lacking() -> Option<&'static str> {
     if !cfg!(target_os = "linux") {
         return Some("systemd exists on Linux only");
@@ -43,9 +49,19 @@ pub(crate) fn lacking() -> Option<&'static str> {
     if !sh::works(&mut overlay) {
         return Some("the system does not allow namespaces or overlays");
     }
-    let has_systemd = Path::new("/lib/systemd/systemd-logind").is_file();
-    let has_bus = Path::new("/lib/systemd/system/dbus.socket").is_file();
-    if has_systemd && has_bus { None } else { Some("systemd or dbus is not installed") }
+    let missing = || -> Vec<_> {
+        let missing = NEEDED.iter().filter(|(file, _)| !Path::new(file).is_file());
+        missing.map(|(_, package)| *package).collect()
+    };
+    let packages = missing();
+    if !packages.is_empty() {
+        sh::apt_install(&packages);
+    }
+    if missing().is_empty() {
+        None
+    } else {
+        Some("systemd, dbus or the dbus of users is not installed")
+    }
 }
 
 impl Machine {
@@ -54,7 +70,9 @@ impl Machine {
         fs::create_dir_all(folder)?;
         let script = folder.with_extension("sh");
         fs::write(&script, include_str!("boot.sh"))?;
-        let mut boot = Command::new("sh");
+        // If this process is killed, all of the machine ends too.
+        let mut boot = Command::new("setpriv");
+        boot.args(["--pdeathsig", "KILL", "sh"]);
         let log = folder.with_extension("log");
         boot.arg(script).arg(folder).arg(shared).stdin(Stdio::null()).stderr(File::create(&log)?);
         let mut machine = Self { namespaces: boot.spawn()?, systemd: String::new(), log };
@@ -152,19 +170,20 @@ impl Drop for Machine {
             drop(self.namespaces.kill());
         }
         drop(self.namespaces.wait());
-        for group in groups() {
+        for group in groups(self.namespaces.id()) {
             remove_group(&group);
         }
     }
 }
 
-/// Returns the control groups that `boot.sh` has made.
-fn groups() -> Vec<PathBuf> {
+/// Returns the control groups that `boot.sh` has made, as the process `boot`.
+fn groups(boot: u32) -> Vec<PathBuf> {
+    let name = format!("{GROUP}-{boot}");
     let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
     let places = mounts.lines().filter_map(|line| {
         let mut fields = line.split(' ').skip(1);
         let (place, kind) = (fields.next()?, fields.next()?);
-        kind.starts_with("cgroup").then(|| Path::new(place).join(GROUP))
+        kind.starts_with("cgroup").then(|| Path::new(place).join(&name))
     });
     places.filter(|place| place.is_dir()).collect()
 }
