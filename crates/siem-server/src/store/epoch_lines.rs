@@ -114,7 +114,8 @@ impl EpochLines {
         }
         if note.removed_before > 0 {
             self.runs.retain(|run| run.at >= note.removed_before);
-            self.base = note.removed_before;
+            // The bytes before a later record that was read first were compared before.
+            self.base = self.base.max(note.removed_before);
         }
         let last = self.runs.last().map_or(0, |run| run.user);
         continue_runs(&mut self.runs, self.base, note.lines_at, last);
@@ -253,6 +254,24 @@ mod tests {
         let mut later = Vec::new();
         continue_runs(&mut later, 20, 20, 0);
         assert_eq!(found(&later), []);
+    }
+
+    #[test]
+    fn removal_in_the_first_record_covers_no_earlier_bytes() {
+        let mut epoch = EpochLines {
+            path: PathBuf::new(),
+            name: String::new(),
+            key: None,
+            runs: Vec::new(),
+            base: 1000,
+            index_end: 0,
+            erased: BTreeMap::new(),
+            users: vec![String::new()],
+        };
+        epoch.add(Note { lines_at: 1000, removed_before: 400, ..Note::default() });
+        epoch.add(Note { lines_at: 1000, bytes: 50, ..Note::default() });
+        let runs: Vec<_> = epoch.runs.iter().map(|run| (run.at, run.bytes)).collect();
+        assert_eq!(runs, [(1000, 50)]);
     }
 
     #[test]

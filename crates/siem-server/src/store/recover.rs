@@ -118,15 +118,45 @@ pub(super) fn keep_damaged(journal: &Path) -> io::Result<()> {
         let number = if copy == 1 { String::new() } else { format!("-{copy}") };
         let aside = journal.with_file_name(format!("{name}{number}.damaged"));
         let mut kept = match File::create_new(&aside) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                // A start that failed later has kept it: each one would need more space.
+                if is_same(journal, &aside)? {
+                    break;
+                }
+                continue;
+            }
             kept => kept?,
         };
-        io::copy(&mut File::open(journal)?, &mut kept)?;
-        kept.sync_all()?;
+        let copied = io::copy(&mut File::open(journal)?, &mut kept).and_then(|_| kept.sync_all());
+        if let Err(error) = copied {
+            drop(fs::remove_file(&aside));
+            return Err(error);
+        }
         error!(code = "journal_damaged", journal = %journal.display(), aside = %aside.display(), "found a damaged journal and kept a copy of it");
         break;
     }
     journal.parent().map_or(Ok(()), super::sync_directory)
+}
+
+/// Reports whether two files have the same content.
+fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
+    let (one, other) = (File::open(one)?, File::open(other)?);
+    if one.metadata()?.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut one, mut other) = (BufReader::new(one), BufReader::new(other));
+    loop {
+        let (left, right) = (one.fill_buf()?, other.fill_buf()?);
+        let bytes = left.len().min(right.len());
+        if left[..bytes] != right[..bytes] {
+            return Ok(false);
+        }
+        if bytes == 0 {
+            return Ok(true);
+        }
+        one.consume(bytes);
+        other.consume(bytes);
+    }
 }
 
 /// Before the first frame of an epoch: fills missing bytes before it, so that the noted positions

@@ -23,6 +23,9 @@ use crate::{Data, config::Problems, failure::Failure, output, random, who::who};
 /// Time for which a command waits for the server.
 const LIMIT: Duration = Duration::from_secs(600);
 
+/// Time for which a command that executes a request itself waits for its end.
+const CLOSE_WITHIN: Duration = Duration::from_secs(7 * 24 * 3600);
+
 /// Erase entries: each becomes a tombstone with the hash of its line
 ///
 /// The chain and the seals of its epoch can still be verified, and an agent that sends the line again
@@ -242,7 +245,9 @@ fn request(data: &Data, request: LifeRequest, why: &str) -> Result<LifeResponse,
     let id = HEXLOWER.encode(&random()?[..8]);
     let reason = Reason { who: who(), why: why.to_owned() };
     let open = || {
-        let options = FileStoreOptions::default();
+        let mut options = FileStoreOptions::default();
+        // The store is closed once the request is completed, however long that takes.
+        options.close_within = CLOSE_WITHIN;
         match FileStore::open_with_registry(&data.directory, options, registry) {
             Ok(store) => Ok(Some(store)),
             // The server executes it.

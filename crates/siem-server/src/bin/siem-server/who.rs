@@ -17,7 +17,9 @@ pub(crate) fn who() -> String {
     who.extend(login_user().filter(|login| !who.contains(login)).map(|it| format!("login={it}")));
     for name in CLAIMS {
         let claim = env::var(name).unwrap_or_default();
-        let claim: String = claim.chars().filter(|c| !c.is_control()).take(MAX_CLAIM).collect();
+        // A claim with spaces could imitate the fields before it.
+        let is_plain = |c: &char| !c.is_control() && !c.is_whitespace();
+        let claim: String = claim.chars().filter(is_plain).take(MAX_CLAIM).collect();
         who.extend((!claim.is_empty()).then(|| format!("{name}={claim}")));
     }
     who.join(" ")

@@ -254,9 +254,13 @@ fn covers_any<'h>(
     epoch.users().find_map(|user| holds.covers(&key.machine, user, line))
 }
 
-/// Reports whether a file contains a text in one of its lines.
+/// Reports whether a file contains a text in one of its lines, as it is or as in a JSON string: a name
+/// may have characters that are escaped there, such as `CORP\alice`.
 fn names(path: &Path, text: &str) -> io::Result<bool> {
-    has_line(path, |line| memmem::find(line, text.as_bytes()).is_some())
+    let quoted = serde_json::to_string(text)?;
+    let escaped = quoted.strip_prefix('"').and_then(|it| it.strip_suffix('"')).unwrap_or(text);
+    let contains = |line: &[u8], text: &str| memmem::find(line, text.as_bytes()).is_some();
+    has_line(path, |line| contains(line, text) || contains(line, escaped))
 }
 
 /// Returns a hold whose session, user or machine a copy of a journal names.
@@ -309,6 +313,14 @@ fn remove_but(path: &Path, stays: impl Fn(&[u8]) -> bool) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn name_with_a_backslash_is_found_as_json() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), "{\"user\":\"CORP\\\\alice\"}\n").unwrap();
+        assert!(names(file.path(), r"CORP\alice").unwrap());
+        assert!(!names(file.path(), r"CORP\bob").unwrap());
+    }
 
     #[test]
     fn chunk_never_holds_more_than_one_step_erases() {

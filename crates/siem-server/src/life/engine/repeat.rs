@@ -48,11 +48,17 @@ impl Engine {
                 epochs.extend(epoch.key().filter(|_| finding.selected && !finding.held));
             }
         }
-        let (mut erasures, mut total) = (Vec::new(), 0);
+        let (mut erasures, mut total, mut refused) = (Vec::new(), 0, None);
         for (one, epochs) in standing.iter().zip(found).filter(|(_, epochs)| !epochs.is_empty()) {
-            if let LifeResponse::Erased { id, entries, .. } = self.erase_again(one, epochs, now)? {
-                erasures.push(id);
-                total += entries;
+            match self.erase_again(one, epochs, now) {
+                Ok(LifeResponse::Erased { id, entries, .. }) => {
+                    erasures.push(id);
+                    total += entries;
+                }
+                Ok(_) => {}
+                // A hold that stops one subject must not stop the others.
+                Err(Stop::Refuse(why)) => refused = Some(why),
+                Err(error) => return Err(error),
             }
         }
         if held > 0 {
@@ -61,6 +67,10 @@ impl Engine {
                 epochs = held,
                 "a hold covers later entries of an erased subject: they stay"
             );
+        }
+        if let Some(why) = refused {
+            // Without the new positions the subject is compared again the next time.
+            return Err(Stop::Refuse(why));
         }
         if swept != before {
             swept.write(&self.data)?;

@@ -105,6 +105,10 @@ impl Writer {
         self.journal.append(std::iter::once(&frame))?;
         self.catalog.record(key, note, frame.record.len() as u64);
         self.applier.add(frame);
+        // Tombstones are as long as the lines: the journal of a large erasure would need as much space.
+        if self.journal.length() >= self.journal_bytes {
+            self.seal();
+        }
         Ok(())
     }
 

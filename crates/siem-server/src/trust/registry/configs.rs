@@ -158,14 +158,15 @@ impl Registry {
     ) -> Result<Option<HaltedRollout>, RegistryError> {
         let at = self.now();
         let decide = |answers: &ConfigAnswers| {
-            let is_halted = answers.rollout(&hash).is_some_and(|mark| mark.halted.is_some());
+            if answers.rollout(&hash).is_some_and(|mark| mark.halted.is_some()) {
+                return Ok::<_, JournalError>((None, None));
+            }
             let (applied, refused) = answers.counts(&hash);
             let (new_applied, new_refused) = self.devices.read(|devices| {
                 answers.new_answers(&hash, |it| devices.confirmed_for(&it.machine, &it.user))
             });
-            let is_exceeded = rollout.is_exceeded(new_applied, new_refused);
-            if is_halted || !is_exceeded {
-                return Ok::<_, JournalError>((None, None));
+            if !rollout.is_exceeded(new_applied, new_refused) {
+                return Ok((None, None));
             }
             let line = AnswerLine::Halted { at, hash, applied, refused };
             Ok((Some(line), Some(HaltedRollout { applied, refused })))
