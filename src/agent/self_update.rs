@@ -4,6 +4,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -27,7 +28,7 @@ use crate::{
     text::causes,
     update::{
         self, Decision, Limits, NotReplaceable, ProgramFiles, StoredState, UpdateError, UpdateLock,
-        UpdateRecord, Updater, Wish,
+        UpdateRecord, Updater, Wish, swap,
     },
 };
 
@@ -35,6 +36,10 @@ use crate::{
 const FIRST: Duration = Duration::from_secs(5);
 /// Time until the next check while an update is not confirmed.
 const WHILE_UNCONFIRMED: Duration = Duration::from_secs(10);
+
+/// True once this process has replaced its program. The pipeline that began it may have been restarted
+/// meanwhile, so that nothing waited for the result.
+static IS_REPLACED: AtomicBool = AtomicBool::new(false);
 
 /// Outcome of a check.
 enum Next {
@@ -102,7 +107,10 @@ impl SelfUpdate {
         let files = ProgramFiles::of_current().ok();
         let record = files.as_ref().and_then(UpdateRecord::read);
         let next = if record.as_ref().is_some_and(UpdateRecord::is_pending) {
-            Next::After(WHILE_UNCONFIRMED)
+            match IS_REPLACED.load(Ordering::Acquire) {
+                true => Next::Installed,
+                false => Next::After(WHILE_UNCONFIRMED),
+            }
         } else if settings.mode == UpdateMode::Off {
             Next::After(Duration::MAX)
         } else {
@@ -126,8 +134,9 @@ impl SelfUpdate {
         settings: &UpdateSettings,
         record: Option<&UpdateRecord>,
     ) -> Next {
-        let rolled_back = update::rolled_back(record);
-        let decision = match updater.check(Wish::Mode(settings.mode), rolled_back.as_ref()).await {
+        let rolled_back = self.state.rolled_back(record);
+        let checked = updater.check(Wish::Mode(settings.mode), rolled_back).await;
+        let decision = match checked {
             Ok(decision) => decision,
             Err(error @ UpdateError::Unavailable { .. }) => {
                 return self.unavailable(&error, settings);
@@ -224,10 +233,21 @@ impl SelfUpdate {
         let staged = updater.fetch(release, &mut self.state).await?;
         self.check_again(updater, settings, release).await?;
         let (release, config) = (release.clone(), self.config.clone());
-        let at = self.handle.in_force().1.clock.now();
+        let (handle, at) = (self.handle.clone(), self.handle.in_force().1.clock.now());
         let install = move || {
             let supervise = || update::start_supervisor(lock.files());
-            update::install(&lock, &staged, &release, config.as_deref(), at, &supervise)
+            let installed =
+                update::install(&lock, &staged, &release, config.as_deref(), at, &supervise);
+            let files = lock.files().clone();
+            drop(lock);
+            if installed.is_ok() {
+                IS_REPLACED.store(true, Ordering::Release);
+                handle.check_for_update();
+            } else if UpdateRecord::read(&files).is_some_and(|it| it.to_sha256 == release.sha256) {
+                // The caller reports the error: the next start would report it again.
+                drop(swap::mark_reported(&files));
+            }
+            installed
         };
         unrestricted(install).await?
     }
@@ -247,7 +267,7 @@ impl SelfUpdate {
         if self.handle.in_force().0.settings.update != *settings {
             return changed("the configuration has changed");
         }
-        match updater.check(Wish::Mode(settings.mode), None).await? {
+        match updater.check(Wish::Mode(settings.mode), &[]).await? {
             Decision::Available(found) if found.sha256 == release.sha256 => Ok(()),
             _ => changed("the offered releases have changed"),
         }

@@ -107,8 +107,9 @@ fn check(context: &CliContext) -> Result<Report, Failure> {
     let loaded = context.load_in_force()?;
     let updater = updater(context, &loaded)?;
     let record = UpdateRecord::read(&files()?);
-    let rolled_back = update::rolled_back(record.as_ref());
-    let check = updater.check(Wish::Mode(UpdateMode::Notify), rolled_back.as_ref());
+    let mut state = StoredState::read(&updater.dir);
+    let rolled_back = state.rolled_back(record.as_ref());
+    let check = updater.check(Wish::Mode(UpdateMode::Notify), rolled_back);
     Ok(report_of(&runtime()?.block_on(check).map_err(failed)?))
 }
 
@@ -159,7 +160,7 @@ fn install(
     files.check_replaceable().map_err(Failure::failed)?;
     let lock = lock(&files)?;
     let runtime = runtime()?;
-    let check = updater.check(Wish::Command { allows_downgrade }, None);
+    let check = updater.check(Wish::Command { allows_downgrade }, &[]);
     let decision = runtime.block_on(check).map_err(failed)?;
     let Decision::Available(release) = &decision else {
         let report = report_of(&decision);

@@ -10,7 +10,7 @@ use std::{
 use reqwest::header;
 use siem_protocol::{agent_event::UpdateReason, update::UpdateRelease};
 use siem_sinks::http::{NoAnswer, Streamed};
-use tokio::time::timeout;
+use tokio::{task::spawn_blocking, time::timeout};
 
 use super::{
     error::UpdateError,
@@ -101,12 +101,11 @@ impl Download<'_> {
         loop {
             let before = self.present(&mut file, state)?;
             self.check_space(before)?;
-            let sync = |file: &File| file.sync_all().map_err(|error| write_failed(&error));
             if before == self.release.size {
-                return sync(&file);
+                return sync(file).await;
             }
             match self.attempt(&mut file, before, state).await? {
-                Attempt::Complete => return sync(&file),
+                Attempt::Complete => return sync(file).await,
                 Attempt::Interrupted(error) => {
                     let after = file.metadata().map_err(open)?.len();
                     if after <= before || attempt >= self.limits.attempts {
@@ -245,6 +244,13 @@ fn interrupted(error: &NoAnswer) -> UpdateError {
 
 fn write_failed(error: &io::Error) -> UpdateError {
     UpdateError::file("cannot write the download", error)
+}
+
+/// Syncs a download, which may take long: other tasks of the thread continue.
+async fn sync(file: File) -> Result<(), UpdateError> {
+    let synced = spawn_blocking(move || file.sync_all()).await;
+    let synced = synced.unwrap_or_else(|error| Err(io::Error::other(error)));
+    synced.map_err(|error| write_failed(&error))
 }
 
 fn truncate(file: &mut File, length: u64) -> Result<(), UpdateError> {

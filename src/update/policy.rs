@@ -14,8 +14,8 @@ pub(crate) struct Situation<'a> {
     pub(crate) machine_id: &'a str,
     /// Groups of the user.
     pub(crate) groups: &'a [String],
-    /// Version that was installed here and rolled back.
-    pub(crate) rolled_back: Option<&'a Version>,
+    /// Versions that were installed here and rolled back.
+    pub(crate) rolled_back: &'a [Version],
     /// Origin of the wish for an update.
     pub(crate) wish: Wish,
 }
@@ -58,7 +58,9 @@ pub(crate) fn decide(releases: &[UpdateRelease], situation: &Situation<'_>) -> D
     let Some(newest) = candidates.first().copied() else { return Decision::Current };
     let admitted = candidates.iter().find(|it| refusal(it, situation).is_none());
     match admitted.map(|release| Box::new(UpdateRelease::clone(release))) {
-        Some(release) if matches!(wish, Wish::Mode(_)) && rolled_back == Some(&release.version) => {
+        Some(release)
+            if matches!(wish, Wish::Mode(_)) && rolled_back.contains(&release.version) =>
+        {
             Decision::RolledBack(release)
         }
         Some(release) => Decision::Available(release),
@@ -119,14 +121,19 @@ mod tests {
     }
 
     /// Returns the decision of an agent 0.2.0 whose user is in the group `dev`, as text.
-    fn decision(releases: &[UpdateRelease], rolled_back: Option<&str>, wish: Wish) -> String {
-        let (own, rolled_back) = (version("0.2.0"), rolled_back.map(version));
+    fn decision<'a>(
+        releases: &[UpdateRelease],
+        rolled_back: impl IntoIterator<Item = &'a str>,
+        wish: Wish,
+    ) -> String {
+        let own = version("0.2.0");
+        let rolled_back: Vec<Version> = rolled_back.into_iter().map(version).collect();
         let groups = ["dev".to_owned()];
         let situation = Situation {
             version: &own,
             machine_id: "m-1",
             groups: &groups,
-            rolled_back: rolled_back.as_ref(),
+            rolled_back: &rolled_back,
             wish,
         };
         match decide(releases, &situation) {
@@ -165,6 +172,9 @@ mod tests {
         assert_eq!(decision(&releases, Some("0.3.0"), BY_HAND), "0.3.0");
         let newer = [all("0.3.1"), all("0.3.0")];
         assert_eq!(decision(&newer, Some("0.3.0"), AUTOMATIC), "0.3.1");
+        // The newer one was rolled back, too, and then halted.
+        let halted = [release("0.3.1", 100, &[], true), all("0.3.0")];
+        assert_eq!(decision(&halted, ["0.3.0", "0.3.1"], AUTOMATIC), "0.3.0 was rolled back");
     }
 
     #[test]
@@ -198,7 +208,7 @@ mod tests {
             for wish in [AUTOMATIC, BY_HAND] {
                 let own = version("0.2.0");
                 let situation = Situation {
-                    version: &own, machine_id: "m-1", groups: &[], rolled_back: None, wish,
+                    version: &own, machine_id: "m-1", groups: &[], rolled_back: &[], wish,
                 };
                 if let Decision::Available(release) = decide(&releases, &situation) {
                     prop_assert!(release.version > own && !release.rollout.halted);

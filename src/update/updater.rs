@@ -10,7 +10,7 @@ use siem_protocol::{
     Identity,
     agent_event::UpdateReason,
     minisign::{MinisignError, OrganisationKey},
-    update::{Platform, TrustedComment, UpdateRelease, Version},
+    update::{ArtifactError, Platform, TrustedComment, UpdateRelease, Version},
 };
 use tokio::{task::spawn_blocking, time::timeout};
 
@@ -54,7 +54,7 @@ impl Updater {
     pub(crate) async fn check(
         &self,
         wish: Wish,
-        rolled_back: Option<&Version>,
+        rolled_back: &[Version],
     ) -> Result<Decision, UpdateError> {
         let version = self.version()?;
         let asked = match wish {
@@ -69,7 +69,9 @@ impl Updater {
             let detail = format!("the list of releases is for `{offered}`, expected `{platform}`");
             return Err(UpdateError::refused(UpdateReason::OtherArtifact, detail));
         }
-        let groups = match needs_groups(&manifest.releases, &version) {
+        // The roll-out does not count for a command.
+        let is_staged = matches!(wish, Wish::Mode(_)) && needs_groups(&manifest.releases, &version);
+        let groups = match is_staged {
             true => groups().await?,
             false => Vec::new(),
         };
@@ -170,11 +172,15 @@ fn check_signature_text(
     let Some(minisig) = &release.minisig else {
         return Err(UpdateError::refused(UpdateReason::Unsigned, "the release is not signed"));
     };
-    let is_unknown =
-        |key: &OrganisationKey| key.verify(b"", minisig) == Err(MinisignError::UnknownKey);
-    if keys.iter().all(is_unknown) {
-        let detail = "the release is signed by none of `update.keys`";
-        return Err(UpdateError::refused(UpdateReason::UnknownKey, detail));
+    let mut results = keys.iter().map(|key| key.verify(b"", minisig));
+    match results.find(|result| *result != Err(MinisignError::UnknownKey)) {
+        None => {
+            let detail = "the release is signed by none of `update.keys`";
+            return Err(UpdateError::refused(UpdateReason::UnknownKey, detail));
+        }
+        // It may be the signature of the file, which is not there yet.
+        Some(Ok(_) | Err(MinisignError::WrongSignature)) => {}
+        Some(Err(error)) => return Err(ArtifactError::Signature(error).into()),
     }
     let (version, platform) = (release.version.clone(), platform.clone());
     let expected = TrustedComment { version, platform }.to_string();

@@ -197,6 +197,24 @@ fn program_that_fails_its_self_test_is_not_installed() {
     machine.assert_untouched();
 }
 
+/// Regression: the next start reported it once more, from the record of the update.
+#[test]
+fn release_that_fails_in_its_place_is_reported_once() {
+    let machine = Machine::new();
+    let script = format!(
+        "#!/bin/sh\n[ \"$1\" = --self-test ] || exit 3\necho 'self-test of ai-agent {NEXT}: ok'\n"
+    );
+    machine.offer(script.as_bytes());
+    let agent = machine.start("install");
+    assert_eq!(machine.wait_for_event("update_failed")["reason"], "not_executable");
+    agent.stop();
+    let agent = machine.start("install");
+    machine.check_again(&agent);
+    assert_eq!(machine.status("install")["state"], "rolled_back");
+    agent.stop();
+    assert_eq!(machine.events().len(), 1);
+}
+
 #[test]
 fn staged_and_halted_roll_outs_wait() {
     let machine = Machine::new();
