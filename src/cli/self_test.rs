@@ -13,7 +13,7 @@ use crate::{
     pipeline::outbox::Outbox,
     platform::secure_file,
     text::causes,
-    update::self_test::{SELF_TEST, success},
+    update::self_test::{COPY_PREFIX, SELF_TEST, success},
     version::version,
 };
 
@@ -73,7 +73,7 @@ fn open_copy_of_store(state_dir: &Path) -> Result<(), String> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(format!("cannot inspect `{}`: {error}", store.display())),
     }
-    let dir = state_dir.join("update").join(format!("self-test-{}", std::process::id()));
+    let dir = state_dir.join("update").join(format!("{COPY_PREFIX}{}", std::process::id()));
     let opened = open_copy(&store, &dir);
     drop(fs::remove_dir_all(&dir));
     opened

@@ -14,6 +14,7 @@ use tokio::{task::spawn_blocking, time::timeout};
 
 use super::{
     error::UpdateError,
+    self_test::remove_copies,
     state::{PartialDownload, StoredState},
 };
 use crate::{
@@ -258,9 +259,10 @@ fn truncate(file: &mut File, length: u64) -> Result<(), UpdateError> {
     truncated.map(drop).map_err(|error| write_failed(&error))
 }
 
-/// Removes all downloads.
+/// Removes all downloads, and what their tests have left.
 pub(crate) fn remove_downloads(dir: &Path) {
     remove_others(dir, Path::new(""));
+    remove_copies(dir);
 }
 
 /// Removes all downloads but the one at `path`.

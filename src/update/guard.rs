@@ -1,13 +1,7 @@
 //! The first act of the program: it counts starts of a new program that is not confirmed, and brings the
 //! previous one back.
 
-use std::{
-    ffi::{OsStr, OsString},
-    process::ExitCode,
-    sync::OnceLock,
-    thread,
-    time::Duration,
-};
+use std::{ffi::OsString, process::ExitCode, sync::OnceLock, thread, time::Duration};
 
 use super::{
     outside,
@@ -19,6 +13,7 @@ use super::{
 use crate::{
     platform::{Environment, own_program, service},
     text::causes,
+    version::version,
 };
 
 /// Start at which the previous program comes back.
@@ -59,7 +54,8 @@ pub(super) fn enter(arguments: &[OsString]) -> Option<ExitCode> {
         return Some(code.map_or(ExitCode::FAILURE, ExitCode::from));
     }
     drop(outside::start());
-    if started == Started::New {
+    // A process of the previous program, started just before the swap, proves nothing about the new one.
+    if started == Started::New && record.to == version() {
         UNCONFIRMED.get_or_init(|| files.clone());
         thread::spawn(move || roll_back_after(&files, timeout(CONFIRM_TIMEOUT)));
     }
@@ -79,9 +75,15 @@ fn is_run(arguments: &[OsString]) -> bool {
     false
 }
 
-/// Returns the name of this invocation of the service, which its processes share.
+/// Returns the name of the invocation of the service in which the service manager started this process.
+///
+/// A process supervisor that is a service itself passes its own name on to all that it starts: each start
+/// counts. Older versions of systemd do not name the process.
 pub(super) fn invocation() -> Option<String> {
-    std::env::var_os("INVOCATION_ID").as_deref().and_then(OsStr::to_str).map(str::to_owned)
+    let variable = |name: &str| std::env::var_os(name).and_then(|value| value.into_string().ok());
+    let process = variable("SYSTEMD_EXEC_PID");
+    let is_started = process.is_none_or(|process| process == std::process::id().to_string());
+    variable("INVOCATION_ID").filter(|_| is_started)
 }
 
 /// Returns a timeout, which tests with a debug build can shorten.

@@ -7,7 +7,7 @@ use siem_protocol::update::UpdateRelease;
 use super::{
     error::UpdateError,
     program_files::UpdateLock,
-    self_test::self_test,
+    self_test::{remove_copies, self_test},
     steps,
     swap::{self, NewProgram},
 };
@@ -33,7 +33,10 @@ pub(crate) fn install(
     let to = &*release.version.to_string();
     own_program::make_executable(staged)
         .map_err(|error| UpdateError::file("cannot make the download executable", &error))?;
-    self_test(staged, to, config)?;
+    let tested = self_test(staged, to, config);
+    // One that hangs or crashes leaves its own.
+    staged.parent().into_iter().for_each(remove_copies);
+    tested?;
     let new = NewProgram { staged, sha256: release.sha256, from: version(), to, at };
     swap::install(lock, &new, supervise, &steps::reach)?;
     Ok(())

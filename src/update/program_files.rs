@@ -73,6 +73,14 @@ impl ProgramFiles {
         path.into()
     }
 
+    /// Removes the record of the last update: no process replaces the program any more.
+    ///
+    /// # Errors
+    /// The error of the system.
+    pub(crate) fn remove_record(&self) -> io::Result<()> {
+        own_program::remove_if_present(&self.record())
+    }
+
     /// Removes the files of updates beside the program.
     ///
     /// # Errors

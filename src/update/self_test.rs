@@ -1,13 +1,15 @@
 //! Test of a new program before it is put into place: the program itself reads the real configuration, a
 //! copy of the store, and answers a hook.
 
-use std::{path::Path, process::Command, time::Duration};
+use std::{fs, path::Path, process::Command, time::Duration};
 
 use super::child::{self, ChildError};
 use crate::text::causes;
 
 /// Argument with which a program tests itself.
 pub(crate) const SELF_TEST: &str = "--self-test";
+/// Start of the name of a directory with a copy of the store, in that of downloads.
+pub(crate) const COPY_PREFIX: &str = "self-test-";
 /// Longest time that a self-test may take.
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// Part of the error output in a report, in characters.
@@ -42,6 +44,16 @@ pub(crate) fn self_test(
     self_test_within(candidate, version, config, TIMEOUT)
 }
 
+/// Removes the copies of the store in `dir` that self-tests left because they were killed: they contain
+/// session content.
+pub(super) fn remove_copies(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(|name| name.starts_with(COPY_PREFIX)) {
+            drop(fs::remove_dir_all(entry.path()));
+        }
+    }
+}
+
 fn self_test_within(
     candidate: &Path,
     version: &str,
@@ -70,7 +82,7 @@ fn self_test_within(
 #[cfg(unix)]
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::PermissionsExt as _};
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
@@ -104,5 +116,16 @@ mod tests {
         ] {
             assert_eq!(test(content, mode), expected, "{content:?} {mode:o}");
         }
+    }
+
+    #[test]
+    fn copies_of_killed_self_tests_are_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("self-test-7")).unwrap();
+        fs::write(dir.path().join("self-test-7/outbox.redb"), "content").unwrap();
+        fs::write(dir.path().join("ai-agent-0.2.0"), "a download").unwrap();
+        remove_copies(dir.path());
+        let left = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        assert_eq!(left.collect::<Vec<_>>(), ["ai-agent-0.2.0"]);
     }
 }

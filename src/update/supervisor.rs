@@ -31,6 +31,12 @@ const GUARD: &str = "guard-update";
 const TIMEOUT: Duration = Duration::from_secs(150);
 /// Interval between two looks at the record.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Interval between attempts to put the previous program back that cannot succeed yet, and time after which
+/// there are no more.
+const RETRY_PAUSE: Duration = Duration::from_secs(5);
+const GIVE_UP: Duration = Duration::from_secs(60 * 60);
+/// Interval between attempts to start a service that its manager starts only after minutes.
+const RESUME_PAUSE: Duration = Duration::from_secs(10);
 /// Number of consecutive failures to read the record after which the supervisor gives up.
 const MAX_UNREADABLE: u32 = 25;
 /// Longest time to wait for another process that holds the lock.
@@ -90,7 +96,9 @@ fn guard_start(files: &ProgramFiles) {
 pub(super) fn supervise(files: &ProgramFiles, timeout: Duration, reach: Reach<'_>) -> bool {
     let begun = Instant::now();
     let mut unreadable = 0;
-    while unreadable < MAX_UNREADABLE {
+    let resume = service().as_ref().and_then(Service::resume);
+    let mut resumed = begun;
+    while unreadable < MAX_UNREADABLE && begun.elapsed() < timeout.saturating_add(GIVE_UP) {
         match UpdateRecord::read(files) {
             Some(record) if !record.is_pending() => return false,
             Some(_) => unreadable = 0,
@@ -108,7 +116,12 @@ pub(super) fn supervise(files: &ProgramFiles, timeout: Duration, reach: Reach<'_
                 }
             }
         }
-        thread::sleep(PAUSE);
+        if resumed.elapsed() >= RESUME_PAUSE {
+            resumed = Instant::now();
+            // Without effect while the service runs; fails if a person has stopped it.
+            resume.iter().for_each(|command| drop(command.run()));
+        }
+        thread::sleep(if begun.elapsed() < timeout { PAUSE } else { RETRY_PAUSE });
     }
     false
 }

@@ -255,7 +255,8 @@ fn guard_of_the_previous_program_counts_starts_of_the_new_one() {
     let previous = world.home.path().join("bin/ai-agent.previous");
     for start in 1..=3 {
         let guard = AgentCommand::of(&previous, world.home.path(), &["guard-update"]);
-        // The supervisors that it starts end with the update.
+        // In another service, which passes its name on, each start counts.
+        let guard = guard.env("INVOCATION_ID", "1").env("SYSTEMD_EXEC_PID", "1");
         guard.arg(world.program()).succeed();
         let expected = if start < 3 { "unconfirmed" } else { "rolled-back" };
         assert_eq!(world.state(), expected, "start {start}");

@@ -105,8 +105,11 @@ impl Step {
             },
             Self::Remove(path) => fs::remove_file(path)?,
             Self::RemoveProgram(path) => {
+                let files = ProgramFiles::of(path);
+                // The supervisor of an update would put a program into the empty place.
+                files.remove_record()?;
                 program::remove(path)?;
-                ProgramFiles::of(path).remove_all_but_program()?;
+                files.remove_all_but_program()?;
             }
             Self::RemoveFolder(path) => {
                 return Ok(if fs::remove_dir(path).is_ok() {

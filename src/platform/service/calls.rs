@@ -65,6 +65,13 @@ impl Service {
         }
     }
 
+    /// Returns the command that starts a service which has ended, if its manager does that only after
+    /// minutes. It has no effect while the service runs, and fails for one that was stopped.
+    #[must_use]
+    pub fn resume(&self) -> Option<ManagerCommand> {
+        (self.os == Os::Windows).then(|| schtasks(&["/Run", "/TN", NAME]))
+    }
+
     /// Returns the commands that stop the service and prevent a restart.
     #[must_use]
     pub fn stop(&self) -> Vec<ManagerCommand> {
@@ -183,6 +190,7 @@ mod tests {
             ("register", service.register()),
             ("launch", service.launch()),
             ("start", service.start()),
+            ("resume", service.resume().into_iter().collect()),
             ("stop", service.stop()),
             ("restart", service.restart()),
             ("unregister", service.unregister()),
