@@ -104,7 +104,11 @@ fn run_checkpointer(root: &Path, waiting: &mpsc::Receiver<Sealed>) {
 fn checkpoint(root: &Path, sealed: &Sealed, again: bool) -> io::Result<()> {
     if again {
         let mut files = EpochFiles::new(root.to_owned());
-        journal::replay(&sealed.path, |frame| files.apply(&frame))?;
+        journal::replay(&sealed.path, |mut frame| {
+            // The lines are removed already. Later ones are in a new file, which the applier has open.
+            frame.place.removes = false;
+            files.apply(&frame)
+        })?;
     }
     sync(root, &sealed.dirty)?;
     fs::remove_file(&sealed.path)?;
