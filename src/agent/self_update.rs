@@ -202,7 +202,7 @@ impl SelfUpdate {
     ) -> Next {
         self.state.set(UpdateState::Downloading, Some(release));
         self.publish(settings.mode, None);
-        match self.try_update(updater, settings, release, files.clone()).await {
+        match self.try_update(updater, settings, release, files).await {
             Ok(()) => {
                 let version = release.version.to_string();
                 info!(code = "update_in_place", version, "restarting with the new release");
@@ -217,8 +217,6 @@ impl SelfUpdate {
             }
             Err(error) => {
                 self.report_error(&error, updater, Some(release));
-                // The next start would report a record of this update again.
-                drop(unrestricted(move || update::swap::mark_reported(&files)).await);
                 self.after(Outcome::Answered, settings)
             }
         }
