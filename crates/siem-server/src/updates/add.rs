@@ -24,7 +24,7 @@ pub struct AddedRelease {
     pub version: Version,
     /// Its roll-out.
     pub rollout: Rollout,
-    /// Names of the artifacts that were not there before, or not signed.
+    /// Names of the artifacts that were not there before, not signed, or not as listed.
     pub artifacts: Vec<ArtifactName>,
     /// True if an artifact has no signature, so that agents refuse it.
     pub is_unsigned: bool,
@@ -65,8 +65,8 @@ pub enum AddError {
 }
 
 /// Copies the artifacts of `from` and adds its releases to the catalog. A new release goes to `percent`
-/// of the machines; one that is there keeps its roll-out. Sizes and hashes are verified, and signatures if
-/// there are `keys`. An artifact without a signature gets that of the file `ARTIFACT.minisig`.
+/// of the machines; one that is there keeps its roll-out, and a missing or damaged file of it is copied
+/// again. Sizes and hashes are verified, and signatures if there are `keys`. An artifact without a signature gets that of the file `ARTIFACT.minisig`.
 ///
 /// # Errors
 /// [`EditError`]: the catalog is as before.
@@ -113,12 +113,20 @@ fn add(
                 catalog.releases[at].artifacts.push(artifact);
                 added.push(name);
             }
-            Some(same) if is_better_signed(same, &artifact, keys) => {
-                verify(source, &artifact, &offered, keys)?;
-                same.minisig = artifact.minisig;
+            Some(same) => {
+                let is_better = is_better_signed(same, &artifact, keys);
+                match (is_intact(folder, &offered), is_better) {
+                    (true, false) => continue,
+                    (true, true) => {
+                        verify(source, &artifact, &offered, keys)?;
+                    }
+                    (false, _) => verify_and_copy(folder, source, &artifact, &offered, keys)?,
+                }
+                if is_better {
+                    same.minisig = artifact.minisig;
+                }
                 added.push(name);
             }
-            Some(_) => {}
         }
     }
     let CatalogRelease { version, rollout, artifacts, .. } = &catalog.releases[at];
@@ -158,6 +166,13 @@ fn is_better_signed(
     artifact.minisig.is_some()
         && artifact.minisig != known.minisig
         && (known.minisig.is_none() || !keys.is_empty())
+}
+
+/// Reports whether the folder has the artifact of a release as it is listed: not after it was deleted or
+/// damaged, or with a backup of the manifest only.
+fn is_intact(folder: &Path, release: &UpdateRelease) -> bool {
+    let opened = ReleaseFolder::new(folder).open(&release.artifact);
+    matches!(opened, Ok(Some(found)) if release.verify_hash(&found.file).is_ok())
 }
 
 /// Reads the file with the signature of an artifact, which was made after its manifest.

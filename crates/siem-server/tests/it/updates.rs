@@ -515,6 +515,24 @@ fn damaged_artifact_is_neither_added_nor_listed_as_good() {
     assert!(list(&dist)[0]["problem"].as_str().unwrap().contains("SHA-256"));
 }
 
+#[test]
+fn missing_or_damaged_artifact_is_added_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dist, built) = (folder.path().join("dist"), folder.path().join("built"));
+    write_dist(&built, &["0.3.0"]);
+    let add = || succeed(&dist, &["add", built.to_str().unwrap()]).0;
+    let added = format!("0.3.0: {LINUX} (0 %)\n");
+    assert_eq!(add(), added);
+    assert_eq!(add(), "0.3.0: unchanged\n");
+    let mut damaged = program("0.3.0");
+    damaged[200_000] ^= 1;
+    fs::write(dist.join(LINUX), &damaged).unwrap();
+    assert_eq!(add(), added);
+    fs::remove_file(dist.join(LINUX)).unwrap();
+    assert_eq!(add(), added);
+    succeed(&dist, &["list"]);
+}
+
 /// The signature that an operator makes offline is the one that agents verify.
 #[requires(minisign)]
 #[test]
