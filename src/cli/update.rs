@@ -159,6 +159,10 @@ fn install(
     let files = files()?;
     files.check_replaceable().map_err(Failure::failed)?;
     let lock = lock(&files)?;
+    // The lock, held for a long download, would keep the release in place from being confirmed.
+    if let Some(to) = update::swap::pending(&lock) {
+        return Err(Failure::failed(format!("the update to {to} has not been confirmed yet")));
+    }
     let runtime = runtime()?;
     let check = updater.check(Wish::Command { allows_downgrade }, &[]);
     let decision = runtime.block_on(check).map_err(failed)?;

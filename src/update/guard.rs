@@ -145,7 +145,15 @@ pub(super) fn count_start(
 /// Brings the previous program back and ends this process, unless it was confirmed within `limit`.
 fn roll_back_after(files: &ProgramFiles, limit: Duration) {
     thread::sleep(limit);
-    let Ok(lock) = UpdateLock::take_within(files, LOCK_WAIT) else { return };
+    let lock = loop {
+        if !UpdateRecord::read(files).is_some_and(|record| record.is_pending()) {
+            return;
+        }
+        match UpdateLock::take_within(files, LOCK_WAIT) {
+            Ok(lock) => break lock,
+            Err(_) => thread::sleep(LOCK_WAIT),
+        }
+    };
     let detail = format!("it made no progress within {} s", limit.as_secs());
     if roll_back(&lock, RollbackReason::NotConfirmed, &detail, &reach).is_ok_and(|done| done) {
         tracing::error!(

@@ -246,6 +246,11 @@ pub(super) fn recover(lock: &UpdateLock) -> Option<UpdateRecord> {
     Some(record)
 }
 
+/// Returns the version that is in place and not confirmed.
+pub(crate) fn pending(lock: &UpdateLock) -> Option<String> {
+    recover(lock).filter(UpdateRecord::is_pending).map(|record| record.to)
+}
+
 /// Puts the previous program into the empty place, or if it is lost too, the new one.
 fn fill_place(files: &ProgramFiles, record: &UpdateRecord) -> io::Result<InPlace> {
     let programs = [
@@ -272,13 +277,19 @@ pub(super) fn restore(
 ) -> Result<UpdateRecord, RestoreError> {
     let files = lock.files();
     let previous = files.previous();
-    match digest_of(&previous) {
-        Ok(digest) if digest == record.from_sha256 => {}
-        Ok(_) => return Err(RestoreError::Changed(previous)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            return Err(RestoreError::NoPrevious);
-        }
+    let lost = match digest_of(&previous) {
+        Ok(digest) if digest == record.from_sha256 => None,
+        Ok(_) => Some(RestoreError::Changed(previous.clone())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Some(RestoreError::NoPrevious),
         Err(error) => return Err(error.into()),
+    };
+    if let Some(lost) = lost {
+        if record.state == UpdateState::RollingBack {
+            // The new program is all there is: it can be confirmed, and updated again.
+            record.state = UpdateState::Unconfirmed;
+            drop(record.write(files));
+        }
+        return Err(lost);
     }
     record.state = UpdateState::RollingBack;
     record.failed(reason, detail);

@@ -361,6 +361,18 @@ fn lost_or_damaged_previous_program_keeps_the_new_one_in_place() {
     }
 }
 
+/// Regression: it stayed `rolling-back`, so that it was neither confirmed nor updated any more.
+#[test]
+fn rollback_without_a_previous_program_is_given_up() {
+    let bench = Bench::installed();
+    let text = fs::read_to_string(bench.files.record()).unwrap();
+    fs::write(bench.files.record(), text.replace("unconfirmed", "rolling-back")).unwrap();
+    fs::remove_file(bench.files.previous()).unwrap();
+    assert_eq!(bench.start(&ok), Started::New);
+    guard::confirm_at(&bench.files, &ok).unwrap();
+    assert_eq!((bench.version(), bench.state()), ("0.2.0", Some(UpdateState::Confirmed)));
+}
+
 #[test]
 fn start_is_counted_once_by_both_guards() {
     let bench = Bench::installed();
