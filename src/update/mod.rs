@@ -37,7 +37,7 @@ pub(crate) use self::{
     policy::{Decision, Wish},
     program_files::{NotReplaceable, ProgramFiles, UpdateLock},
     record::UpdateRecord,
-    state::{SharedUpdateSummary, StoredState, dir, summary},
+    state::{SharedUpdateSummary, StoredState, dir, remove_all, summary},
     steps::reach,
     supervisor::start as start_supervisor,
     swap::roll_back_by_hand,

@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     io::{self, Read as _},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -16,6 +17,7 @@ use siem_protocol::{
 };
 
 use super::{
+    download::remove_downloads,
     error::rollback_reason,
     record::{self, UpdateRecord},
 };
@@ -36,6 +38,20 @@ const MAX_ROLLED_BACK: usize = 32;
 #[must_use]
 pub(crate) fn dir(state_dir: &Path) -> PathBuf {
     state_dir.join(DIR)
+}
+
+/// Removes the downloads and the state of updates from a state directory; other files stay.
+pub(crate) fn remove_all(state_dir: &Path) {
+    let dir = dir(state_dir);
+    // A symlink is none of the agent's.
+    if fs::symlink_metadata(&dir).is_ok_and(|found| found.is_dir()) {
+        remove_downloads(&dir);
+        // The second one is left by a crash.
+        for name in [FILE, "state.json.new"] {
+            drop(fs::remove_file(dir.join(name)));
+        }
+        drop(fs::remove_dir(&dir));
+    }
 }
 
 /// What is known about updates across restarts.
@@ -281,7 +297,7 @@ mod tests {
         state.write(&dir).unwrap();
         let mut state = StoredState::read(&dir);
         assert!(!state.is_new_report("b"));
-        std::fs::write(dir.join(FILE), "no JSON").unwrap();
+        fs::write(dir.join(FILE), "no JSON").unwrap();
         assert_eq!(StoredState::read(&dir), StoredState::default());
     }
 }

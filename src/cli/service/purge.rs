@@ -8,12 +8,14 @@ use std::{
 use crate::{
     cli::{failure::Failure, output::print},
     platform::{LockRole, StateLock},
+    update,
 };
 
 /// Prefixes of the names of the agent's files.
-const PREFIXES: [&str; 13] = [
+const PREFIXES: [&str; 14] = [
     "account.",
     "agent.",
+    "audit-tail.json",
     "checkpoints.",
     "compliance.json",
     "device.key",
@@ -30,7 +32,9 @@ const PREFIXES: [&str; 13] = [
 /// Prints the paths that would be deleted.
 pub(super) fn preview(state_dir: &Path) -> Result<(), Failure> {
     let (ours, _) = list(state_dir)?;
-    ours.iter().try_for_each(|path| print(format_args!("would remove `{}`", path.display())))
+    let updates = Some(update::dir(state_dir)).filter(|dir| dir.is_dir());
+    let mut paths = ours.iter().chain(&updates);
+    paths.try_for_each(|path| print(format_args!("would remove `{}`", path.display())))
 }
 
 /// Deletes the state in `state_dir`, and the pointer to it.
@@ -40,6 +44,7 @@ pub(super) fn execute(state_dir: &Path, pointer: &Path) -> Result<(), Failure> {
     }
     // Prevents an agent from starting in the meantime.
     let lock = StateLock::acquire(state_dir, LockRole::Command).map_err(Failure::failed)?;
+    update::remove_all(state_dir);
     let (ours, others) = list(state_dir)?;
     let last = |path: &PathBuf| path.file_name().is_some_and(|name| name == "agent.lock");
     let (locks, ours): (Vec<_>, Vec<_>) = ours.into_iter().partition(last);
@@ -105,6 +110,10 @@ mod tests {
         }
         fs::create_dir_all(at("spool")).unwrap();
         fs::write(at("spool/x.json"), "").unwrap();
+        fs::create_dir_all(at("update/self-test-1")).unwrap();
+        for name in ["self-test-1/outbox.redb", "state.json", "ai-agent-0.2.0-linux-x86_64"] {
+            fs::write(at("update").join(name), "").unwrap();
+        }
         execute(dir.path(), &at("state-dir")).unwrap();
         let left: Vec<_> =
             fs::read_dir(dir.path()).unwrap().map(|it| it.unwrap().file_name()).collect();
