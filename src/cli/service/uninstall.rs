@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     cli::{failure::Failure, hooks, output::print},
-    platform::service::Service,
+    platform::service::{Service, SupervisorJob},
 };
 
 /// Stop the service and remove what `install` installed; state and configuration stay
@@ -59,6 +59,8 @@ impl Arguments {
             return Ok(());
         }
         steps.iter().try_for_each(Step::execute)?;
+        // An update that is not confirmed has one.
+        SupervisorJob::remove(Some(service));
         if is_ours {
             wait_until_stopped(state_dir)?;
         }

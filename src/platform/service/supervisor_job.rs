@@ -90,13 +90,14 @@ impl<'a> SupervisorJob<'a> {
         Ok(service.job(&words))
     }
 
-    /// Removes the definition of the job. Called by the process itself, as its last act: launchd ends it.
+    /// Removes the definition of the job, if it has one. Called by the process itself, as its last act:
+    /// launchd ends it.
     pub fn remove(service: Option<&Service>) {
-        let Some(service) = service.filter(|service| service.is_defined()) else { return };
-        if Os::CURRENT != Os::Linux {
-            drop(fs::remove_file(service.job_definition()));
-            service.job_removal().iter().for_each(|command| drop(command.run()));
-        }
+        let Some(service) = service.filter(|service| service.job_definition().is_file()) else {
+            return;
+        };
+        drop(fs::remove_file(service.job_definition()));
+        service.job_removal().iter().for_each(|command| drop(command.run()));
     }
 }
 
