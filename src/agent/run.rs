@@ -323,7 +323,7 @@ async fn catch_up(
     let unstored = running.stop().await;
     // Entries may be refused until the sinks have ended.
     *refused += refusals();
-    if !matches!(done, Some(Err(CatchUpError::Fault(_)))) {
+    if !matches!(done, None | Some(Err(CatchUpError::Fault(_)))) {
         update_confirm::confirm_at_end().await;
     }
     match done {

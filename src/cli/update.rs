@@ -2,7 +2,7 @@
 
 mod text;
 
-use std::{io, path::Path};
+use std::{fs, io, path::Path};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -198,7 +198,10 @@ fn put_into_place(
         false => io::Result::Ok(()),
     };
     let now = SystemClock.now();
-    update::install(&lock, staged, release, explicit, now, &supervise).map_err(failed)
+    update::install(&lock, staged, release, explicit, now, &supervise).map_err(failed)?;
+    // With the mode `off` no check removes it.
+    drop(fs::remove_file(staged));
+    Ok(())
 }
 
 /// Restarts the service after an installation, and reports it.

@@ -69,10 +69,11 @@ impl Heartbeat {
         self.trust == Some(TrustState::ReceiptUntrusted)
     }
 
-    /// Reports whether the last update was refused, failed or was rolled back.
+    /// Reports whether the last update was refused, failed or was rolled back, but not by a person.
     pub(super) fn is_update_failed(&self) -> bool {
-        let state = self.update.as_ref().and_then(|update| update.state);
-        matches!(state, Some(UpdateState::Failed | UpdateState::RolledBack))
+        let Some(update) = &self.update else { return false };
+        update.reason != Some(UpdateReason::ByHand)
+            && matches!(update.state, Some(UpdateState::Failed | UpdateState::RolledBack))
     }
 }
 
