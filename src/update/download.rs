@@ -13,8 +13,8 @@ use siem_sinks::http::{NoAnswer, Streamed};
 use tokio::{task::spawn_blocking, time::timeout};
 
 use super::{
+    clean_up::remove_others,
     error::UpdateError,
-    self_test::remove_copies,
     state::{PartialDownload, StoredState},
 };
 use crate::{
@@ -257,22 +257,4 @@ async fn sync(file: File) -> Result<(), UpdateError> {
 fn truncate(file: &mut File, length: u64) -> Result<(), UpdateError> {
     let truncated = file.set_len(length).and_then(|()| file.seek(SeekFrom::Start(length)));
     truncated.map(drop).map_err(|error| write_failed(&error))
-}
-
-/// Removes all downloads, and what their tests have left.
-pub(crate) fn remove_downloads(dir: &Path) {
-    remove_others(dir, Path::new(""));
-    remove_copies(dir);
-}
-
-/// Removes all downloads but the one at `path`.
-fn remove_others(dir: &Path, path: &Path) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let name = entry.file_name();
-        // Other files are not downloads.
-        let is_download = name.to_str().is_some_and(|name| name.starts_with("ai-agent-"));
-        if is_download && entry.path() != path {
-            drop(fs::remove_file(entry.path()));
-        }
-    }
 }

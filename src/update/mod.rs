@@ -21,6 +21,7 @@ pub(crate) mod swap;
 #[cfg(test)]
 mod tests;
 
+mod clean_up;
 mod download;
 mod error;
 mod install;
@@ -31,7 +32,8 @@ mod state;
 mod updater;
 
 pub(crate) use self::{
-    download::{Limits, remove_downloads},
+    clean_up::remove_downloads,
+    download::Limits,
     error::UpdateError,
     install::install,
     policy::{Decision, Wish},

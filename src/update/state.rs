@@ -17,7 +17,7 @@ use siem_protocol::{
 };
 
 use super::{
-    download::remove_downloads,
+    clean_up::remove_downloads,
     error::rollback_reason,
     record::{self, UpdateRecord},
 };
