@@ -20,7 +20,7 @@ pub(crate) const TARGET: &str = if cfg!(target_arch = "aarch64") {
 /// them. With the default thresholds for inlining, 225 and 325, the program is a tenth larger. With one
 /// of 30, SHA-256 is compiled to calls, and catching up takes 13 % more CPU.
 const FLAGS: &str = "-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs \
-    -C llvm-args=-inline-threshold=100 -C llvm-args=-inlinehint-threshold=60";
+    -C llvm-args=-inline-threshold=85 -C llvm-args=-inlinehint-threshold=55";
 /// Flags of the compiler for the receiver, whose size does not matter.
 const RECEIVER_FLAGS: &str = "-C target-feature=+crt-static";
 /// Flags of the C compiler: the strategies of zstd for levels above 3, which are not used.
