@@ -180,6 +180,12 @@ fn updating(state: UpdateState) -> Heartbeat {
     Heartbeat { update: Some(update), ..beat(10) }
 }
 
+fn rolled_back_by_hand() -> Heartbeat {
+    let (state, reason) = (Some(UpdateState::RolledBack), Some(UpdateReason::ByHand));
+    let update = UpdateFigures { state, reason, ..UpdateFigures::default() };
+    Heartbeat { update: Some(update), ..beat(10) }
+}
+
 #[test]
 fn versions_are_counted_within_a_limit() {
     let mut totals = FleetTotals::default();
@@ -213,6 +219,7 @@ fn problems_follow_from_times_and_the_last_heartbeat() {
         (updating(UpdateState::Failed), 10, vec!["update_failed"]),
         (updating(UpdateState::RolledBack), 10, vec!["update_failed"]),
         (updating(UpdateState::Unconfirmed), 10, vec![]),
+        (rolled_back_by_hand(), 10, vec![]),
     ];
     for (heartbeat, now, expected) in cases {
         let shown = format!("{heartbeat:?}");
