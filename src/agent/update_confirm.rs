@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use siem_protocol::{AgentEvent, agent_event::UpdateReason};
+use siem_protocol::AgentEvent;
 use tokio::{task::spawn_blocking, time::sleep};
 use tracing::{error, info, warn};
 
@@ -21,7 +21,7 @@ use crate::{
         guard, outside,
         program_files::ProgramFiles,
         record::{RollbackReason, UpdateRecord, UpdateState},
-        swap,
+        rollback_reason, swap,
     },
     version::version,
 };
@@ -115,7 +115,7 @@ fn event(record: UpdateRecord, state_dir: &Path) -> Option<AgentEvent> {
             detail.push_str(&log);
         }
     }
-    Some(AgentEvent::UpdateFailed { from, to, reason: event_reason(reason), detail })
+    Some(AgentEvent::UpdateFailed { from, to, reason: rollback_reason(reason), detail })
 }
 
 /// Returns the last lines of the log, which the program that failed has written before this one started.
@@ -128,16 +128,6 @@ fn last_lines(state_dir: &Path) -> String {
     });
     let start = bytes.len().saturating_sub(LOG_BYTES);
     read.map_or_else(|_| String::new(), |()| String::from_utf8_lossy(&bytes[start..]).into_owned())
-}
-
-fn event_reason(reason: RollbackReason) -> UpdateReason {
-    match reason {
-        RollbackReason::NotExecutable => UpdateReason::NotExecutable,
-        RollbackReason::Crashed => UpdateReason::Crashed,
-        RollbackReason::NotConfirmed | RollbackReason::Unknown => UpdateReason::NoProgress,
-        RollbackReason::Interrupted => UpdateReason::Install,
-        RollbackReason::ByHand => UpdateReason::ByHand,
-    }
 }
 
 async fn blocking<T: Send + 'static>(

@@ -34,7 +34,7 @@ mod updater;
 pub(crate) use self::{
     clean_up::remove_downloads,
     download::Limits,
-    error::UpdateError,
+    error::{UpdateError, rollback_reason},
     install::install,
     policy::{Decision, Wish},
     program_files::{NotReplaceable, ProgramFiles, UpdateLock},
