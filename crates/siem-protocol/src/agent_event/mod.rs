@@ -6,7 +6,9 @@
 
 mod compliance;
 mod config;
+mod file;
 mod outbox;
+mod properties;
 mod receiver_trust;
 mod trust;
 mod unreadable;
@@ -21,21 +23,17 @@ pub use config::{
     AppliedConfig, AttemptedConfig, ConfigOrigin, ConfigProof, ConfigSummary, LayerHash, LockedKey,
     ManagedSummary, RefusedConfig, Transport,
 };
+pub use file::{AlteredRange, FileAltered, FileReplaced};
 pub use outbox::{
     DeadLetterId, DeadLetterTotals, EpochReason, EpochStarted, PurgeReason, Shortage,
 };
 pub use receiver_trust::{ReceiverTrust, TrustState, TrustSummary};
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::Value;
 pub use trust::{DeviceKeyReason, PolicyFile, PolicyTampering, UntrustedAnswer};
 pub use unreadable::UnreadableReason;
 pub use update::{UpdateMode, UpdateReason, UpdateState, UpdateSummary};
 
-use crate::{
-    Digest,
-    names::{event, severity, source},
-    totals::Totals,
-};
+use crate::{Digest, totals::Totals};
 
 /// An event that the agent reports.
 ///
@@ -466,251 +464,10 @@ pub struct Heartbeat {
     pub update: Option<UpdateSummary>,
 }
 
-/// A file that no longer holds the bytes read before.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct FileReplaced {
-    /// Path of the file.
-    pub path: String,
-    /// The new generation.
-    pub generation: String,
-    /// The generation before.
-    pub previous_generation: String,
-    /// Offset from which the file is read now.
-    pub offset: u64,
-    /// Offset up to which the generation before was read.
-    pub previous_offset: u64,
-    /// Largest known size of the generation before.
-    pub previous_size: u64,
-    /// Size of the file now.
-    pub size: u64,
-}
-
-/// A file of which bytes were altered after they were read.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct FileAltered {
-    /// Path of the file.
-    pub path: String,
-    /// Generation of the file.
-    pub generation: String,
-    /// Ranges in which bytes were altered, each of one or more blocks: the first 100.
-    pub ranges: Vec<AlteredRange>,
-    /// Number of ranges.
-    pub range_count: u64,
-    /// Number of bytes in the ranges.
-    pub bytes: u64,
-    /// Size of the file.
-    pub size: u64,
-}
-
-/// A range of bytes in which at least one was altered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
-pub struct AlteredRange {
-    /// Offset of its first byte.
-    pub from: u64,
-    /// Offset of the first byte after it.
-    pub to: u64,
-}
-
-impl AgentEvent {
-    /// Returns the event's name: one of [`names::event`](event).
-    #[must_use]
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::AgentStarted { .. } => event::AGENT_STARTED,
-            Self::AgentStopped {} => event::AGENT_STOPPED,
-            Self::Heartbeat(_) => event::HEARTBEAT,
-            Self::EpochStarted(_) => event::EPOCH_STARTED,
-            Self::ConfigApplied { .. } => event::CONFIG_APPLIED,
-            Self::ConfigRefused { .. } => event::CONFIG_REFUSED,
-            Self::ConfigLocked { .. } => event::CONFIG_LOCKED,
-            Self::ComplianceViolation { .. } => event::COMPLIANCE_VIOLATION,
-            Self::ComplianceRestored { .. } => event::COMPLIANCE_RESTORED,
-            Self::AccountUnknown { .. } => event::ACCOUNT_UNKNOWN,
-            Self::HookAnswered(_) => event::HOOK_ANSWERED,
-            Self::HooksSilent { .. } => event::HOOKS_SILENT,
-            Self::HookReportsDropped { .. } => event::HOOK_REPORTS_DROPPED,
-            Self::HookReportsUnreadable { .. } => event::HOOK_REPORTS_UNREADABLE,
-            Self::SessionUnlogged { .. } => event::SESSION_UNLOGGED,
-            Self::RootLearnt { .. } => event::ROOT_LEARNT,
-            Self::FileRewritten(_) => event::FILE_REWRITTEN,
-            Self::FileTrimmed(_) => event::FILE_TRIMMED,
-            Self::FileAltered(_) => event::FILE_ALTERED,
-            Self::FileDeletedUnread { .. } => event::FILE_DELETED_UNREAD,
-            Self::FileLinked { .. } => event::FILE_LINKED,
-            Self::PathUnreadable { .. } => event::PATH_UNREADABLE,
-            Self::RecordAbandoned { .. } => event::RECORD_ABANDONED,
-            Self::UuidReused { .. } => event::UUID_REUSED,
-            Self::StageFailed { .. } => event::STAGE_FAILED,
-            Self::EntryDeadLettered { .. } => event::ENTRY_DEAD_LETTERED,
-            Self::EntriesRefusedUnidentified { .. } => event::ENTRIES_REFUSED_UNIDENTIFIED,
-            Self::DeadLettersPurged { .. } => event::DEAD_LETTERS_PURGED,
-            Self::OutboxFull { .. } => event::OUTBOX_FULL,
-            Self::OutboxRecovered { .. } => event::OUTBOX_RECOVERED,
-            Self::OutboxQuarantined { .. } => event::OUTBOX_QUARANTINED,
-            Self::SinkRemoved { .. } => event::SINK_REMOVED,
-            Self::DeviceKeyCreated { .. } => event::DEVICE_KEY_CREATED,
-            Self::PolicyTampered { .. } => event::POLICY_TAMPERED,
-            Self::ReceiptUntrusted { .. } => event::RECEIPT_UNTRUSTED,
-            Self::UpdateAvailable { .. } => event::UPDATE_AVAILABLE,
-            Self::UpdateInstalled { .. } => event::UPDATE_INSTALLED,
-            Self::UpdateFailed { .. } => event::UPDATE_FAILED,
-            Self::UpdateRefused { .. } => event::UPDATE_REFUSED,
-            Self::Canary { .. } => event::CANARY,
-        }
-    }
-
-    /// Returns how much the event matters: one of [`names::severity`](severity).
-    #[must_use]
-    pub fn severity(&self) -> &'static str {
-        match self {
-            Self::AgentStarted { .. }
-            | Self::AgentStopped {}
-            | Self::Heartbeat(_)
-            | Self::ConfigApplied { .. }
-            | Self::ComplianceRestored { .. }
-            | Self::RootLearnt { .. }
-            | Self::OutboxRecovered { .. }
-            | Self::DeviceKeyCreated {
-                reason: DeviceKeyReason::First | DeviceKeyReason::Rotated,
-                ..
-            }
-            | Self::UpdateAvailable { .. }
-            | Self::UpdateInstalled { .. }
-            | Self::Canary { .. } => severity::INFO,
-            Self::EpochStarted(started) if started.reason != EpochReason::Conflict => {
-                severity::INFO
-            }
-            // Without a prompt the session may have nothing to write.
-            Self::SessionUnlogged { prompted: false, .. } => severity::INFO,
-            Self::ComplianceViolation { action, .. } | Self::AccountUnknown { action, .. }
-                if *action != ViolationAction::None =>
-            {
-                severity::HIGH
-            }
-            Self::PolicyTampered { .. }
-            | Self::ReceiptUntrusted { .. }
-            | Self::UpdateRefused { .. } => severity::HIGH,
-            _ => severity::WARNING,
-        }
-    }
-
-    /// Returns the part of the agent that reports the event, unless a source does: one of
-    /// [`names::source`](source).
-    #[must_use]
-    pub fn source(&self) -> &'static str {
-        match self {
-            Self::ComplianceViolation { .. }
-            | Self::ComplianceRestored { .. }
-            | Self::AccountUnknown { .. } => source::COMPLIANCE,
-            Self::UuidReused { .. } => source::CLAUDE_SESSIONS,
-            _ => source::AGENT,
-        }
-    }
-
-    /// Returns the event's `data`: a JSON object.
-    #[must_use]
-    pub fn data(&self) -> Value {
-        let mut event = serde_json::to_value(self).expect("its maps have strings as keys");
-        event["data"].take()
-    }
-}
-
 /// Deserializes a member that is present, `null` included.
 fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::names::violation;
-
-    #[test]
-    fn tag_equals_name_and_data_reads_back() {
-        let events = [
-            AgentEvent::AgentStopped {},
-            AgentEvent::Heartbeat(Box::default()),
-            AgentEvent::HookAnswered(Box::default()),
-            AgentEvent::ConfigApplied {
-                hash: Digest::ZERO,
-                revision: None,
-                previous_hash: Some(Digest::ZERO),
-                previous_revision: Some(None),
-            },
-            AgentEvent::OutboxFull { lack: Shortage::Disk, outbox_bytes: 1, disk_free: None },
-            AgentEvent::DeviceKeyCreated {
-                key: "k".to_owned(),
-                reason: DeviceKeyReason::OtherMachine,
-                previous: None,
-            },
-            AgentEvent::PolicyTampered {
-                path: "/p".to_owned(),
-                file: PolicyFile::Policy,
-                tampering: PolicyTampering::Deleted,
-                expected_sha256: Digest::ZERO,
-                found_sha256: None,
-                restored: true,
-            },
-            AgentEvent::ReceiptUntrusted {
-                sink: "s".to_owned(),
-                status: 200,
-                problem: UntrustedAnswer::WrongKey,
-                epoch: None,
-                last_seq: None,
-            },
-            AgentEvent::UpdateAvailable {
-                from: "0.2.0".to_owned(),
-                to: "0.3.0".to_owned(),
-                reason: UpdateReason::MachineWide,
-            },
-            AgentEvent::UpdateRefused {
-                from: "0.2.0".to_owned(),
-                to: None,
-                reason: UpdateReason::Manifest,
-                detail: "d".to_owned(),
-            },
-        ];
-        for event in events {
-            let json = serde_json::to_value(&event).unwrap();
-            assert_eq!(json["event"], event.name());
-            assert!(event.data().is_object(), "{json}");
-            assert_eq!(serde_json::from_value::<AgentEvent>(json).unwrap(), event);
-        }
-    }
-
-    #[test]
-    fn absent_members_differ_from_null() {
-        let first = AgentEvent::ConfigApplied {
-            hash: Digest::ZERO,
-            revision: None,
-            previous_hash: None,
-            previous_revision: None,
-        };
-        assert_eq!(first.data(), json!({ "hash": Digest::ZERO, "revision": null }));
-    }
-
-    #[test]
-    fn severity_of_a_violation_follows_its_action() {
-        for (action, severity) in [
-            (ViolationAction::None, severity::WARNING),
-            (ViolationAction::Warn, severity::HIGH),
-            (ViolationAction::Block, severity::HIGH),
-        ] {
-            let event = AgentEvent::ComplianceViolation {
-                violation: violation::NO_ACCOUNT.to_owned(),
-                program: source::CLAUDE_CODE.to_owned(),
-                file: "/h/.claude.json".to_owned(),
-                who: None,
-                found: String::new(),
-                permitted: Vec::new(),
-                action,
-            };
-            assert_eq!((event.severity(), event.source()), (severity, source::COMPLIANCE));
-        }
-    }
-}
+mod tests;
