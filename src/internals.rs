@@ -49,6 +49,19 @@ pub fn install_update(
     crate::update::swap::install_for_test(program, staged, from, to)
 }
 
+/// Runs the guard of an update, as the first act of an agent of `version`. Returns the exit code of a process
+/// that has nothing more to do.
+#[must_use]
+pub fn enter_update_guard(version: &'static str) -> Option<std::process::ExitCode> {
+    crate::version::set(version);
+    crate::update::entry::enter(std::env::args_os())
+}
+
+/// Asks the previous program why this one has failed to start, as an agent does that is not confirmed.
+pub fn ask_previous_program() {
+    crate::update::guard::ask_previous(None);
+}
+
 pub mod tail {
     pub use crate::tail::*;
 }

@@ -2,7 +2,6 @@
 //! says so.
 
 use std::{
-    io,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
@@ -19,6 +18,7 @@ use tracing::{error, info, warn};
 use super::{
     handle::AgentHandle,
     poll_schedule::{Outcome, PollSchedule},
+    update_confirm,
 };
 use crate::{
     config::{LoadedConfig, UpdateSettings},
@@ -27,8 +27,8 @@ use crate::{
     stages::AgentContext,
     text::causes,
     update::{
-        self, Decision, Limits, NotReplaceable, ProgramFiles, StoredState, UpdateError, UpdateLock,
-        UpdateRecord, Updater, Wish, swap,
+        self, Decision, DownloadLock, Installation, Limits, NotReplaceable, ProgramFiles,
+        StoredState, UpdateError, UpdateRecord, Updater, Wish, swap,
     },
 };
 
@@ -53,6 +53,8 @@ enum Next {
 pub(super) struct SelfUpdate {
     handle: AgentHandle,
     pipeline: PipelineHandle,
+    state_dir: PathBuf,
+    /// Directory of downloads.
     dir: PathBuf,
     /// Extra configuration file, which a new program is tested with.
     config: Option<PathBuf>,
@@ -70,7 +72,8 @@ impl SelfUpdate {
     ) -> Self {
         let dir = update::dir(state_dir);
         let state = StoredState::read(&dir);
-        Self { handle, pipeline, dir, config, state, schedule: PollSchedule::default() }
+        let (state_dir, schedule) = (state_dir.to_owned(), PollSchedule::default());
+        Self { handle, pipeline, state_dir, dir, config, state, schedule }
     }
 
     /// Returns once the program was replaced, so that the agent must be started again.
@@ -104,8 +107,10 @@ impl SelfUpdate {
     async fn check(&mut self) -> Next {
         let (loaded, context) = self.handle.in_force();
         let settings = &loaded.settings.update;
-        let files = ProgramFiles::of_current().ok();
-        let record = files.as_ref().and_then(UpdateRecord::read);
+        let record = match ProgramFiles::of_current() {
+            Ok(files) => self.last_update(files).await,
+            Err(_) => None,
+        };
         let next = if record.as_ref().is_some_and(UpdateRecord::is_pending) {
             match IS_REPLACED.load(Ordering::Acquire) {
                 true => Next::Installed,
@@ -126,6 +131,21 @@ impl SelfUpdate {
         };
         self.publish(settings.mode, record.as_ref());
         next
+    }
+
+    /// Returns the record of the last update. If its process was killed, or found the disk full, the record
+    /// is corrected, and the end of the update reported.
+    async fn last_update(&self, files: ProgramFiles) -> Option<UpdateRecord> {
+        let record = UpdateRecord::read(&files)?;
+        if !record.is_pending() || IS_REPLACED.load(Ordering::Acquire) {
+            return Some(record);
+        }
+        let settled = files.clone();
+        let record = unrestricted(move || swap::settle(&settled)).await.unwrap_or(Some(record));
+        if UpdateRecord::read(&files).is_some_and(|record| !record.is_pending()) {
+            update_confirm::report(&self.pipeline, self.state_dir.clone()).await;
+        }
+        record
     }
 
     async fn check_with(
@@ -149,24 +169,34 @@ impl SelfUpdate {
         };
         self.mark_checked();
         match decision {
+            Decision::Available(release) => match replaceable(settings.mode).await {
+                Err((reason, detail)) => self.announce(updater, &release, reason, detail),
+                Ok(files) => return self.update(updater, settings, &release, files).await,
+            },
+            other => self.note(&other),
+        }
+        self.after(Outcome::Answered, settings)
+    }
+
+    /// Notes the decision that nothing is to be installed.
+    fn note(&mut self, decision: &Decision) {
+        match decision {
             Decision::Current => {
                 self.state.set(UpdateState::Current, None);
                 update::remove_downloads(&self.dir);
             }
             Decision::Waiting(release, reason) => {
-                self.state.set(UpdateState::Waiting, Some(&release));
-                self.state.reason = Some(reason);
+                self.state.set(UpdateState::Waiting, Some(release));
+                self.state.reason = Some(*reason);
             }
             Decision::RolledBack(release) => {
-                self.state.set(UpdateState::RolledBack, Some(&release));
+                self.state.set(UpdateState::RolledBack, Some(release));
                 self.state.reason = Some(UpdateReason::RolledBackBefore);
             }
-            Decision::Available(release) => match replaceable(settings.mode).await {
-                Err((reason, detail)) => self.announce(updater, &release, reason, detail),
-                Ok(files) => return self.update(updater, settings, &release, files).await,
-            },
+            Decision::Available(release) => {
+                self.state.set(UpdateState::Available, Some(release));
+            }
         }
-        self.after(Outcome::Answered, settings)
     }
 
     /// Reports a release that the agent does not install.
@@ -203,7 +233,12 @@ impl SelfUpdate {
         self.state.set(UpdateState::Downloading, Some(release));
         self.publish(settings.mode, None);
         match self.try_update(updater, settings, release, files).await {
-            Ok(()) => {
+            Ok(Some(changed)) => {
+                self.note(&changed);
+                // The next check decides, with the configuration that is then in force.
+                self.after(Outcome::Failed, settings)
+            }
+            Ok(None) => {
                 let version = release.version.to_string();
                 info!(code = "update_in_place", version, "restarting with the new release");
                 self.state.set(UpdateState::Unconfirmed, Some(release));
@@ -222,24 +257,33 @@ impl SelfUpdate {
         }
     }
 
+    /// Same as [`update`](Self::update). Returns the decision that counts in the meantime, if it is another
+    /// one than to install this release.
     async fn try_update(
         &mut self,
         updater: &Updater,
         settings: &UpdateSettings,
         release: &UpdateRelease,
         files: ProgramFiles,
-    ) -> Result<(), UpdateError> {
-        let lock = unrestricted(move || lock(&files)).await??;
-        let staged = updater.fetch(release, &mut self.state).await?;
-        self.check_again(updater, settings, release).await?;
+    ) -> Result<Option<Decision>, UpdateError> {
+        let downloads = DownloadLock::take(&self.dir)?;
+        let staged = updater.fetch(&downloads, release, &mut self.state).await?;
+        if let Some(changed) = self.check_again(updater, settings, release).await? {
+            return Ok(Some(changed));
+        }
         let (release, config) = (release.clone(), self.config.clone());
         let (handle, at) = (self.handle.clone(), self.handle.in_force().1.clock.now());
         let install = move || {
-            let supervise = || update::start_supervisor(lock.files());
-            let installed =
-                update::install(&lock, &staged, &release, config.as_deref(), at, &supervise);
-            let files = lock.files().clone();
-            drop(lock);
+            let installed = Installation {
+                staged: &staged,
+                downloads: &downloads,
+                release: &release,
+                files: &files,
+                config: config.as_deref(),
+                at,
+                is_supervised: true,
+            }
+            .run();
             if installed.is_ok() {
                 IS_REPLACED.store(true, Ordering::Release);
                 handle.check_for_update();
@@ -247,30 +291,28 @@ impl SelfUpdate {
                 // The caller reports the error: the next start would report it again.
                 drop(swap::mark_reported(&files));
             }
-            installed
+            installed.map(|()| None)
         };
         unrestricted(install).await?
     }
 
-    /// Checks once more that a release is to be installed: its download may have taken long, and its
-    /// roll-out may have been halted meanwhile because of a defect.
+    /// Decides once more about a release that was downloaded, which may have taken long: its roll-out may
+    /// have been halted because of a defect. Returns the decision if it is not to be installed now.
     async fn check_again(
         &self,
         updater: &Updater,
         settings: &UpdateSettings,
         release: &UpdateRelease,
-    ) -> Result<(), UpdateError> {
-        let changed = |what: &str| {
-            let detail = format!("{what} while the release was downloaded");
-            Err(UpdateError::unavailable(UpdateReason::Halted, detail))
+    ) -> Result<Option<Decision>, UpdateError> {
+        let decision = match self.handle.in_force().0.settings.update == *settings {
+            true => updater.check(Wish::Mode(settings.mode), &[]).await?,
+            // To install it or not: the next check decides.
+            false => return Ok(Some(Decision::Available(Box::new(release.clone())))),
         };
-        if self.handle.in_force().0.settings.update != *settings {
-            return changed("the configuration has changed");
-        }
-        match updater.check(Wish::Mode(settings.mode), &[]).await? {
-            Decision::Available(found) if found.sha256 == release.sha256 => Ok(()),
-            _ => changed("the offered releases have changed"),
-        }
+        Ok(match decision {
+            Decision::Available(found) if found.sha256 == release.sha256 => None,
+            changed => Some(changed),
+        })
     }
 
     /// Reports a release that was refused or cannot be installed: once, since each check finds it again.
@@ -351,7 +393,7 @@ impl SelfUpdate {
 /// Returns the state of updates at the start of an agent.
 pub(crate) fn summary_at_start(settings: &UpdateSettings, state_dir: &Path) -> UpdateSummary {
     let files = ProgramFiles::of_current().ok();
-    let record = files.as_ref().and_then(UpdateRecord::read);
+    let record = files.as_ref().and_then(swap::look);
     let state = StoredState::read(&update::dir(state_dir));
     update::summary(settings.mode, &state, record.as_ref(), crate::version::version())
 }
@@ -372,6 +414,7 @@ fn updater(
         keys: loaded.settings.update.keys.clone(),
         identity: context.identity.clone(),
         dir: dir.to_owned(),
+        program_dir: update::program_dir(),
         limits: Limits::default(),
     }))
 }
@@ -390,7 +433,7 @@ async fn replaceable(mode: UpdateMode) -> Result<ProgramFiles, (UpdateReason, Op
     let check = unrestricted(move || checked.check_replaceable()).await;
     match check.map_err(|error| read_only(error.to_string()))? {
         Ok(()) => Ok(files),
-        Err(error @ NotReplaceable::MachineWide { .. }) => {
+        Err(error @ (NotReplaceable::MachineWide { .. } | NotReplaceable::OpenToAll { .. })) => {
             Err((UpdateReason::MachineWide, Some(causes(&error))))
         }
         Err(error) => Err(read_only(causes(&error))),
@@ -404,14 +447,4 @@ async fn unrestricted<T: Send + 'static>(
     let failed = |error: String| UpdateError::failed(UpdateReason::Install, error);
     let done = spawn_blocking(|| update::outside::run(job)).await;
     done.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))
-}
-
-fn lock(files: &ProgramFiles) -> Result<UpdateLock, UpdateError> {
-    UpdateLock::try_take(files).map_err(|error| match error.kind() {
-        // Another agent or a command installs it: the next check finds the result.
-        io::ErrorKind::WouldBlock => {
-            UpdateError::unavailable(UpdateReason::Busy, "another process installs an update")
-        }
-        _ => UpdateError::file("cannot lock the program", &error),
-    })
 }

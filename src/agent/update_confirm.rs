@@ -42,8 +42,9 @@ const LOG_LINES: u64 = 30;
 const LOG_BYTES: usize = 8 << 10;
 
 /// Confirms the program of this process if an update has put it into place, and reports the end of an
-/// update. The same threads must make progress as for the watchdog: an unreachable receiver or a full
-/// disk does not prevent it, since the previous program would not help.
+/// update. The same threads must make progress as for the watchdog: an unreachable receiver does not
+/// prevent it, since the previous program would not help. A full disk does, until the guard puts the
+/// previous program back: the confirmation is stored beside the program.
 pub(super) async fn follow(
     ingest_progresses: impl Fn(Duration) -> bool,
     pipeline: &PipelineHandle,
@@ -80,7 +81,7 @@ async fn confirm(ingest_progresses: impl Fn(Duration) -> bool) {
 }
 
 /// Reports the end of the last update, once.
-async fn report(pipeline: &PipelineHandle, state_dir: PathBuf) {
+pub(super) async fn report(pipeline: &PipelineHandle, state_dir: PathBuf) {
     let Some(files) = ProgramFiles::of_current().ok() else { return };
     let record = UpdateRecord::read(&files);
     let Some(record) = record.filter(|record| !record.is_pending() && !record.reported) else {

@@ -28,6 +28,7 @@ mod self_test;
 mod service;
 mod signal_task;
 mod stages;
+mod start_test;
 mod status;
 mod support_bundle;
 mod terminal;
@@ -201,6 +202,9 @@ pub fn main() -> ExitCode {
     }
     // The previous release starts a new one with it, whatever commands the new one has.
     if let Some(test) = self_test::SelfTest::requested(std::env::args_os()) {
+        return test.run();
+    }
+    if let Some(test) = start_test::StartTest::requested(std::env::args_os()) {
         return test.run();
     }
     let arguments = match Arguments::try_parse() {

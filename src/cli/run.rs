@@ -17,7 +17,7 @@ use crate::{
     logging,
     pipeline::ingest::OnProgress,
     platform::{LockRole, Sandbox, SandboxStatus, StateLock, own_program, service},
-    update::{ProgramFiles, outside},
+    update::{ProgramFiles, guard, outside},
 };
 
 /// Read session logs and ship them, until stopped
@@ -45,6 +45,11 @@ impl Arguments {
         if self.test {
             return dry_run::execute(explicit, self.json);
         }
+        self.start(explicit).inspect_err(|_| guard::ask_previous(explicit))
+    }
+
+    /// Runs the agent in this process until it ends.
+    fn start(&self, explicit: Option<&Path>) -> Result<(), Failure> {
         // Before anything else, so that a signal at any moment stops the agent in order.
         let signals = SignalTask::start().map_err(Failure::failed)?;
         let context = CliContext::new(explicit)?;

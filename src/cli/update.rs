@@ -2,7 +2,7 @@
 
 mod text;
 
-use std::{fs, io, path::Path};
+use std::{fs, path::Path};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
@@ -25,8 +25,8 @@ use crate::{
     platform::{Clock as _, LockRole, StateLock, SystemClock, identify},
     text::causes,
     update::{
-        self, Decision, Limits, ProgramFiles, StoredState, UpdateError, UpdateLock, UpdateRecord,
-        Updater, Wish,
+        self, Decision, DownloadLock, Installation, Limits, ProgramFiles, StoredState, UpdateError,
+        UpdateRecord, Updater, Wish, swap,
     },
     version::version,
 };
@@ -106,7 +106,7 @@ impl Arguments {
 fn check(context: &CliContext) -> Result<Report, Failure> {
     let loaded = context.load_in_force()?;
     let updater = updater(context, &loaded)?;
-    let record = UpdateRecord::read(&files()?);
+    let record = swap::look(&files()?);
     let mut state = StoredState::read(&updater.dir);
     let rolled_back = state.rolled_back(record.as_ref());
     let check = updater.check(Wish::Mode(UpdateMode::Notify), rolled_back);
@@ -158,9 +158,8 @@ fn install(
     let updater = updater(context, &loaded)?;
     let files = files()?;
     files.check_replaceable().map_err(Failure::failed)?;
-    let lock = lock(&files)?;
-    // The lock, held for a long download, would keep the release in place from being confirmed.
-    if let Some(to) = update::swap::pending(&lock) {
+    if let Some(record) = swap::settle(&files).filter(UpdateRecord::is_pending) {
+        let to = record.to;
         return Err(Failure::failed(format!("the update to {to} has not been confirmed yet")));
     }
     let runtime = runtime()?;
@@ -173,35 +172,28 @@ fn install(
             _ => Err(Failure::failed(report.text)),
         };
     };
+    let downloads = DownloadLock::take(&updater.dir).map_err(failed)?;
     let mut state = StoredState::read(&updater.dir);
-    let fetched = runtime.block_on(updater.fetch(release, &mut state));
+    let fetched = runtime.block_on(updater.fetch(&downloads, release, &mut state));
     if let Err(error) = state.write(&updater.dir) {
         tracing::debug!(%error, "cannot write the state of updates");
     }
     let staged = fetched.map_err(failed)?;
-    let supervised = service::is_active_service(context, files.program());
-    put_into_place(lock, release, &staged, explicit, supervised)?;
-    restarted(release, supervised, &loaded.settings.agent.state_dir)
-}
-
-/// Installs a verified file. `is_service` tells whether a service runs the program.
-fn put_into_place(
-    lock: UpdateLock,
-    release: &UpdateRelease,
-    staged: &Path,
-    explicit: Option<&Path>,
-    is_service: bool,
-) -> Result<(), Failure> {
-    // Without a service there is no start to watch over: the next one counts.
-    let supervise = || match is_service {
-        true => update::start_supervisor(lock.files()),
-        false => io::Result::Ok(()),
+    let is_service = service::is_active_service(context, files.program());
+    let installation = Installation {
+        staged: &staged,
+        downloads: &downloads,
+        release,
+        files: &files,
+        config: explicit,
+        at: SystemClock.now(),
+        // Without a service there is no start to watch over: the next one counts.
+        is_supervised: is_service,
     };
-    let now = SystemClock.now();
-    update::install(&lock, staged, release, explicit, now, &supervise).map_err(failed)?;
+    installation.run().map_err(failed)?;
     // With the mode `off` no check removes it.
-    drop(fs::remove_file(staged));
-    Ok(())
+    drop(fs::remove_file(&staged));
+    restarted(release, is_service, &loaded.settings.agent.state_dir)
 }
 
 /// Restarts the service after an installation, and reports it.
@@ -243,7 +235,7 @@ fn restart(is_service: bool, state_dir: &Path) -> Result<(String, Option<u32>), 
 fn roll_back(context: &CliContext) -> Result<Report, Failure> {
     let files = files()?;
     files.check_replaceable().map_err(Failure::failed)?;
-    let lock = lock(&files)?;
+    let lock = update::lock(&files).map_err(failed)?;
     let is_service = service::is_active_service(context, files.program());
     let record = update::roll_back_by_hand(&lock, &update::reach).map_err(Failure::failed)?;
     // The restarted program reads the record.
@@ -280,7 +272,7 @@ fn status(context: &CliContext) -> Result<Report, Failure> {
 pub(super) fn status_json(loaded: &LoadedConfig) -> Result<(Value, String), Failure> {
     let settings = &loaded.settings;
     let files = files()?;
-    let record = UpdateRecord::read(&files);
+    let record = swap::look(&files);
     let stored = StoredState::read(&update::dir(&settings.agent.state_dir));
     let summary = update::summary(settings.update.mode, &stored, record.as_ref(), version());
     let not_replaceable = files.check_replaceable().err().map(|error| causes(&error));
@@ -299,9 +291,9 @@ pub(super) fn status_json(loaded: &LoadedConfig) -> Result<(Value, String), Fail
         "reason": summary.reason,
         "detail": detail,
         "checked_at": summary.checked_at,
-        "program": files.program(),
+        "program": files.program().display().to_string(),
         "not_replaceable": not_replaceable,
-        "previous": previous.is_file().then_some(previous),
+        "previous": previous.is_file().then(|| previous.display().to_string()),
         "record": record,
     });
     Ok((json, summary_text(&summary)))
@@ -322,19 +314,13 @@ fn updater(context: &CliContext, loaded: &LoadedConfig) -> Result<Updater, Failu
         // With the machine id that the agent has.
         identity: identify(Some(state_dir)).identity,
         dir: update::dir(state_dir),
+        program_dir: update::program_dir(),
         limits: Limits::default(),
     })
 }
 
 fn files() -> Result<ProgramFiles, Failure> {
     ProgramFiles::of_current().map_err(Failure::failed)
-}
-
-fn lock(files: &ProgramFiles) -> Result<UpdateLock, Failure> {
-    UpdateLock::try_take(files).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => Failure::failed("another process installs an update"),
-        _ => Failure::failed(error),
-    })
 }
 
 fn runtime() -> Result<Runtime, Failure> {

@@ -52,6 +52,21 @@ pub fn is_own(path: &Path) -> io::Result<bool> {
     fs::metadata(path).map(|_| true)
 }
 
+/// Returns whether every user of the machine may write to the file or directory at `path`. On Windows this
+/// is not inspected, and false.
+///
+/// # Errors
+/// The error of the system.
+pub fn is_writable_by_all(path: &Path) -> io::Result<bool> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        Ok(fs::metadata(path)?.mode() & 0o002 != 0)
+    }
+    #[cfg(not(unix))]
+    fs::metadata(path).map(|_| false)
+}
+
 /// Returns whether `path` is in a directory that the system's package manager or an administrator
 /// maintains.
 #[must_use]

@@ -72,6 +72,8 @@ pub(super) struct Download<'a> {
     pub(super) connection: &'a Connection,
     pub(super) release: &'a UpdateRelease,
     pub(super) dir: &'a Path,
+    /// Directory of the program, if it is known.
+    pub(super) program_dir: Option<&'a Path>,
     pub(super) limits: Limits,
 }
 
@@ -83,8 +85,6 @@ impl Download<'_> {
     /// [`UpdateError`]. What arrived before an interruption is kept for the next attempt.
     pub(super) async fn run(&self, state: &mut StoredState) -> Result<PathBuf, UpdateError> {
         let path = self.dir.join(format!("{}.part", self.release.artifact));
-        let create = |error| UpdateError::file("cannot create the directory of downloads", &error);
-        secure_file::create_dir(self.dir).map_err(create)?;
         remove_others(self.dir, &path);
         let done = self.run_at(&path, state).await;
         if let Err(UpdateError::Refused { .. } | UpdateError::Failed { .. }) = &done {
@@ -130,14 +130,20 @@ impl Download<'_> {
         Ok(0)
     }
 
-    /// Checks that there is space for the rest of the file, and for the copies of the installation.
+    /// Checks that there is space for the rest of the file, and for the copies of the installation, which
+    /// may be on another disk.
     fn check_space(&self, present: u64) -> Result<(), UpdateError> {
-        let needed = (3 * self.release.size).saturating_sub(present) + RESERVE;
-        match (self.limits.free_space)(self.dir) {
+        let copies = 2 * self.release.size + RESERVE;
+        self.check_disk(self.dir, copies + self.release.size.saturating_sub(present))?;
+        self.program_dir.map_or(Ok(()), |dir| self.check_disk(dir, copies))
+    }
+
+    fn check_disk(&self, dir: &Path, needed: u64) -> Result<(), UpdateError> {
+        match (self.limits.free_space)(dir) {
             Some(free) if free < needed => {
                 let detail = format!(
                     "the disk of `{}` has {} MiB free, an update needs {} MiB",
-                    self.dir.display(),
+                    dir.display(),
                     free >> 20,
                     needed.div_ceil(1 << 20)
                 );

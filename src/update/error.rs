@@ -104,9 +104,10 @@ impl From<InstallError> for UpdateError {
             InstallError::InProgress { .. } => UpdateReason::Busy,
             InstallError::NotExecutable(_) => UpdateReason::NotExecutable,
             InstallError::Io { source, .. } => file_reason(source),
-            InstallError::Same | InstallError::Changed | InstallError::NoSupervisor(_) => {
-                UpdateReason::Install
-            }
+            InstallError::Same
+            | InstallError::Foreign(_)
+            | InstallError::Changed
+            | InstallError::NoSupervisor(_) => UpdateReason::Install,
         };
         Self::failed(reason, causes(&error))
     }

@@ -1,10 +1,18 @@
 //! The first act of the program: it counts starts of a new program that is not confirmed, and brings the
 //! previous one back.
 
-use std::{ffi::OsString, process::ExitCode, sync::OnceLock, thread, time::Duration};
+use std::{
+    ffi::OsString,
+    io,
+    path::Path,
+    process::{Command, ExitCode},
+    sync::OnceLock,
+    thread,
+    time::Duration,
+};
 
 use super::{
-    outside,
+    child, outside,
     program_files::{ProgramFiles, UpdateLock},
     record::{RollbackReason, UpdateRecord, UpdateState},
     steps::{Reach, Step, reach},
@@ -22,6 +30,11 @@ const MAX_STARTS: u32 = 3;
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(120);
 /// Longest time to wait for another process that holds the lock; the program then starts uncounted.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// First argument of the command line with which the previous program finds out if it could start.
+pub(crate) const START_TEST: &str = "--start-test";
+/// Longest time that it may take: another process may hold the state directory for some seconds.
+const START_TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Files of this process's program, if it is new and not confirmed.
 static UNCONFIRMED: OnceLock<ProgramFiles> = OnceLock::new();
@@ -178,6 +191,39 @@ pub(super) fn roll_back(
     match swap::recover(lock).filter(UpdateRecord::is_pending) {
         Some(record) => swap::restore(lock, record, reason, detail, reach).map(|_| true),
         None => Ok(false),
+    }
+}
+
+/// Asks the previous program why the start of this one has failed, with the file of `--config`. If it could
+/// not start either, for example because of the configuration or another agent, it [takes the start
+/// back](withdraw_start). This program is not trusted with that: it may be the one that is wrong.
+pub(crate) fn ask_previous(config: Option<&Path>) {
+    let Some(files) = UNCONFIRMED.get() else { return };
+    if !UpdateRecord::read(files).is_some_and(|record| record.is_pending()) {
+        return;
+    }
+    let mut command = Command::new(files.previous());
+    command.arg(START_TEST).arg(files.program()).arg(std::process::id().to_string());
+    if let Some(config) = config {
+        command.arg("--config").arg(config);
+    }
+    // If it cannot be asked, the start counts.
+    drop(outside::run(move || child::run(&mut command, START_TEST_TIMEOUT)));
+}
+
+/// Takes the last start out of the count: no other program could have started.
+///
+/// # Errors
+/// The error of the system: the start counts.
+pub(crate) fn withdraw_start(files: &ProgramFiles) -> io::Result<()> {
+    let lock = UpdateLock::take_within(files, LOCK_WAIT)?;
+    match UpdateRecord::read(files) {
+        Some(mut record) if record.state == UpdateState::Unconfirmed => {
+            record.starts = record.starts.saturating_sub(1);
+            record.withdrawn = record.withdrawn.saturating_add(1);
+            record.write(lock.files())
+        }
+        _ => Ok(()),
     }
 }
 

@@ -23,6 +23,7 @@ mod tests;
 
 mod clean_up;
 mod download;
+mod download_lock;
 mod error;
 mod install;
 mod policy;
@@ -31,17 +32,22 @@ mod release_tests;
 mod state;
 mod updater;
 
+/// Returns the directory of the running program, if it is known.
+pub(crate) fn program_dir() -> Option<std::path::PathBuf> {
+    ProgramFiles::of_current().ok().map(|files| files.directory().to_owned())
+}
+
 pub(crate) use self::{
     clean_up::remove_downloads,
     download::Limits,
+    download_lock::DownloadLock,
     error::{UpdateError, rollback_reason},
-    install::install,
+    install::{Installation, lock},
     policy::{Decision, Wish},
-    program_files::{NotReplaceable, ProgramFiles, UpdateLock},
+    program_files::{NotReplaceable, ProgramFiles},
     record::UpdateRecord,
     state::{SharedUpdateSummary, StoredState, dir, remove_all, summary},
     steps::reach,
-    supervisor::start as start_supervisor,
     swap::roll_back_by_hand,
     updater::Updater,
 };

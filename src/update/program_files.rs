@@ -11,7 +11,7 @@ use std::{
 
 use siem_protocol::Digest;
 
-use crate::platform::{own_program, secure_file};
+use crate::platform::{file, own_program, secure_file};
 
 /// Interval between attempts to lock.
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
@@ -109,6 +109,11 @@ impl ProgramFiles {
         if !is_own || own_program::is_in_system_directory(&self.program) {
             return Err(NotReplaceable::MachineWide { path: self.program.clone() });
         }
+        for path in [self.program(), self.directory()] {
+            if own_program::is_writable_by_all(path).map_err(io)? {
+                return Err(NotReplaceable::OpenToAll { path: path.to_owned() });
+            }
+        }
         // The true test, also of a read-only file system and of access lists.
         secure_file::open(&mut secure_file::options(), &self.lock()).map_err(|source| {
             NotReplaceable::NotWritable { path: self.directory().to_owned(), source }
@@ -125,6 +130,8 @@ pub(crate) enum NotReplaceable {
         path.display()
     )]
     MachineWide { path: PathBuf },
+    #[error("every user of the machine can write to `{}`: run `chmod o-w` on it", path.display())]
+    OpenToAll { path: PathBuf },
     #[error("the directory `{}` is not writable", path.display())]
     NotWritable {
         path: PathBuf,
@@ -154,12 +161,14 @@ impl UpdateLock {
     /// # Errors
     /// The error of the system; `WouldBlock` if another process holds it.
     pub(crate) fn try_take(files: &ProgramFiles) -> io::Result<Self> {
-        let file = secure_file::open(&mut secure_file::options(), &files.lock())?;
-        match file.try_lock() {
-            Ok(()) => Ok(Self { files: files.clone(), _file: file }),
-            Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
-            Err(TryLockError::Error(error)) => Err(error),
-        }
+        Ok(Self { files: files.clone(), _file: lock(&files.lock())? })
+    }
+
+    /// Returns whether another process holds the lock. Writes nothing.
+    pub(super) fn is_taken(files: &ProgramFiles) -> bool {
+        let Ok(Some((file, _))) = file::open_regular(&files.lock()) else { return false };
+        // Released at once, when the file is closed.
+        matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
     }
 
     /// Takes the lock, and waits for another process that holds it.
@@ -186,15 +195,31 @@ impl UpdateLock {
     }
 }
 
-/// Returns the SHA-256 of a file.
+/// Creates the file at `path` if necessary, and locks it until it is closed.
 ///
 /// # Errors
-/// The error of the system.
+/// The error of the system; `WouldBlock` if another process has locked it.
+pub(super) fn lock(path: &Path) -> io::Result<File> {
+    let file = secure_file::open(&mut secure_file::options(), path)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(io::ErrorKind::WouldBlock.into()),
+        Err(TryLockError::Error(error)) => Err(error),
+    }
+}
+
+/// Returns the SHA-256 of a regular file.
+///
+/// # Errors
+/// The error of the system, or that the path is something else, such as a FIFO, or a symlink.
 pub(crate) fn digest_of(path: &Path) -> io::Result<Digest> {
     use sha2::Digest as _;
 
+    let opened = file::open_regular(path)?;
+    let (mut file, _) =
+        opened.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))?;
     let mut hash = HashWriter(sha2::Sha256::new());
-    io::copy(&mut File::open(path)?, &mut hash)?;
+    io::copy(&mut file, &mut hash)?;
     Ok(Digest::from_bytes(hash.0.finalize().into()))
 }
 

@@ -32,6 +32,9 @@ pub(crate) struct UpdateRecord {
     /// Number of starts of the new program before it was confirmed.
     #[serde(default)]
     pub(crate) starts: u32,
+    /// Number of starts that do not count, since the previous program could not have started either.
+    #[serde(default)]
+    pub(crate) withdrawn: u32,
     /// Invocation of the service that was counted last, where the service manager numbers them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) invocation: Option<String>,
@@ -98,6 +101,7 @@ impl UpdateRecord {
             to_sha256: to.1,
             at,
             starts: 0,
+            withdrawn: 0,
             invocation: None,
             reason: None,
             detail: None,

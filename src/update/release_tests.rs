@@ -76,7 +76,8 @@ impl Agent {
         let keys =
             vec![Minisign::new(6).public().parse().unwrap(), key().public().parse().unwrap()];
         let dir = self.dir.path().join("update");
-        Updater { connection, keys, identity, dir, limits: self.limits }
+        let program_dir = Some(self.dir.path().to_owned());
+        Updater { connection, keys, identity, dir, program_dir, limits: self.limits }
     }
 
     async fn check(&self) -> Result<Decision, UpdateError> {
@@ -87,7 +88,8 @@ impl Agent {
     async fn fetch(&self, release: &UpdateRelease) -> Result<Vec<u8>, UpdateError> {
         let updater = self.updater();
         let mut state = StoredState::read(&updater.dir);
-        let fetched = updater.fetch(release, &mut state).await;
+        let lock = DownloadLock::take(&updater.dir)?;
+        let fetched = updater.fetch(&lock, release, &mut state).await;
         state.write(&updater.dir).unwrap();
         fetched.map(|path| fs::read(path).unwrap())
     }
@@ -317,8 +319,48 @@ async fn full_disk_fails_before_a_byte_is_requested() {
     assert_eq!(reason(agent.fetch(&release).await), ("failed", "disk_full"));
     assert_eq!(agent.server.releases.requests(), []);
     assert_eq!(agent.downloads(), Vec::<String>::new());
+    // That of the program is another one.
+    agent.limits.free_space = |dir| Some(if dir.ends_with("update") { 300 } else { 256 } << 20);
+    assert_eq!(reason(agent.fetch(&release).await), ("failed", "disk_full"));
     agent.limits.free_space = |_| Some(300 << 20);
     assert_eq!(agent.fetch(&release).await.unwrap(), program);
+}
+
+/// Regression: an agent that found no release removed the download of a command.
+#[tokio::test]
+async fn download_of_another_process_is_left_alone() {
+    let (agent, program) = (Agent::new(), program());
+    let release = release("0.3.0", &program, &key());
+    agent.server.releases.serve(&release, &program, "e1");
+    let dir = agent.updater().dir;
+    remove_downloads(&dir);
+    assert!(!dir.try_exists().unwrap(), "nothing is created");
+    agent.fetch(&release).await.unwrap();
+    let lock = DownloadLock::take(&dir).unwrap();
+    remove_downloads(&dir);
+    assert_eq!(agent.downloads(), [release.artifact.to_string()]);
+    assert_eq!(reason(agent.fetch(&release).await), ("unavailable", "busy"));
+    drop(lock);
+    remove_downloads(&dir);
+    assert_eq!(agent.downloads(), Vec::<String>::new());
+}
+
+/// Regression: files of the user in the directory that a symlink named were taken for downloads.
+#[cfg(unix)]
+#[tokio::test]
+async fn directory_of_downloads_is_no_symlink() {
+    let (agent, program) = (Agent::new(), program());
+    let release = release("0.3.0", &program, &key());
+    let elsewhere = agent.dir.path().join("elsewhere");
+    fs::create_dir(&elsewhere).unwrap();
+    fs::write(elsewhere.join("ai-agent-notes"), "mine").unwrap();
+    let dir = agent.updater().dir;
+    std::os::unix::fs::symlink(&elsewhere, &dir).unwrap();
+    let error = DownloadLock::take(&dir).unwrap_err();
+    assert!(error.detail().contains("symbolic link"), "{error}");
+    remove_downloads(&dir);
+    assert!(elsewhere.join("ai-agent-notes").is_file());
+    assert_eq!(reason(agent.fetch(&release).await).0, "failed");
 }
 
 #[test]
@@ -343,7 +385,8 @@ async fn receiver_that_is_away_is_no_failure() {
     let checked = updater.check(Wish::Mode(UpdateMode::Install), &[]).await;
     assert_eq!(reason(checked), ("unavailable", "download"));
     let release = release("0.3.0", b"program", &key());
-    let fetched = updater.fetch(&release, &mut StoredState::default()).await;
+    let lock = DownloadLock::take(&updater.dir).unwrap();
+    let fetched = updater.fetch(&lock, &release, &mut StoredState::default()).await;
     assert_eq!(reason(fetched), ("unavailable", "download"));
 }
 

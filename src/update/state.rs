@@ -17,7 +17,8 @@ use siem_protocol::{
 };
 
 use super::{
-    clean_up::remove_downloads,
+    clean_up::remove_all_downloads,
+    download_lock,
     error::rollback_reason,
     record::{self, UpdateRecord},
 };
@@ -45,9 +46,9 @@ pub(crate) fn remove_all(state_dir: &Path) {
     let dir = dir(state_dir);
     // A symlink is none of the agent's.
     if fs::symlink_metadata(&dir).is_ok_and(|found| found.is_dir()) {
-        remove_downloads(&dir);
+        remove_all_downloads(&dir);
         // The second one is left by a crash.
-        for name in [FILE, "state.json.new"] {
+        for name in [FILE, "state.json.new", download_lock::FILE] {
             drop(fs::remove_file(dir.join(name)));
         }
         drop(fs::remove_dir(&dir));

@@ -19,7 +19,7 @@ use super::{
     steps::{Reach, Step},
 };
 use crate::{
-    platform::{Timestamp, own_program},
+    platform::{Timestamp, own_program, secure_file},
     text::causes,
 };
 
@@ -47,6 +47,8 @@ pub(crate) enum InstallError {
     InProgress { to: String },
     #[error("the program in place is the same file already")]
     Same,
+    #[error("{0} is in place, which another program has installed")]
+    Foreign(String),
     #[error("the downloaded file has changed since it was verified")]
     Changed,
     #[error("the new program does not run: {0}")]
@@ -92,6 +94,9 @@ pub(crate) fn install(
     if from == new.sha256 {
         return Err(InstallError::Same);
     }
+    if let Some(foreign) = foreign_version(files.program(), new.from) {
+        return Err(InstallError::Foreign(foreign));
+    }
     let next = files.next();
     let placed = copy(files, new, reach)
         .and_then(|()| keep_previous(files, reach))
@@ -99,7 +104,7 @@ pub(crate) fn install(
         .and_then(|record| put_into_place(files, record, supervise, reach));
     let record = placed.inspect_err(|_| drop(own_program::remove_if_present(&next)))?;
     let runs = reach(Step::RunNew).map_err(|error| error.to_string());
-    if let Err(why) = runs.and_then(|()| check_runs(files.program(), Some(new.to))) {
+    if let Err(why) = runs.and_then(|()| check_runs(files.program(), new.to)) {
         let restored = restore(lock, record, RollbackReason::NotExecutable, &why, reach);
         let why = restored.err().map_or(why.clone(), |error| format!("{why}; {}", causes(&error)));
         return Err(InstallError::NotExecutable(why));
@@ -118,7 +123,8 @@ fn copy(files: &ProgramFiles, new: &NewProgram<'_>, reach: Reach<'_>) -> Result<
     let copied = || {
         reach(Step::CopyNew)?;
         own_program::remove_if_present(&next)?;
-        fs::copy(new.staged, &next)?;
+        // Fails if another process puts a symlink there.
+        io::copy(&mut fs::File::open(new.staged)?, &mut secure_file::create_new(&next)?)?;
         own_program::make_executable(&next)?;
         digest_of(&next)
     };
@@ -170,21 +176,37 @@ fn put_into_place(
     Ok(record)
 }
 
-/// Checks that a program runs and prints `version`, or any version.
+/// Returns what the program in place prints as its version, if it is not `version`: an administrator may
+/// have installed another one since this process was started. A program that does not run is none.
+fn foreign_version(program: &Path, version: &str) -> Option<String> {
+    printed_version(program).ok().filter(|printed| *printed != line(version))
+}
+
+/// Checks that a program runs and prints `version`.
 ///
 /// # Errors
 /// Description of the failure.
-pub(super) fn check_runs(program: &Path, version: Option<&str>) -> Result<(), String> {
+fn check_runs(program: &Path, version: &str) -> Result<(), String> {
+    match printed_version(program)? {
+        printed if printed == line(version) => Ok(()),
+        printed => Err(format!("it prints `{printed}` as its version, in place of {version}")),
+    }
+}
+
+fn line(version: &str) -> String {
+    format!("ai-agent {version}")
+}
+
+/// Runs a program and returns what it prints as its version, at most 80 characters.
+///
+/// # Errors
+/// Description of the failure.
+fn printed_version(program: &Path) -> Result<String, String> {
     let ended = child::run(Command::new(program).arg("--version"), VERSION_TIMEOUT);
     let ChildEnd { status, stdout, .. } = ended.map_err(|error: ChildError| causes(&error))?;
-    let printed = stdout.trim();
-    match version {
-        _ if !status.success() => Err(format!("`--version` ended with {status}")),
-        Some(version) if printed != format!("ai-agent {version}") => {
-            let printed: String = printed.chars().take(80).collect();
-            Err(format!("it prints `{printed}` as its version, in place of {version}"))
-        }
-        _ => Ok(()),
+    match status.success() {
+        true => Ok(stdout.trim().chars().take(80).collect()),
+        false => Err(format!("`--version` ended with {status}")),
     }
 }
 
@@ -206,6 +228,8 @@ pub(super) fn in_place(files: &ProgramFiles, record: &UpdateRecord) -> Option<In
         Ok(digest) if digest == record.from_sha256 => Some(InPlace::Previous),
         Ok(_) => Some(InPlace::Other),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Some(InPlace::None),
+        // A symlink.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Some(InPlace::Other),
         Err(_) => None,
     }
 }
@@ -220,14 +244,8 @@ pub(super) fn recover(lock: &UpdateLock) -> Option<UpdateRecord> {
     }
     match in_place(files, &record)? {
         InPlace::New => return Some(record),
-        InPlace::Previous if record.state == UpdateState::RollingBack => {
-            record.state = UpdateState::RolledBack;
-        }
-        InPlace::Previous => {
-            record.state = UpdateState::Interrupted;
-            record.failed(RollbackReason::Interrupted, "the process that installed it has ended");
-        }
-        InPlace::Other if check_runs(files.program(), None).is_ok() => {
+        InPlace::Previous => record = ended(files, record),
+        InPlace::Other if printed_version(files.program()).is_ok() => {
             record.state = UpdateState::Replaced;
         }
         InPlace::Other | InPlace::None => {
@@ -246,9 +264,47 @@ pub(super) fn recover(lock: &UpdateLock) -> Option<UpdateRecord> {
     Some(record)
 }
 
-/// Returns the version that is in place and not confirmed.
-pub(crate) fn pending(lock: &UpdateLock) -> Option<String> {
-    recover(lock).filter(UpdateRecord::is_pending).map(|record| record.to)
+/// Returns a pending record with the state that it has, since the previous program is in place.
+fn ended(files: &ProgramFiles, mut record: UpdateRecord) -> UpdateRecord {
+    // A rollback renames the previous program into place; an installation that did not get so far has it
+    // twice. On a full disk, the record says neither.
+    let is_back = !files.previous().try_exists().unwrap_or(true);
+    if record.state == UpdateState::RollingBack {
+        record.state = UpdateState::RolledBack;
+    } else if is_back {
+        record.state = UpdateState::RolledBack;
+        record.failed(RollbackReason::NotConfirmed, "the reason could not be stored");
+    } else {
+        record.state = UpdateState::Interrupted;
+        record.failed(RollbackReason::Interrupted, "the process that installed it has ended");
+    }
+    record
+}
+
+/// Returns the record of the last update as [`recover`] does, if no other process holds the lock, and
+/// otherwise as it is.
+pub(crate) fn settle(files: &ProgramFiles) -> Option<UpdateRecord> {
+    let record = UpdateRecord::read(files)?;
+    if !record.is_pending() {
+        return Some(record);
+    }
+    match UpdateLock::try_take(files) {
+        Ok(lock) => recover(&lock),
+        // The sandbox of an agent that installs nothing does not permit to write here.
+        Err(_) => look(files),
+    }
+}
+
+/// Returns the record of the last update. If its process has ended in between and the previous program is
+/// in place, its state is what [`recover`] would make of it. Writes nothing.
+pub(crate) fn look(files: &ProgramFiles) -> Option<UpdateRecord> {
+    let is_locked = UpdateLock::is_taken(files);
+    let record = UpdateRecord::read(files)?;
+    let is_left = record.is_pending() && !is_locked;
+    match is_left && in_place(files, &record) == Some(InPlace::Previous) {
+        true => Some(ended(files, record)),
+        false => Some(record),
+    }
 }
 
 /// Puts the previous program into the empty place, or if it is lost too, the new one.

@@ -6,6 +6,8 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
     sync::atomic::{AtomicUsize, Ordering},
+    thread,
+    time::Duration,
 };
 
 use super::{
@@ -13,6 +15,7 @@ use super::{
     program_files::{ProgramFiles, UpdateLock, digest_of},
     record::{RollbackReason, UpdateRecord, UpdateState},
     steps::Step,
+    supervisor::Watched,
     swap::{self, InstallError, NewProgram, RestoreError},
 };
 use crate::platform::Timestamp;
@@ -234,9 +237,34 @@ fn full_disk_does_not_keep_the_previous_program_away() {
     // The starts cannot be counted.
     assert_eq!(bench.start(&full), Started::RolledBack);
     assert_eq!(bench.version(), "0.1.0");
+    // The agent that runs then corrects the record, and does not try this version again.
+    let seen = [swap::look(&bench.files), swap::settle(&bench.files)].map(|it| it.unwrap().state);
+    assert_eq!(seen, [UpdateState::RolledBack; 2]);
+    assert_eq!(bench.state(), Some(UpdateState::RolledBack));
     assert_eq!(bench.start(&ok), Started::Other);
     assert_eq!(bench.version(), "0.1.0");
-    assert!(!UpdateRecord::read(&bench.files).unwrap().is_pending());
+}
+
+/// Regression: it stayed unconfirmed until the agent was restarted.
+#[test]
+fn interrupted_install_is_settled_while_the_agent_runs() {
+    let bench = Bench::new();
+    killed(|| {
+        let kill_at_swap = |step| if step == Step::Swap { kill(step) } else { Ok(()) };
+        drop(bench.install(&kill_at_swap));
+    });
+    assert_eq!(bench.state(), Some(UpdateState::Unconfirmed));
+    let lock = UpdateLock::try_take(&bench.files).unwrap();
+    let state = |record: Option<UpdateRecord>| record.unwrap().state;
+    // A process is at work.
+    assert_eq!(state(swap::settle(&bench.files)), UpdateState::Unconfirmed);
+    assert_eq!(state(swap::look(&bench.files)), UpdateState::Unconfirmed);
+    drop(lock);
+    assert_eq!(state(swap::look(&bench.files)), UpdateState::Interrupted);
+    assert_eq!(bench.state(), Some(UpdateState::Unconfirmed), "nothing is written");
+    assert_eq!(state(swap::settle(&bench.files)), UpdateState::Interrupted);
+    assert_eq!(bench.state(), Some(UpdateState::Interrupted));
+    bench.install(&ok).unwrap();
 }
 
 #[test]
@@ -312,6 +340,22 @@ fn file_that_changed_after_its_verification_is_not_installed() {
     let error = swap::install(&lock, &new, &|| Ok(()), &ok).unwrap_err();
     assert!(matches!(error, InstallError::Changed), "{error}");
     assert_eq!((bench.version(), bench.state()), ("0.1.0", None));
+}
+
+/// Regression: an agent that an administrator had replaced, and that was not restarted yet, put an older
+/// program into the place of the new one.
+#[test]
+fn update_does_not_replace_a_program_that_came_by_other_means() {
+    let bench = Bench::new();
+    let other = script("0.9.0");
+    write_program(bench.files.program(), &other);
+    let error = bench.install(&ok).unwrap_err();
+    assert!(matches!(&error, InstallError::Foreign(it) if it == "ai-agent 0.9.0"), "{error}");
+    assert_eq!(fs::read_to_string(bench.files.program()).unwrap(), other);
+    // One that does not run is replaced.
+    write_program(bench.files.program(), "\x7fELF half");
+    bench.install(&ok).unwrap();
+    assert_eq!(bench.version(), "0.2.0");
 }
 
 /// An administrator or `ai-agent install` may put another program into place at any time.
@@ -410,6 +454,17 @@ fn removal_leaves_only_the_program() {
 }
 
 #[test]
+fn program_that_every_user_can_write_is_not_replaceable() {
+    use crate::update::program_files::NotReplaceable;
+
+    let bench = Bench::new();
+    bench.files.check_replaceable().unwrap();
+    fs::set_permissions(bench.dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    let refused = bench.files.check_replaceable().unwrap_err();
+    assert!(matches!(refused, NotReplaceable::OpenToAll { .. }), "{refused}");
+}
+
+#[test]
 fn read_only_directory_is_found_before_anything_is_written() {
     use crate::update::program_files::NotReplaceable;
 
@@ -425,23 +480,76 @@ fn read_only_directory_is_found_before_anything_is_written() {
     assert!(matches!(refused, NotReplaceable::NotWritable { .. }), "{refused}");
 }
 
+/// A service that a person has stopped, for so many looks at it.
+#[derive(Default)]
+struct Service {
+    stopped: AtomicUsize,
+    looks: AtomicUsize,
+}
+
+impl Watched for Service {
+    fn is_stopped(&self) -> bool {
+        self.looks.fetch_add(1, Ordering::Relaxed) < self.stopped.load(Ordering::Relaxed)
+    }
+
+    fn resume(&self) {}
+}
+
+fn supervise(bench: &Bench, timeout: Duration, service: &Service) -> bool {
+    super::supervisor::supervise(&bench.files, timeout, service, &ok)
+}
+
+/// Regression: the release was rolled back, and the service was started.
+#[test]
+fn supervisor_waits_while_a_person_has_stopped_the_service() {
+    let bench = Bench::installed();
+    let service = Service { stopped: 3.into(), ..Service::default() };
+    let timeout = Duration::from_millis(20);
+    thread::scope(|scope| {
+        let supervisor = scope.spawn(|| supervise(&bench, timeout, &service));
+        while service.looks.load(Ordering::Relaxed) < 3 {
+            assert_eq!(bench.state(), Some(UpdateState::Unconfirmed));
+            thread::yield_now();
+        }
+        // It is started, and the time begins.
+        assert!(supervisor.join().unwrap());
+    });
+    // The look at its start, and one at its deadline.
+    assert_eq!(service.looks.load(Ordering::Relaxed), 5);
+}
+
+/// Regression: a release was rolled back since another agent held the state directory.
+#[test]
+fn start_that_no_program_could_make_does_not_count() {
+    let bench = Bench::installed();
+    for _ in 0..5 {
+        assert_eq!(bench.start(&ok), Started::New);
+        guard::withdraw_start(&bench.files).unwrap();
+    }
+    for expected in [Started::New, Started::New, Started::RolledBack] {
+        assert_eq!(bench.start(&ok), expected);
+    }
+    guard::withdraw_start(&bench.files).unwrap();
+    assert_eq!(bench.state(), Some(UpdateState::RolledBack));
+}
+
 #[test]
 fn supervisor_replaces_a_program_that_is_never_confirmed() {
     let bench = Bench::installed();
-    let soon = std::time::Duration::from_millis(1);
-    assert!(super::supervisor::supervise(&bench.files, soon, &ok));
+    let soon = Duration::from_millis(1);
+    assert!(supervise(&bench, soon, &Service::default()));
     let record = UpdateRecord::read(&bench.files).unwrap();
     assert_eq!((bench.version(), record.state), ("0.1.0", UpdateState::RolledBack));
     assert_eq!(record.reason, Some(RollbackReason::NotConfirmed));
-    assert!(!super::supervisor::supervise(&bench.files, soon, &ok), "nothing is left to do");
+    assert!(!supervise(&bench, soon, &Service::default()), "nothing is left to do");
 }
 
 #[test]
 fn supervisor_ends_when_the_new_program_is_confirmed() {
     let bench = Bench::installed();
     guard::confirm_at(&bench.files, &ok).unwrap();
-    let soon = std::time::Duration::from_millis(1);
-    assert!(!super::supervisor::supervise(&bench.files, soon, &ok));
+    let soon = Duration::from_millis(1);
+    assert!(!supervise(&bench, soon, &Service::default()));
     assert_eq!(bench.version(), "0.2.0");
 }
 

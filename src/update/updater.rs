@@ -1,7 +1,7 @@
 //! The steps from the list of releases to a verified file.
 
 use std::{
-    fs::{self, File},
+    fs,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -16,12 +16,13 @@ use tokio::{task::spawn_blocking, time::timeout};
 
 use super::{
     download::{Download, Limits},
+    download_lock::DownloadLock,
     error::UpdateError,
     policy::{Decision, Situation, Wish, decide, needs_groups},
     state::StoredState,
 };
 use crate::{
-    platform::{secure_file, user_groups},
+    platform::{file, secure_file, user_groups},
     siem::{Connection, releases::ReleasesError},
     text::causes,
 };
@@ -42,6 +43,8 @@ pub(crate) struct Updater {
     pub(crate) identity: Identity,
     /// Directory of downloads.
     pub(crate) dir: PathBuf,
+    /// Directory of the program, to which a release is copied; `None` if it is unknown.
+    pub(crate) program_dir: Option<PathBuf>,
     /// Limits of a download.
     pub(crate) limits: Limits,
 }
@@ -80,23 +83,26 @@ impl Updater {
         Ok(decide(&manifest.releases, &situation))
     }
 
-    /// Downloads a release, verifies it, and returns the path of the file.
+    /// Downloads a release to the directory of `lock`, verifies it, and returns the path of the file.
     ///
     /// # Errors
     /// [`UpdateError`]: there is no such file.
     pub(crate) async fn fetch(
         &self,
+        lock: &DownloadLock,
         release: &UpdateRelease,
         state: &mut StoredState,
     ) -> Result<PathBuf, UpdateError> {
         let platform = self.platform()?;
         check_signature_text(release, &platform, &self.keys)?;
-        let staged = self.dir.join(release.artifact.as_str());
+        let dir = lock.dir();
+        let staged = dir.join(release.artifact.as_str());
         if self.verify(&staged, release, &platform).await.is_ok() {
             return Ok(staged);
         }
-        let Self { connection, dir, limits, .. } = self;
-        let download = Download { connection, release, dir, limits: *limits };
+        let Self { connection, program_dir, limits, .. } = self;
+        let program_dir = program_dir.as_deref();
+        let download = Download { connection, release, dir, program_dir, limits: *limits };
         let part = download.run(state).await?;
         let verified = self.verify(&part, release, &platform).await;
         state.download = None;
@@ -119,9 +125,12 @@ impl Updater {
         let (path, release) = (path.to_owned(), release.clone());
         let (platform, keys) = (platform.clone(), self.keys.clone());
         let verify = move || {
-            let file = File::open(&path);
-            let file =
-                file.map_err(|error| UpdateError::file("cannot open the download", &error))?;
+            let opened = file::open_regular(&path);
+            let opened =
+                opened.map_err(|error| UpdateError::file("cannot open the download", &error))?;
+            let (file, _) = opened.ok_or_else(|| {
+                UpdateError::failed(UpdateReason::Install, "the download is not a regular file")
+            })?;
             Ok(release.verify(&platform, &keys, file)?)
         };
         spawn_blocking(verify).await.unwrap_or_else(|error| {

@@ -247,6 +247,57 @@ fn supervisor_replaces_a_release_that_hangs_before_main() {
     world.receiver.assert_complete();
 }
 
+/// The release reaches its guard and hangs behind it: a thread of the guard puts the previous one back.
+#[test]
+fn guard_replaces_a_release_that_hangs_behind_it() {
+    let mut world = World::new("stuck");
+    assert_eq!(world.install(""), Some(0));
+    let agent = world.command().env("AI_AGENT_TEST_UPDATE_TIMEOUT_MS", "500").start();
+    // No service manager starts it: the same process becomes the previous program.
+    let expected = Some((agent.pid(), "0.1.0".to_owned()));
+    eventually("the previous program runs", || (world.version() == expected).then_some(()));
+    assert_eq!(
+        (&*world.state(), &world.record()["reason"]),
+        ("rolled-back", &"not-confirmed".into())
+    );
+    world.ship();
+    assert_eq!(world.event("update_failed")["reason"], "no_progress");
+    agent.stop();
+    world.receiver.assert_complete();
+}
+
+/// Regression: a good release was rolled back since another agent, or a wrong configuration, kept it from
+/// starting.
+#[test]
+fn start_that_the_machine_prevents_does_not_count() {
+    let world = World::new("none");
+    let (agent, _) = world.keep_running();
+    assert_eq!(world.install(""), Some(0));
+    for _ in 0..3 {
+        let error = world.command().fail(1);
+        assert!(error.contains("another agent"), "{error}");
+    }
+    agent.stop();
+    for _ in 0..3 {
+        world.command().config("no such setting").fail(2);
+    }
+    let record = world.record();
+    assert_eq!((&record["starts"], &record["withdrawn"]), (&0.into(), &6.into()), "{record}");
+    let (agent, failed) = world.keep_running();
+    assert_eq!((failed, world.running_version()), (0, "0.2.0".to_owned()));
+    agent.stop();
+}
+
+#[test]
+fn release_that_refuses_a_good_configuration_is_rolled_back() {
+    let world = World::new("refuse");
+    assert_eq!(world.install(""), Some(0));
+    let (agent, failed) = world.keep_running();
+    assert_eq!((failed, world.running_version()), (2, "0.1.0".to_owned()));
+    assert_eq!(world.record()["reason"], "crashed");
+    agent.stop();
+}
+
 /// The service manager runs it before each start, for a new program that ends before `main`.
 #[test]
 fn guard_of_the_previous_program_counts_starts_of_the_new_one() {

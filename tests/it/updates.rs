@@ -12,7 +12,7 @@ use crate::support::{
     eventually,
     home::Home,
     minisign::Minisign,
-    release_server::{Releases, release},
+    release_server::{Fault, Releases, release},
     scripted_receiver::ScriptedReceiver,
 };
 use rustix::process::Signal;
@@ -241,6 +241,44 @@ fn staged_and_halted_roll_outs_wait() {
     assert_eq!(machine.wait_for_event("update_failed")["to"], "98.0.0");
     agent.stop();
     assert_eq!(machine.events().len(), 1);
+}
+
+/// Returns a program that passes its self-test and is no agent.
+fn passing_script() -> String {
+    format!(
+        "#!/bin/sh\ncase $1 in\n--self-test) echo 'self-test of ai-agent {NEXT}: ok';;\n\
+         --version) echo 'ai-agent {NEXT}';;\nesac\n"
+    )
+}
+
+/// Regression: the running agent took the update for pending until its restart.
+#[test]
+fn killed_install_leaves_a_running_agent_that_checks() {
+    let machine = Machine::new();
+    machine.offer(passing_script().as_bytes());
+    let mut agent = machine.start("notify");
+    agent.wait_for_code("update_available");
+    let install = machine.command("notify", &["update", "install"]);
+    assert_eq!(install.env("AI_AGENT_TEST_KILL_BEFORE", "Swap").run().code, None);
+    machine.check_again(&agent);
+    assert_eq!(machine.status("notify")["state"], "available");
+    agent.stop();
+}
+
+/// Regression: the lock of the program was held during a download.
+#[test]
+fn command_does_not_wait_for_a_download() {
+    let machine = Machine::new();
+    machine.offer(b"a program");
+    machine.releases().fault(Fault::StallAfter(1));
+    let agent = machine.start("install");
+    eventually("a download", || (!machine.releases().requests().is_empty()).then_some(()));
+    let command = |action: &str| machine.command("install", &["update", action]).fail(1);
+    let error = command("rollback");
+    assert!(error.contains("no previous program"), "{error}");
+    let error = command("install");
+    assert!(error.contains("another process downloads"), "{error}");
+    agent.stop();
 }
 
 /// An administrator or a package manager replaces a program of the machine.

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
     let program = std::env::current_exe().expect("the program has a path");
     let end = end_of(&program);
     let mut words = end.trim_start_matches("\n#release ").split_whitespace();
-    let version = words.next().unwrap_or("0.1.0").to_owned();
+    let version: &str = words.next().unwrap_or("0.1.0").to_owned().leak();
     let arguments: Vec<String> = std::env::args().collect();
     let is = |first: &str| arguments.get(1).is_some_and(|argument| argument == first);
     // A download has another name than the installed program.
@@ -31,6 +31,22 @@ fn main() -> ExitCode {
         "hang" if is("run") => loop {
             thread::sleep(Duration::from_secs(60));
         },
+        // It hangs behind its guard.
+        "stuck" if is("run") => {
+            if let Some(exit) = ai_agent::internals::enter_update_guard(version) {
+                return exit;
+            }
+            loop {
+                thread::park();
+            }
+        }
+        // It refuses what the release before accepts.
+        "refuse" if is("run") => {
+            return ai_agent::internals::enter_update_guard(version).unwrap_or_else(|| {
+                ai_agent::internals::ask_previous_program();
+                ExitCode::from(2)
+            });
+        }
         "self-test" if is("--self-test") => return ExitCode::from(7),
         "in-place" if is_in_place => std::process::abort(),
         _ => {}
@@ -47,7 +63,7 @@ fn main() -> ExitCode {
             }
         };
     }
-    ai_agent::main_of(version.leak())
+    ai_agent::main_of(version)
 }
 
 fn end_of(program: &Path) -> String {

@@ -98,6 +98,20 @@ impl Service {
         }
     }
 
+    /// Returns the commands that restart the service, without effect on one that was stopped.
+    #[must_use]
+    pub fn restart_unless_stopped(&self) -> Vec<ManagerCommand> {
+        match self.os {
+            Os::Linux => vec![systemctl(&["try-restart", UNIT])],
+            // A stopped service is not loaded.
+            Os::Macos => self.restart(),
+            Os::Windows => {
+                let end = schtasks(&["/End", "/TN", NAME]).optional();
+                [vec![end], self.resume().into_iter().collect()].concat()
+            }
+        }
+    }
+
     /// Returns the commands that stop the service and remove it from those started at login. They
     /// must run before the definition is deleted.
     #[must_use]
@@ -193,6 +207,7 @@ mod tests {
             ("resume", service.resume().into_iter().collect()),
             ("stop", service.stop()),
             ("restart", service.restart()),
+            ("restart_unless_stopped", service.restart_unless_stopped()),
             ("unregister", service.unregister()),
             ("clean_up", service.clean_up()),
             ("query_status", vec![service.query_status()]),

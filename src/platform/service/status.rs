@@ -17,6 +17,10 @@ pub struct ServiceStatus {
     /// True if the service is running; `None` if the manager reports it in the language of the system
     /// only.
     pub is_active: Option<bool>,
+    /// True if the manager reports that a person has stopped the service; false if it ended and is
+    /// started again.
+    #[serde(skip)]
+    pub is_stopped: bool,
     /// PID, if the manager reports it.
     pub pid: Option<u32>,
     /// Number of restarts after a failure, if the manager counts them.
@@ -49,9 +53,10 @@ impl Service {
     pub fn status(&self) -> Result<ServiceStatus, ManagerCommandError> {
         match (self.os, self.query_status().run()) {
             (os, Ok(output)) => Ok(read(os, &output)),
-            // These managers fail for an unknown service.
+            // These managers fail for an unknown service; launchd does not know a stopped one.
             (Os::Macos | Os::Windows, Err(ManagerCommandError::Failed { .. })) => {
-                Ok(ServiceStatus::default())
+                let is_stopped = self.os == Os::Macos && self.installed.definition.is_file();
+                Ok(ServiceStatus { is_stopped, ..ServiceStatus::default() })
             }
             (_, Err(error)) => Err(error),
         }
@@ -78,6 +83,7 @@ fn read_systemd(output: &str) -> ServiceStatus {
         enabled: get("UnitFileState").to_owned(),
         active: format!("{active} ({})", get("SubState")),
         is_active: Some(active == "active"),
+        is_stopped: active == "inactive" && get("LoadState") == "loaded",
         pid: number("MainPID").filter(|pid| *pid != 0),
         restarts: number("NRestarts"),
     }
@@ -94,6 +100,7 @@ fn read_launchd(output: &str) -> ServiceStatus {
         enabled: "loaded".to_owned(),
         active: active.to_owned(),
         is_active: Some(active == "running"),
+        is_stopped: false,
         pid: get("pid").and_then(|pid| pid.parse().ok()),
         restarts: None,
     }
@@ -109,6 +116,7 @@ fn read_scheduler(output: &str) -> ServiceStatus {
         active: active.to_owned(),
         // The lock of the state directory gives the exact answer.
         is_active: (active == "Running").then_some(true),
+        is_stopped: false,
         pid: None,
         restarts: None,
     }
@@ -127,10 +135,13 @@ mod tests {
             enabled: "enabled".to_owned(),
             active: "active (running)".to_owned(),
             is_active: Some(true),
+            is_stopped: false,
             pid: Some(4711),
             restarts: Some(2),
         };
         assert_eq!(read(Os::Linux, output), expected);
+        let state = |state: &str| read(Os::Linux, &output.replace("=active", state)).is_stopped;
+        assert!(state("=inactive") && !state("=activating") && !state("=failed"));
         let output = "MainPID=0\nNRestarts=0\nLoadState=not-found\nActiveState=inactive\n\
                     SubState=dead\nUnitFileState=\n";
         let none = read(Os::Linux, output);

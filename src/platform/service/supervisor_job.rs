@@ -40,16 +40,31 @@ impl<'a> SupervisorJob<'a> {
     /// The error of the system or of the service manager: the process does not run.
     pub fn start(&self) -> io::Result<()> {
         match (Os::CURRENT, self.service) {
-            (Os::Linux, _) => self.start_transient(),
+            (Os::Linux, _) => self.start_transient(None),
             (_, None) => self.start_detached(),
             (Os::Macos | Os::Windows, Some(service)) => self.start_defined(service),
         }
     }
 
-    fn start_transient(&self) -> io::Result<()> {
+    /// Starts the process, unless one that this function has started still runs.
+    ///
+    /// # Errors
+    /// As [`Self::start`], or one runs already.
+    pub fn start_if_none(&self) -> io::Result<()> {
+        match Os::CURRENT {
+            Os::Linux => self.start_transient(Some(NAME)),
+            // The definition has a name, too.
+            Os::Macos | Os::Windows => self.start(),
+        }
+    }
+
+    /// Starts a transient unit; only one can have a `name`.
+    fn start_transient(&self, name: Option<&str>) -> io::Result<()> {
         let mut command = Command::new("systemd-run");
-        command.args(["--user", "--collect", "--quiet", "--"]).arg(self.program);
-        command.args(self.arguments).stdin(std::process::Stdio::null());
+        command.args(["--user", "--collect", "--quiet"]);
+        command.args(name.map(|name| format!("--unit={name}")));
+        command.arg("--").arg(self.program).stdin(std::process::Stdio::null());
+        command.args(self.arguments.iter().map(|argument| unexpanded(argument)));
         let failure = match command.output() {
             Ok(output) if output.status.success() => return Ok(()),
             Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
@@ -98,6 +113,15 @@ impl<'a> SupervisorJob<'a> {
         };
         drop(fs::remove_file(service.job_definition()));
         service.job_removal().iter().for_each(|command| drop(command.run()));
+    }
+}
+
+/// Escapes an argument, in which systemd would replace variables.
+fn unexpanded(argument: &OsString) -> OsString {
+    match argument.to_str() {
+        Some(text) => text.replace('$', "$$").into(),
+        // systemd refuses it.
+        None => argument.clone(),
     }
 }
 
