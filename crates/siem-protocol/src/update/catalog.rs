@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::{
     ArtifactName, FORMAT, MAX_CATALOG_BYTES, ManifestError, Platform, PlatformWord, Rollout,
@@ -10,7 +11,8 @@ use super::{
 };
 use crate::Digest;
 
-/// All releases of a folder, as its file `manifest.json` lists them. Unknown members are ignored.
+/// All releases of a folder, as its file `manifest.json` lists them. Unknown members, such as those of later
+/// releases, are kept.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "schemars", derive(schemars::JsonSchema))]
 pub struct ReleaseCatalog {
@@ -18,6 +20,9 @@ pub struct ReleaseCatalog {
     pub v: u64,
     /// The releases.
     pub releases: Vec<CatalogRelease>,
+    /// Unknown members.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
 }
 
 /// A release for all of its platforms.
@@ -32,6 +37,9 @@ pub struct CatalogRelease {
     pub rollout: Rollout,
     /// Artifacts, one for each platform.
     pub artifacts: Vec<CatalogArtifact>,
+    /// Unknown members.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
 }
 
 /// The program of a release for one platform.
@@ -49,11 +57,14 @@ pub struct CatalogArtifact {
     /// Text of the file's `.minisig`, absent if it is not signed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub minisig: Option<String>,
+    /// Unknown members.
+    #[serde(flatten)]
+    pub unknown: Map<String, Value>,
 }
 
 impl Default for ReleaseCatalog {
     fn default() -> Self {
-        Self { v: FORMAT, releases: Vec::new() }
+        Self { v: FORMAT, releases: Vec::new(), unknown: Map::new() }
     }
 }
 
@@ -150,7 +161,7 @@ impl CatalogArtifact {
     pub fn new(platform: &Platform, name: ArtifactName, content: &[u8]) -> Self {
         let Platform { os, arch } = platform.clone();
         let (size, sha256) = (content.len() as u64, Digest::of(content));
-        Self { os, arch, artifact: name, size, sha256, minisig: None }
+        Self { os, arch, artifact: name, size, sha256, minisig: None, unknown: Map::new() }
     }
 
     /// Returns the platform that it runs on.
@@ -179,6 +190,7 @@ mod tests {
             published_at: "2026-01-31T00:00:00Z".to_owned(),
             rollout: Rollout::ALL,
             artifacts: systems.iter().map(|os| artifact(version, os)).collect(),
+            unknown: Map::new(),
         }
     }
 
@@ -201,6 +213,41 @@ mod tests {
     fn catalog_reads_back() {
         let text = catalog().to_json().unwrap();
         assert_eq!(ReleaseCatalog::parse(&text).unwrap(), catalog());
+    }
+
+    #[test]
+    fn unknown_members_of_later_releases_are_kept() {
+        let mut json = serde_json::to_value(catalog()).unwrap();
+        for at in ["", "/releases/1", "/releases/1/artifacts/0"] {
+            json.pointer_mut(at).unwrap()["later"] = serde_json::json!({ "a": [1] });
+        }
+        let parsed = ReleaseCatalog::parse(json.to_string().as_bytes()).unwrap();
+        let written: Value = serde_json::from_slice(&parsed.to_json().unwrap()).unwrap();
+        assert_eq!(written, json);
+        // What would restrict a roll-out is refused.
+        json["releases"][1]["rollout"]["later"] = true.into();
+        assert!(ReleaseCatalog::parse(json.to_string().as_bytes()).is_err());
+    }
+
+    #[test]
+    fn halted_releases_hide_no_older_full_one() {
+        let mut many = catalog();
+        for minor in 10..30 {
+            let mut release = release(&format!("0.{minor}.0"), &["linux"]);
+            release.rollout.halted = true;
+            many.releases.push(release);
+        }
+        let manifest = many.manifest(&platform("linux"), None);
+        let offered: Vec<_> = manifest.releases.iter().map(|it| it.version.to_string()).collect();
+        let halted = ["0.29.0", "0.28.0", "0.27.0", "0.26.0", "0.25.0"];
+        assert_eq!(offered, [&halted[..], &["0.4.0", "0.3.0", "0.2.0"]].concat());
+        // Newer ones that go to a part of the machines hide it neither.
+        for release in &mut many.releases[3..] {
+            release.rollout = Rollout { percent: 1, ..Rollout::ALL };
+        }
+        let manifest = many.manifest(&platform("linux"), None);
+        assert_eq!(manifest.releases.last().unwrap().version.to_string(), "0.4.0");
+        assert_eq!(manifest.releases[6].version.to_string(), "0.23.0");
     }
 
     #[test]

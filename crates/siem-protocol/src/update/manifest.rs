@@ -43,15 +43,18 @@ pub struct UpdateRelease {
 }
 
 impl UpdateManifest {
-    /// Makes the manifest of a platform. Keeps the newest of `releases`, as many as the format permits.
+    /// Makes the manifest of a platform. Keeps as many of `releases` as the format permits: the newest one that
+    /// goes to all machines, then those that go to some, then the newest.
     #[must_use]
     pub fn new(platform: &Platform, mut releases: Vec<UpdateRelease>) -> Self {
         releases.sort_by(|a, b| b.version.cmp(&a.version));
-        releases.truncate(MAX_OFFERED);
+        while releases.len() > MAX_OFFERED {
+            releases.remove(least_useful(&releases));
+        }
         let Platform { os, arch } = platform.clone();
         let mut manifest = Self { v: FORMAT, os, arch, releases };
-        while manifest.to_json().len() > MAX_MANIFEST_BYTES {
-            manifest.releases.pop();
+        while manifest.to_json().len() > MAX_MANIFEST_BYTES && !manifest.releases.is_empty() {
+            manifest.releases.remove(least_useful(&manifest.releases));
         }
         manifest
     }
@@ -87,6 +90,21 @@ impl UpdateManifest {
         manifest.releases.iter().try_for_each(UpdateRelease::check)?;
         Ok(manifest)
     }
+}
+
+/// Returns the place of the release, among those of a manifest, that the fewest machines miss: the oldest that
+/// goes to no machine, or that a newer one for all machines replaces, or any but the one for all.
+fn least_useful(releases: &[UpdateRelease]) -> usize {
+    let last = releases.len().saturating_sub(1);
+    let full = releases.iter().position(|it| it.rollout == Rollout::ALL);
+    let is_replaced = |at: usize| full.is_some_and(|full| at > full);
+    let reaches_none = |at: usize| releases[at].rollout.halted || releases[at].rollout.percent == 0;
+    (0..releases.len())
+        .rev()
+        .find(|at| reaches_none(*at))
+        .or_else(|| Some(last).filter(|at| is_replaced(*at)))
+        .or_else(|| (0..releases.len()).rev().find(|at| full != Some(*at)))
+        .unwrap_or(last)
 }
 
 impl UpdateRelease {

@@ -32,8 +32,10 @@ fn signed(comment: &str) -> UpdateRelease {
         published_at: "2026-01-31T00:00:00Z".to_owned(),
         rollout: Rollout::ALL,
         artifacts: vec![artifact],
+        unknown: Default::default(),
     };
-    let catalog = siem_protocol::update::ReleaseCatalog { v: 1, releases: vec![release] };
+    let catalog =
+        siem_protocol::update::ReleaseCatalog { releases: vec![release], ..Default::default() };
     catalog.manifest(&platform(), None).releases.remove(0)
 }
 

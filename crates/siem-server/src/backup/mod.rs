@@ -13,6 +13,7 @@
 
 mod copy;
 mod manifest;
+mod releases;
 mod restore;
 
 use std::{
@@ -26,6 +27,7 @@ pub use self::restore::restore;
 use self::{
     copy::{Journals, Writer, regular_files},
     manifest::{MANIFEST, Manifest},
+    releases::Releases,
 };
 use crate::{
     clock::{self, Clock},
@@ -88,6 +90,9 @@ pub enum BackupError {
          again while less is sent"
     )]
     Overtaken,
+    /// The releases of the agent were changed each time they were read.
+    #[error("the releases in `dist` changed meanwhile: run the backup again")]
+    ReleasesChanged,
     /// The data directory was converted, or another level of trust was chosen.
     #[error("the file `format` of the data directory changed meanwhile: run the backup again")]
     Changed,
@@ -171,11 +176,15 @@ fn copy_all(
     let read_format = || fs::read(&path).map_err(BackupError::io("read", &path));
     let format = read_format()?;
     let mut journals = Journals::pin(data)?;
+    let releases = Releases::pin(data)?;
     begun();
     let mut writer = Writer::new(data, target);
-    for path in regular_files(data, &|path| is_copied_apart(data, path))? {
+    let pinned = releases.paths();
+    let skip = |path: &Path| is_copied_apart(data, path) || pinned.contains(path);
+    for path in regular_files(data, &skip)? {
         writer.copy(&path, &mut journals)?;
     }
+    releases.copy_to(&mut writer, &mut || journals.refresh())?;
     journals.refresh()?;
     journals.copy_to(&mut writer)?;
     let keys = data.join(KEYS);

@@ -136,3 +136,43 @@ fn backup_starts_again_when_the_receiver_is_faster() {
     assert!(matches!(result, Err(BackupError::Overtaken)));
     assert_eq!(attempts, ATTEMPTS);
 }
+
+/// Releases are added and removed while a backup copies other files.
+#[test]
+fn backup_has_the_artifacts_that_its_manifest_lists() {
+    use siem_protocol::update::{
+        CatalogArtifact, CatalogRelease, Platform, ReleaseCatalog, Rollout,
+    };
+    let (data, to) = (data(), tempfile::tempdir().unwrap());
+    let dist = data.path().join("dist");
+    fs::create_dir(&dist).unwrap();
+    let write = |version: &str| {
+        let platform = Platform::new("linux", "x86_64").unwrap();
+        let name = format!("ai-agent-{version}-linux-x86_64");
+        fs::write(dist.join(&name), version).unwrap();
+        let artifact = CatalogArtifact::new(&platform, name.parse().unwrap(), version.as_bytes());
+        let release = CatalogRelease {
+            version: version.parse().unwrap(),
+            published_at: "2026-01-31T00:00:00Z".to_owned(),
+            rollout: Rollout::ALL,
+            artifacts: vec![artifact],
+            unknown: Default::default(),
+        };
+        let catalog = ReleaseCatalog { releases: vec![release], ..ReleaseCatalog::default() };
+        let text = catalog.to_json().unwrap();
+        fs::write(dist.join("other"), &text).unwrap();
+        fs::rename(dist.join("other"), dist.join("manifest.json")).unwrap();
+        text
+    };
+    let expected = write("0.3.0");
+    let mut change = |_| {
+        write("0.4.0");
+        fs::remove_file(dist.join("ai-agent-0.3.0-linux-x86_64")).unwrap();
+    };
+    let target = to.path().join("a");
+    repeat(data.path(), &target, BackupOptions::default(), &SystemClock, &mut change).unwrap();
+    assert_eq!(fs::read(target.join("dist/manifest.json")).unwrap(), expected);
+    let artifact = target.join("dist/ai-agent-0.3.0-linux-x86_64");
+    assert_eq!(fs::read_to_string(artifact).unwrap(), "0.3.0");
+    restore(&target, &to.path().join("b")).unwrap();
+}

@@ -30,3 +30,4 @@ pub use stats::{
     choose_for_device,
 };
 pub use write::replace_public_file;
+pub(crate) use write::share_as_directory;

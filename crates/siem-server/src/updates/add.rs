@@ -1,8 +1,9 @@
 //! Adds the releases of another folder, such as one that a build wrote.
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
-    io::{self, Read as _, Seek as _, Write as _},
+    io::{self, Read as _, Seek as _},
     path::{Path, PathBuf},
 };
 
@@ -14,8 +15,10 @@ use siem_protocol::{
     },
 };
 
-use super::{CatalogError, EditError, OpenedArtifact, ReleaseFolder, edit_catalog};
-use crate::{regular_file::read_regular_file, store::sync_directory};
+use super::{
+    CatalogError, EditError, OpenedArtifact, ReleaseFolder, edit::lock_copies, edit_catalog,
+};
+use crate::{configs::share_as_directory, regular_file::read_regular_file, store::sync_directory};
 
 /// A release that was added, or got more artifacts.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,51 +79,141 @@ pub fn add_releases(
     percent: u8,
     keys: &[OrganisationKey],
 ) -> Result<Vec<AddedRelease>, EditError<AddError>> {
+    let folder = releases.path();
+    let _lock = lock_copies(&folder)?;
+    let releases = ReleaseFolder::new(&folder);
     let source = ReleaseFolder::new(from);
-    edit_catalog(releases, |folder, catalog| {
-        let found = source.catalog()?.ok_or_else(|| AddError::NoCatalog(from.to_owned()))?;
-        let add = |release| add(folder, catalog, &source, release, percent, keys);
+    let found = source.catalog()?;
+    let found = found.ok_or_else(|| EditError::Refused(AddError::NoCatalog(from.to_owned())))?;
+    // Copies take long: the catalog is locked only when they are there, so that a roll-out can be halted
+    // meanwhile.
+    let mut artifacts = Artifacts::new(&folder, &source, keys);
+    let mut before = releases.catalog()?.unwrap_or_default();
+    for release in found.releases.clone() {
+        add(&mut before, &mut artifacts, release, percent).map_err(EditError::Refused)?;
+    }
+    artifacts.installs = true;
+    edit_catalog(&releases, |_, catalog| {
+        let add = |release| add(catalog, &mut artifacts, release, percent);
         found.releases.into_iter().map(add).collect()
     })
 }
 
+/// Artifacts of a folder to which others are added.
+struct Artifacts<'a> {
+    folder: &'a Path,
+    source: &'a ReleaseFolder,
+    keys: &'a [OrganisationKey],
+    /// Copies under other names, which no server sees.
+    copies: BTreeSet<ArtifactName>,
+    /// Those that are there as listed.
+    intact: BTreeSet<ArtifactName>,
+    /// Gives the copies their names.
+    installs: bool,
+}
+
+impl<'a> Artifacts<'a> {
+    fn new(folder: &'a Path, source: &'a ReleaseFolder, keys: &'a [OrganisationKey]) -> Self {
+        let (copies, intact) = (BTreeSet::new(), BTreeSet::new());
+        Self { folder, source, keys, copies, intact, installs: false }
+    }
+
+    /// Reports whether the folder has the artifact of a release as it is listed: not after it was deleted or
+    /// damaged, or with a backup of the manifest only.
+    fn is_intact(&mut self, release: &UpdateRelease) -> bool {
+        let name = &release.artifact;
+        if self.copies.contains(name) || self.intact.contains(name) {
+            return self.intact.contains(name);
+        }
+        let opened = ReleaseFolder::new(self.folder).open(name);
+        let is_intact =
+            matches!(opened, Ok(Some(found)) if release.verify_hash(&found.file).is_ok());
+        if is_intact {
+            self.intact.insert(name.clone());
+        }
+        is_intact
+    }
+
+    /// Verifies an artifact and copies it, so that a server never sees a part of it.
+    fn copy(
+        &mut self,
+        artifact: &CatalogArtifact,
+        release: &UpdateRelease,
+    ) -> Result<(), AddError> {
+        let name = artifact.artifact.clone();
+        if !self.copies.contains(&name) {
+            let OpenedArtifact { mut file, size, .. } =
+                verify(self.source, artifact, release, self.keys)?;
+            let copied = file
+                .rewind()
+                .and_then(|()| copy(self.folder, &self.copy_of(&name), file.take(size)));
+            copied.map_err(|source| AddError::Copy { name: name.clone(), source })?;
+            self.copies.insert(name.clone());
+        }
+        if self.installs {
+            let renamed = fs::rename(self.copy_of(&name), self.folder.join(name.as_str()));
+            let synced = renamed.and_then(|()| sync_directory(self.folder));
+            synced.map_err(|source| AddError::Copy { name: name.clone(), source })?;
+            self.copies.remove(&name);
+        }
+        Ok(())
+    }
+
+    fn copy_of(&self, name: &ArtifactName) -> PathBuf {
+        self.folder.join(format!(".{name}.new"))
+    }
+}
+
+impl Drop for Artifacts<'_> {
+    fn drop(&mut self) {
+        // On a full disk, the records of the receiver need the space.
+        for name in &self.copies {
+            drop(fs::remove_file(self.copy_of(name)));
+        }
+    }
+}
+
 fn add(
-    folder: &Path,
     catalog: &mut ReleaseCatalog,
-    source: &ReleaseFolder,
+    files: &mut Artifacts<'_>,
     release: CatalogRelease,
     percent: u8,
-    keys: &[OrganisationKey],
 ) -> Result<AddedRelease, AddError> {
-    let CatalogRelease { version, published_at, rollout, artifacts } = release;
+    let CatalogRelease { version, published_at, rollout, artifacts, unknown } = release;
     let known = catalog.releases.iter().position(|known| known.version == version);
     let at = known.unwrap_or_else(|| {
         let rollout = Rollout { percent, ..rollout };
         let artifacts = Vec::new();
-        catalog.releases.push(CatalogRelease { version, published_at, rollout, artifacts });
+        catalog.releases.push(CatalogRelease {
+            version,
+            published_at,
+            rollout,
+            artifacts,
+            unknown,
+        });
         catalog.releases.len() - 1
     });
     let mut added = Vec::new();
     for mut artifact in artifacts {
         let name = artifact.artifact.clone();
         if artifact.minisig.is_none() {
-            artifact.minisig = signature_beside(source, &name)?;
+            artifact.minisig = signature_beside(files.source, &name)?;
         }
         let offered = catalog.releases[at].with(&artifact);
         match find(catalog, at, &artifact)? {
             None => {
-                verify_and_copy(folder, source, &artifact, &offered, keys)?;
+                files.copy(&artifact, &offered)?;
                 catalog.releases[at].artifacts.push(artifact);
                 added.push(name);
             }
             Some(same) => {
-                let is_better = is_better_signed(same, &artifact, keys);
-                match (is_intact(folder, &offered), is_better) {
+                let is_better = is_better_signed(same, &artifact, files.keys);
+                match (files.is_intact(&offered), is_better) {
                     (true, false) => continue,
                     (true, true) => {
-                        verify(source, &artifact, &offered, keys)?;
+                        verify(files.source, &artifact, &offered, files.keys)?;
                     }
-                    (false, _) => verify_and_copy(folder, source, &artifact, &offered, keys)?,
+                    (false, _) => files.copy(&artifact, &offered)?,
                 }
                 if is_better {
                     same.minisig = artifact.minisig;
@@ -168,13 +261,6 @@ fn is_better_signed(
         && (known.minisig.is_none() || !keys.is_empty())
 }
 
-/// Reports whether the folder has the artifact of a release as it is listed: not after it was deleted or
-/// damaged, or with a backup of the manifest only.
-fn is_intact(folder: &Path, release: &UpdateRelease) -> bool {
-    let opened = ReleaseFolder::new(folder).open(&release.artifact);
-    matches!(opened, Ok(Some(found)) if release.verify_hash(&found.file).is_ok())
-}
-
 /// Reads the file with the signature of an artifact, which was made after its manifest.
 fn signature_beside(
     source: &ReleaseFolder,
@@ -209,34 +295,17 @@ fn verify(
     Ok(opened)
 }
 
-/// Verifies an artifact, and copies it so that a server never sees a part of it.
-fn verify_and_copy(
-    folder: &Path,
-    source: &ReleaseFolder,
-    artifact: &CatalogArtifact,
-    release: &UpdateRelease,
-    keys: &[OrganisationKey],
-) -> Result<(), AddError> {
-    let name = artifact.artifact.clone();
-    let OpenedArtifact { mut file, size, .. } = verify(source, artifact, release, keys)?;
-    let copied = file.rewind().and_then(|()| copy(folder, &name, file.take(size)));
-    copied.map_err(|source| AddError::Copy { name, source })
-}
-
-fn copy(folder: &Path, name: &ArtifactName, mut content: impl io::Read) -> io::Result<()> {
-    let temporary = folder.join(format!(".{name}.new"));
+fn copy(folder: &Path, path: &Path, mut content: impl io::Read) -> io::Result<()> {
     let mut write = || {
-        let mut to = File::create(&temporary)?;
+        let mut to = File::create(path)?;
+        share_as_directory(&to, folder)?;
         io::copy(&mut content, &mut to)?;
-        to.flush()?;
-        to.sync_all()?;
-        fs::rename(&temporary, folder.join(name.as_str()))
+        to.sync_all()
     };
     let written = write();
     if written.is_err() {
         // On a full disk, the records of the receiver need the space.
-        drop(fs::remove_file(&temporary));
+        drop(fs::remove_file(path));
     }
-    written?;
-    sync_directory(folder)
+    written
 }

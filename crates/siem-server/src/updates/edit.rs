@@ -13,8 +13,10 @@ use siem_protocol::update::{ManifestError, ReleaseCatalog};
 use super::{CatalogError, ReleaseFolder, folder::CATALOG};
 use crate::configs::replace_public_file;
 
-/// Name of the file that commands lock.
+/// Name of the file that commands lock while they change the catalog.
 const LOCK: &str = ".manifest.lock";
+/// Name of the file that commands lock which copy artifacts.
+const COPY_LOCK: &str = ".copy.lock";
 /// Time to wait for another command.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Time between two attempts to take the lock.
@@ -58,7 +60,7 @@ pub fn edit_catalog<T, E: std::error::Error + 'static>(
     let folder = releases.path();
     let failed = |path: PathBuf| move |source| EditError::Write { path, source };
     fs::create_dir_all(&folder).map_err(failed(folder.clone()))?;
-    let _lock = lock(&folder)?;
+    let _lock = lock(&folder, LOCK)?;
     let releases = ReleaseFolder::new(&folder);
     let mut catalog = releases.catalog()?.unwrap_or_default();
     let edited = edit(&folder, &mut catalog).map_err(EditError::Refused)?;
@@ -68,8 +70,17 @@ pub fn edit_catalog<T, E: std::error::Error + 'static>(
     Ok(edited)
 }
 
-fn lock<E: std::error::Error + 'static>(folder: &Path) -> Result<File, EditError<E>> {
-    let path = folder.join(LOCK);
+/// Waits for other commands that copy artifacts into a folder, and keeps them out until the file is dropped.
+pub(super) fn lock_copies<E: std::error::Error + 'static>(
+    folder: &Path,
+) -> Result<File, EditError<E>> {
+    let failed = |source| EditError::Write { path: folder.to_owned(), source };
+    fs::create_dir_all(folder).map_err(failed)?;
+    lock(folder, COPY_LOCK)
+}
+
+fn lock<E: std::error::Error + 'static>(folder: &Path, name: &str) -> Result<File, EditError<E>> {
+    let path = folder.join(name);
     let failed = |source| EditError::Write { path: path.clone(), source };
     let file = File::create(&path).map_err(failed)?;
     let begun = Instant::now();

@@ -5,7 +5,9 @@
 mod add;
 mod edit;
 mod folder;
+mod remove;
 
 pub use add::{AddError, AddedRelease, add_releases};
 pub use edit::{EditError, edit_catalog};
 pub use folder::{CatalogError, OpenedArtifact, ReleaseFolder};
+pub use remove::{RemoveError, remove_release};

@@ -51,6 +51,7 @@ fn write_dist(folder: &Path, versions: &[&str]) -> ReleaseCatalog {
             published_at: "2026-11-30T08:00:00Z".to_owned(),
             rollout: Rollout::ALL,
             artifacts: vec![CatalogArtifact::new(&platform("linux"), name, &program(version))],
+            unknown: Default::default(),
         }
     });
     let catalog = ReleaseCatalog { releases: releases.collect(), ..ReleaseCatalog::default() };
@@ -583,4 +584,41 @@ fn signature_of_minisign_is_verified_with_its_comment() {
     );
     succeed(&later, &["list", "--key", &public]);
     fail(&dist, &["list", "--key", "no such file"], 2);
+}
+
+/// A roll-out can be halted while artifacts are copied, which takes long.
+#[test]
+fn artifacts_are_copied_before_the_manifest_is_locked() {
+    let folder = tempfile::tempdir().unwrap();
+    let (dist, built) = (folder.path().join("dist"), folder.path().join("built"));
+    write_dist(&built, &["0.3.0"]);
+    fs::create_dir(&dist).unwrap();
+    let lock = fs::File::create(dist.join(".manifest.lock")).unwrap();
+    lock.lock().unwrap();
+    let mut add = Command::new(env!("CARGO_BIN_EXE_siem-server"));
+    add.args(["update", "add", built.to_str().unwrap(), "--dist"]).arg(&dist);
+    let mut add = add.stdout(Stdio::null()).spawn().unwrap();
+    let copied = dist.join(format!(".{LINUX}.new"));
+    let deadline = std::time::Instant::now() + Duration::from_secs(9);
+    while !fs::metadata(&copied).is_ok_and(|it| it.len() == 300_000) {
+        assert!(std::time::Instant::now() < deadline, "nothing was copied");
+        std::thread::yield_now();
+    }
+    assert!(!dist.join("manifest.json").exists());
+    drop(lock);
+    assert!(add.wait().unwrap().success());
+    assert!(!copied.exists());
+    succeed(&dist, &["list"]);
+}
+
+#[test]
+fn removed_release_is_neither_listed_nor_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let dist = folder.path().join("dist");
+    write_dist(&dist, &["0.3.0", "0.4.0"]);
+    let (removed, _) = succeed(&dist, &["remove", "0.3.0"]);
+    assert_eq!(removed, format!("removed 0.3.0: {LINUX}\n"));
+    assert!(!dist.join(LINUX).exists());
+    assert_eq!(list(&dist).as_array().unwrap().len(), 1);
+    assert!(fail(&dist, &["remove", "0.3.0"], 2).contains("there is no release 0.3.0"));
 }

@@ -10,7 +10,9 @@ use siem_protocol::{
 };
 use siem_server::{
     run::release_folder,
-    updates::{AddError, EditError, ReleaseFolder, add_releases, edit_catalog},
+    updates::{
+        AddError, EditError, ReleaseFolder, RemoveError, add_releases, edit_catalog, remove_release,
+    },
 };
 
 use crate::{
@@ -25,6 +27,7 @@ pub(crate) enum Command {
     List(List),
     Add(Add),
     Rollout(SetRollout),
+    Remove(Remove),
 }
 
 impl Command {
@@ -33,6 +36,7 @@ impl Command {
             Self::List(list) => list.execute(),
             Self::Add(add) => add.execute(),
             Self::Rollout(rollout) => rollout.execute(),
+            Self::Remove(remove) => remove.execute(),
         }
     }
 }
@@ -316,5 +320,29 @@ impl SetRollout {
         }
         rollout.halted = self.halt || (rollout.halted && !self.resume);
         Ok(release.clone())
+    }
+}
+
+/// Remove a release and its artifacts
+///
+/// Machines that installed it keep it, and no other machine gets it. A running receiver notices the change with
+/// the next request.
+#[derive(Args)]
+pub(crate) struct Remove {
+    #[command(flatten)]
+    source: FolderSource,
+    /// Version of the release
+    version: Version,
+}
+
+impl Remove {
+    fn execute(self) -> Result<(), Failure> {
+        let folder = self.source.folder_to_change()?;
+        let removed = remove_release(&folder, &self.version).map_err(|error| match error {
+            EditError::Refused(unknown @ RemoveError::Unknown(_)) => Failure::usage(unknown),
+            error => Failure::failed(error),
+        })?;
+        let names: Vec<_> = removed.artifacts.iter().map(|it| it.artifact.to_string()).collect();
+        output::line(&format!("removed {}: {}", removed.version, names.join(", ")))
     }
 }
