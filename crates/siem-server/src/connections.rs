@@ -102,6 +102,18 @@ impl Table {
     }
 }
 
+/// Number of connections with requests, for these.
+#[derive(Clone, Debug)]
+pub(crate) struct Crowd(Arc<Connections>);
+
+impl Crowd {
+    /// Reports whether so many connections have requests that others may soon wait.
+    pub(crate) fn is_dense(&self) -> bool {
+        let (busy, _, limit) = self.0.counts();
+        busy >= limit - limit / 8
+    }
+}
+
 /// A connection in the table, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Connection {
@@ -123,6 +135,11 @@ impl Connection {
             self.connections.changed.notify_waiters();
         }
         Busy(self.clone())
+    }
+
+    /// Returns the number of connections with requests.
+    pub(crate) fn crowd(&self) -> Crowd {
+        Crowd(self.connections.clone())
     }
 
     /// Returns whether a request has begun on the connection.

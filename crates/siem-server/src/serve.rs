@@ -151,6 +151,8 @@ pub async fn serve_with(
                     PeerService { router, peer, transport, header_bytes, connection, refusals };
                 tasks.spawn(connection_task(stream, service, options, ending.clone()));
             }
+            // The client ended the connection.
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 // Most likely the process has no file descriptors left: some connection will end.
                 warn!(code = "accept_failed", %error, "cannot accept a connection");
@@ -168,7 +170,8 @@ pub async fn serve_with(
 
 async fn accept(listener: &TcpListener) -> io::Result<(TcpStream, SocketAddr)> {
     let (stream, peer) = listener.accept().await?;
-    stream.set_nodelay(true)?;
+    // Fails on some systems if the client has ended the connection already.
+    drop(stream.set_nodelay(true));
     Ok((stream, peer))
 }
 
@@ -203,6 +206,7 @@ impl Service<Request<Incoming>> for PeerService {
             return Box::pin(async move { Ok(response) });
         }
         request.extensions_mut().insert(ConnectInfo(client));
+        request.extensions_mut().insert(self.connection.crowd());
         let (responding, refusals) = (self.router.call(request), self.refusals.clone());
         Box::pin(async move {
             let response = responding.await.map(|mut response| {

@@ -69,7 +69,7 @@ async fn receive_enrollment(
     let grant = shared.authorize(&parts.headers, &SCOPES)?;
     let registry = shared.registry.clone().ok_or(EnrollError::NoReceiverKey)?;
     let sender = shared.sender(parts);
-    let receiving = shared.intake.receive(sender, &parts.headers, &mut body, ENROLL_BYTES);
+    let receiving = shared.intake.receive(sender, parts, &mut body, ENROLL_BYTES);
     let (body, _memory) = receiving.await?;
     let (shared, peer) = (shared.clone(), peer(&parts.extensions));
     let working =

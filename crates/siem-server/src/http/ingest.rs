@@ -174,7 +174,7 @@ async fn receive_batch(
     let signature = text(headers, header::SIGNATURE).ok_or(Rejection::Signature)?.to_owned();
     let limit = limit(encoding, &shared.limits);
     let sender = shared.sender(parts);
-    let (body, memory) = shared.intake.receive(sender, headers, body, limit).await?;
+    let (body, memory) = shared.intake.receive(sender, parts, body, limit).await?;
     shared.metrics.count_received(body.len());
     let received_at = shared.clock.now();
     let sent = ReceivedBody { body, memory, encoding, signature, received_at };

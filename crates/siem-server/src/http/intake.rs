@@ -4,7 +4,7 @@ use std::{future::poll_fn, pin::Pin, time::Duration};
 
 use axum::{
     body::{Body, Bytes},
-    http::{HeaderMap, header::CONTENT_LENGTH},
+    http::{header::CONTENT_LENGTH, request::Parts},
 };
 use hyper::body::{Body as _, Frame};
 use tokio::time::Instant;
@@ -14,7 +14,10 @@ use super::{
     problem::Rejection,
     turns::{Sender, Turn, Turns},
 };
-use crate::memory::{Budget, Reserved};
+use crate::{
+    connections::Crowd,
+    memory::{Budget, Reserved},
+};
 
 /// Size up to which a body needs no turn. All connections together may have such bodies.
 const SMALL: usize = 4 << 10;
@@ -60,18 +63,19 @@ impl Intake {
     pub(super) async fn receive(
         &self,
         sender: Sender,
-        headers: &HeaderMap,
+        parts: &Parts,
         body: &mut Body,
         limit: usize,
     ) -> Result<(Vec<u8>, Reserved), Rejection> {
-        let length = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        let length = parts.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
         let length = length.and_then(|length| length.parse().ok());
         if length.is_some_and(|length: usize| length > limit) {
             return Err(Rejection::BodyTooLarge { limit });
         }
         let expected = length.unwrap_or(limit);
         let memory = self.small.reserve(expected.min(SMALL)).await.ok_or(Rejection::Overloaded)?;
-        let mut reading = Reading::new(self, sender, expected, memory);
+        let crowd = parts.extensions.get().cloned();
+        let mut reading = Reading { crowd, ..Reading::new(self, sender, expected, memory) };
         while let Some(data) = reading.next(body).await? {
             reading.add(&data, limit).await?;
         }
@@ -90,6 +94,7 @@ struct Reading<'a> {
     bytes: Vec<u8>,
     memory: Reserved,
     turn: Option<Turn>,
+    crowd: Option<Crowd>,
     /// Time until which more bytes must arrive. Each byte extends it.
     deadline: Instant,
     /// End of the current period, in which the rate is measured once the body has a turn.
@@ -108,6 +113,7 @@ impl<'a> Reading<'a> {
             bytes: Vec::new(),
             memory,
             turn: None,
+            crowd: None,
             deadline: now + intake.body_timeout,
             period_end: now + intake.stall,
             arrived: 0,
@@ -129,7 +135,7 @@ impl<'a> Reading<'a> {
         body: &mut Body,
     ) -> Result<Option<Result<Frame<Bytes>, axum::Error>>, Rejection> {
         loop {
-            let is_measured = self.turn.is_some() && self.period_end < self.deadline;
+            let is_measured = self.period_end < self.deadline;
             let until = if is_measured { self.period_end } else { self.deadline };
             if let Ok(frame) = tokio::time::timeout_at(until, next_frame(body)).await {
                 return Ok(frame);
@@ -141,9 +147,17 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Refuses the body if less of it arrived in the last period than must while others wait.
+    /// Refuses the body if less of it arrived in the last period than must while others wait. A small body
+    /// must arrive in one period while nearly all connections have requests.
     fn check_rate(&mut self, now: Instant) -> Result<(), Rejection> {
-        if self.turn.is_none() || now < self.period_end {
+        if now < self.period_end {
+            return Ok(());
+        }
+        if self.turn.is_none() {
+            if self.crowd.as_ref().is_some_and(Crowd::is_dense) {
+                return Err(Rejection::Slow);
+            }
+            self.start_period(now);
             return Ok(());
         }
         let Intake { turns, body_rate, stall, .. } = self.intake;
@@ -216,6 +230,8 @@ pub(super) async fn next_frame(body: &mut Body) -> Option<Result<Frame<Bytes>, a
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderMap;
+
     use super::*;
 
     const LIMIT: usize = 1 << 20;

@@ -152,7 +152,9 @@ impl World {
         let sender = self.intake.turns.sender(&headers, Some([203, 0, 113, 7].into()));
         let mut body = Body::new(Paced::new(length));
         let limit = self.limits.compressed;
-        let (_body, memory) = self.intake.receive(sender, &headers, &mut body, limit).await?;
+        let (mut parts, ()) = axum::http::Request::new(()).into_parts();
+        parts.headers = headers;
+        let (_body, memory) = self.intake.receive(sender, &parts, &mut body, limit).await?;
         let likely = (length * 16).min(self.limits.decoded);
         let mut text = self.texts.reserve(likely).await.ok_or(Rejection::Overloaded)?;
         {

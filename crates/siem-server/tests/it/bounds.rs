@@ -167,6 +167,26 @@ async fn silent_connections_make_room_for_requests() {
     assert_eq!(silent[0].read(&mut [0; 1]).await.unwrap_or_default(), 0, "the first one ended");
 }
 
+/// A client with the token of the fleet, on all connections.
+#[tokio::test]
+async fn small_bodies_that_stop_make_room_for_requests() {
+    let (mut limits, mut options) = (Limits::default(), ServeOptions::default());
+    (limits.body_timeout, limits.stall) = (NEVER, Duration::from_millis(50));
+    (limits.discard, options.connections) = (Duration::from_millis(50), 16);
+    let data = tempfile::tempdir().unwrap();
+    let store = Arc::new(FileStore::open(data.path()).unwrap());
+    let server = Server::over(data, store, limits, options).await;
+    let mut streams = Vec::new();
+    for machine in 0..40 {
+        streams.push(started(&server, machine, 1, 100).await);
+    }
+    let batch = BatchText::new(1, 4);
+    let sending = server.take(&batch);
+    let receipt = tokio::time::timeout(Duration::from_secs(30), sending).await.unwrap();
+    assert_eq!(receipt.accepted, 4);
+    assert_eq!(status(streams.swap_remove(0)).await, "408");
+}
+
 #[tokio::test]
 async fn headers_are_limited_to_the_documented_size() {
     let server = with_options(ServeOptions::default()).await;
