@@ -106,9 +106,6 @@ impl Engine {
                 self.erase(id, &subject, &reason, now)
             }
             LifeRequest::RepeatErasures => self.repeat(now),
-            LifeRequest::PlanRetention(policy) => {
-                self.plan(&policy, now).map(LifeResponse::Removals)
-            }
             LifeRequest::ApplyRetention(policy) => self.retain(&policy, &reason, now),
         }
     }

@@ -84,6 +84,6 @@ impl Holds {
     /// Returns a hold that covers a line.
     #[must_use]
     pub fn covers(&self, machine: &str, user: &str, line: &[u8]) -> Option<&Hold> {
-        self.holds.iter().find(|hold| hold.selector.selects(machine, user, line))
+        self.holds.iter().find(|hold| hold.selector.covers(machine, user, line))
     }
 }

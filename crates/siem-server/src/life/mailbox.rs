@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::{Removal, RetentionPolicy, Selector, directory, replace};
 use crate::{
     EpochKey,
+    ledger::is_zero,
     store::{OpenError, create_private},
 };
 
@@ -37,9 +38,7 @@ pub enum LifeRequest {
     },
     /// Erase what arrived since of the subjects of all erasures that stay in force.
     RepeatErasures,
-    /// Return what the retention would remove.
-    PlanRetention(RetentionPolicy),
-    /// Remove it.
+    /// Remove what the retention no longer keeps.
     ApplyRetention(RetentionPolicy),
 }
 
@@ -64,6 +63,13 @@ pub enum LifeResponse {
         entries: u64,
         /// Number of epochs with such entries.
         epochs: usize,
+        /// Entries of other sessions that contain the id of the erased session: they stay. The most frequent
+        /// ones first, at most 100.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        mentions: Vec<Mention>,
+        /// Number of all such entries.
+        #[serde(default, skip_serializing_if = "is_zero")]
+        mentioned: u64,
     },
     /// Later entries of erased subjects were erased.
     Repeated {
@@ -71,13 +77,24 @@ pub enum LifeResponse {
         erasures: Vec<String>,
         /// Number of entries.
         entries: u64,
-        /// Number of epochs with such entries that a hold covers: they stay.
+        /// Number of epochs, and of files that recoveries left, with such entries that a hold covers: they stay.
         held: u64,
     },
-    /// What the retention removes, or removed.
+    /// What the retention removed.
     Removals(Vec<Removal>),
     /// Nothing was done.
     Refused(String),
+}
+
+/// Entries of a machine that contain the id of an erased session, and are not of that session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mention {
+    /// Id of the machine.
+    pub machine: String,
+    /// Id of their session, otherwise the name of their file, their event or their source.
+    pub of: String,
+    /// Their number.
+    pub entries: u64,
 }
 
 /// Error of a request.

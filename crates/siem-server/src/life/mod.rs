@@ -21,8 +21,10 @@ mod engine;
 mod erasures;
 mod holds;
 mod mailbox;
+mod remains;
 mod retention;
 mod selector;
+mod session;
 mod subject;
 
 use std::{
@@ -34,10 +36,12 @@ pub use access_log::{AccessAction, AccessEntry, AccessLog, AccessLogError};
 pub(crate) use engine::Engine;
 pub use erasures::{ErasedEpoch, Erasure, ErasureView, erasures};
 pub use holds::{Hold, Holds};
-pub use mailbox::{LifeRequest, LifeResponse, MailboxError, Reason, execute};
+pub use mailbox::{LifeRequest, LifeResponse, MailboxError, Mention, Reason, execute};
+pub(crate) use retention::RetainedEpochs;
 pub use retention::{Removal, RemovalCause, RetainedEpoch, RetentionPolicy, plan};
 pub use selector::{Selector, SelectorError};
 pub use subject::end_erasure;
+pub(crate) use subject::forget_swept;
 
 /// Directory of the files of this module.
 fn directory(data: &Path) -> PathBuf {

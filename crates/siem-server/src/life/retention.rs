@@ -1,10 +1,25 @@
-//! Which whole epochs the retention removes. Policy only: no files, no clock.
+//! What the retention removes: whole epochs, and the oldest entries of others.
 
-use std::time::{Duration, SystemTime};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    io::{self, BufRead as _, BufReader},
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use serde::{Deserialize, Serialize};
 
-use crate::EpochKey;
+use super::Holds;
+use crate::{
+    EpochKey, clock,
+    fleet::StatsQuery,
+    stats::Stats,
+    store::{EpochLines, OldPart, ReadError, ReadOnlyStore},
+};
+
+/// Step of the time before which entries are removed because of the size.
+const STEP: Duration = Duration::from_secs(60);
 
 /// Limits of what is kept. Without a limit everything is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -12,7 +27,7 @@ pub struct RetentionPolicy {
     /// Time for which entries are kept. Those of an epoch that goes on are removed in steps of some
     /// hundred batches.
     pub max_age: Option<Duration>,
-    /// Size of all entries in bytes. Beyond it, the epochs that ended first are removed.
+    /// Size of all entries in bytes. Beyond it, the oldest entries are removed.
     pub max_bytes: Option<u64>,
 }
 
@@ -59,31 +74,121 @@ pub struct Removal {
     pub cause: RemovalCause,
 }
 
-/// Returns the epochs to remove, the one that ended first at first.
+/// What a plan reads of a store.
+pub(crate) trait RetainedEpochs {
+    fn stats(&self, query: StatsQuery) -> io::Result<Stats>;
+
+    /// Returns the oldest lines of epochs whose batches are all from before a time, RFC 3339.
+    fn older(&self, time: String) -> io::Result<Vec<OldPart>>;
+
+    fn lines(&self) -> io::Result<Box<dyn Iterator<Item = io::Result<EpochLines>> + '_>>;
+}
+
+/// Returns what the retention would remove from the data directory `data` now. Changes nothing, also beside a
+/// running receiver; what only its journal has is not considered.
 ///
-/// Age removes any epoch; size spares the current epoch of each machine. A held epoch stays, and
-/// its bytes count. An epoch without bytes is not named.
-#[must_use]
-pub fn plan(policy: &RetentionPolicy, now: SystemTime, epochs: &[RetainedEpoch]) -> Vec<Removal> {
-    let mut kept: u64 = epochs.iter().map(|epoch| epoch.bytes).sum();
+/// # Errors
+/// If a file cannot be read.
+pub fn plan(
+    data: &Path,
+    policy: &RetentionPolicy,
+    now: SystemTime,
+) -> Result<Vec<Removal>, ReadError> {
+    let failed = |source| ReadError { path: data.to_owned(), source };
+    let (store, holds) = (ReadOnlyStore::open(data)?, Holds::read(data).map_err(failed)?);
+    plan_of(&store, &holds, policy, now).map_err(failed)
+}
+
+/// Returns what the retention removes.
+///
+/// Age removes all entries before a time. If the rest is larger than the limit, the same is done with the first
+/// time that makes it small enough, except that the current epoch of a machine's user is never removed as a
+/// whole: its agent continues it.
+pub(super) fn plan_of(
+    store: &impl RetainedEpochs,
+    holds: &Holds,
+    policy: &RetentionPolicy,
+    now: SystemTime,
+) -> io::Result<Vec<Removal>> {
+    let epochs = epochs(store, holds, now)?;
+    let age = policy.max_age.and_then(|age| now.checked_sub(age));
+    let left = |removals: &[Removal]| {
+        let stored: u64 = epochs.iter().map(|epoch| epoch.bytes).sum();
+        stored.saturating_sub(removals.iter().map(|removal| removal.bytes).sum())
+    };
+    let by_age = removals(store, &epochs, age, None)?;
+    let Some(max) = policy.max_bytes.filter(|max| left(&by_age) > *max) else { return Ok(by_age) };
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (mut low, mut high) =
+        (0, u32::try_from(since.as_secs() / STEP.as_secs() + 1).unwrap_or(u32::MAX));
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if left(&removals(store, &epochs, age, Some(UNIX_EPOCH + STEP * middle))?) <= max {
+            high = middle;
+        } else {
+            low = middle + 1;
+        }
+    }
+    removals(store, &epochs, age, Some(UNIX_EPOCH + STEP * low))
+}
+
+/// Returns the epochs and oldest entries to remove before a time because of their age, and before another one
+/// because of the size of all.
+fn removals(
+    store: &impl RetainedEpochs,
+    epochs: &[RetainedEpoch],
+    age: Option<SystemTime>,
+    size: Option<SystemTime>,
+) -> io::Result<Vec<Removal>> {
+    let mut removals = whole(age, size, epochs);
+    let Some(limit) = age.max(size).filter(|limit| *limit > UNIX_EPOCH) else {
+        return Ok(removals);
+    };
+    let free = epochs.iter().filter(|epoch| epoch.hold.is_none()).map(|epoch| &epoch.key);
+    let mut others: BTreeSet<&EpochKey> = free.collect();
+    for removal in &removals {
+        others.remove(&removal.key());
+    }
+    let parts = store.older(clock::text(limit))?.into_iter();
+    let age = age.map(clock::text);
+    let parts = parts.filter(|part| others.contains(&part.key)).map(|part| Removal {
+        cause: match age.as_ref().is_some_and(|age| part.last_seen < *age) {
+            true => RemovalCause::Age,
+            false => RemovalCause::Size,
+        },
+        machine: part.key.machine,
+        epoch: part.key.epoch,
+        last_seen: part.last_seen,
+        bytes: part.bytes,
+        before: Some(part.end),
+    });
+    let parts: Vec<_> = parts.collect();
+    removals.extend(parts);
+    Ok(removals)
+}
+
+/// Returns the epochs that ended before a time, the first one at first. A held epoch stays, and its bytes
+/// count. An epoch without bytes is not named.
+fn whole(
+    age: Option<SystemTime>,
+    size: Option<SystemTime>,
+    epochs: &[RetainedEpoch],
+) -> Vec<Removal> {
     let mut candidates: Vec<_> =
         epochs.iter().filter(|epoch| epoch.bytes > 0 && epoch.hold.is_none()).collect();
     candidates.sort_by(|a, b| (a.last_seen, &a.key).cmp(&(b.last_seen, &b.key)));
     let mut removals = Vec::new();
     for epoch in candidates {
-        let age = now.duration_since(epoch.last_seen).unwrap_or_default();
-        let is_old = policy.max_age.is_some_and(|max| age > max);
-        let is_over = policy.max_bytes.is_some_and(|max| kept > max) && !epoch.is_current;
-        let cause = match (is_old, is_over) {
+        let is_before = |limit: SystemTime| epoch.last_seen < limit;
+        let cause = match (age.is_some_and(is_before), size.is_some_and(is_before)) {
             (true, _) => RemovalCause::Age,
-            (false, true) => RemovalCause::Size,
-            (false, false) => continue,
+            (false, true) if !epoch.is_current => RemovalCause::Size,
+            _ => continue,
         };
-        kept -= epoch.bytes;
         removals.push(Removal {
             machine: epoch.key.machine.clone(),
             epoch: epoch.key.epoch.clone(),
-            last_seen: crate::clock::text(epoch.last_seen),
+            last_seen: clock::text(epoch.last_seen),
             bytes: epoch.bytes,
             before: None,
             cause,
@@ -92,6 +197,81 @@ pub fn plan(policy: &RetentionPolicy, now: SystemTime, epochs: &[RetainedEpoch])
     removals
 }
 
+impl Removal {
+    pub(super) fn key(&self) -> EpochKey {
+        EpochKey { machine: self.machine.clone(), epoch: self.epoch.clone() }
+    }
+}
+
+/// Returns all epochs, with the holds that cover them.
+fn epochs(
+    store: &impl RetainedEpochs,
+    holds: &Holds,
+    now: SystemTime,
+) -> io::Result<Vec<RetainedEpoch>> {
+    let stats = store.stats(StatsQuery::all(now))?;
+    let mut held: BTreeMap<EpochKey, u64> = BTreeMap::new();
+    if !holds.list().is_empty() {
+        for epoch in store.lines()? {
+            let epoch = epoch?;
+            let hold = hold_of(&epoch, holds)?;
+            held.extend(epoch.key().zip(hold));
+        }
+    }
+    let mut found = Vec::new();
+    for machine in &stats.machines {
+        let id = &machine.identity.machine_id;
+        let epochs: Vec<_> = machine.all_epochs().collect();
+        for epoch in &epochs {
+            let of_user = epochs.iter().filter(|other| other.user == epoch.user);
+            let last = of_user.map(|other| &other.last_seen).max();
+            let key = EpochKey { machine: id.clone(), epoch: epoch.epoch.clone() };
+            let last_seen = humantime::parse_rfc3339(&epoch.last_seen).map_err(io::Error::other)?;
+            found.push(RetainedEpoch {
+                hold: held.get(&key).copied(),
+                key,
+                last_seen,
+                bytes: epoch.bytes,
+                is_current: last == Some(&epoch.last_seen),
+            });
+        }
+    }
+    Ok(found)
+}
+
+/// Returns the hold that covers a part of an epoch, or of what a repair moved aside.
+fn hold_of(epoch: &EpochLines, holds: &Holds) -> io::Result<Option<u64>> {
+    let Some(key) = epoch.key() else { return Ok(None) };
+    let mut found = None;
+    epoch.each_line(|line| {
+        if found.is_none() {
+            found = holds.covers(&key.machine, line.user, line.text).map(|hold| hold.id);
+        }
+        Ok::<_, io::Error>(())
+    })?;
+    let surplus = epoch.surplus();
+    if found.is_none() && surplus.try_exists()? {
+        has_line(&surplus, |line| {
+            let hold = |user| holds.covers(&key.machine, user, line);
+            found = epoch.users().find_map(hold).map(|hold| hold.id);
+            found.is_some()
+        })?;
+    }
+    Ok(found)
+}
+
+/// Reports whether a line of a file meets the condition.
+fn has_line(path: &Path, mut condition: impl FnMut(&[u8]) -> bool) -> io::Result<bool> {
+    let mut reader = BufReader::new(File::open(path)?);
+    let mut line = Vec::new();
+    while reader.read_until(b'\n', &mut line)? > 0 {
+        if condition(&line) {
+            return Ok(true);
+        }
+        line.clear();
+    }
+    Ok(false)
+}
 #[cfg(test)]
 mod tests {
     use std::time::UNIX_EPOCH;
@@ -110,30 +290,34 @@ mod tests {
         }
     }
 
-    fn removed(policy: RetentionPolicy, epochs: &[RetainedEpoch]) -> Vec<(String, RemovalCause)> {
-        let plan = plan(&policy, UNIX_EPOCH + DAY * 100, epochs);
-        plan.into_iter().map(|removal| (removal.epoch, removal.cause)).collect()
+    fn removed(
+        age: Option<u32>,
+        size: Option<u32>,
+        epochs: &[RetainedEpoch],
+    ) -> Vec<(String, RemovalCause)> {
+        let [age, size] = [age, size].map(|day| day.map(|day| UNIX_EPOCH + DAY * day));
+        let removals = whole(age, size, epochs).into_iter();
+        removals.map(|removal| (removal.epoch, removal.cause)).collect()
     }
 
     #[test]
     fn age_removes_what_ended_before_the_limit() {
         let mut epochs = [epoch("a", 10, 5), epoch("b", 9, 5), epoch("c", 11, 5), epoch("d", 1, 0)];
-        let policy = RetentionPolicy { max_age: Some(DAY * 90), max_bytes: None };
-        assert_eq!(removed(policy, &epochs), [("b".into(), RemovalCause::Age)]);
+        assert_eq!(removed(Some(10), None, &epochs), [("b".into(), RemovalCause::Age)]);
         epochs[1].hold = Some(1);
-        assert_eq!(removed(policy, &epochs), []);
-        assert_eq!(removed(RetentionPolicy::default(), &epochs), []);
+        assert_eq!(removed(Some(10), None, &epochs), []);
+        assert_eq!(removed(None, None, &epochs), []);
     }
 
     #[test]
-    fn size_removes_the_oldest_but_no_current_epoch() {
+    fn size_removes_the_oldest_but_no_current_epoch_as_a_whole() {
         let mut epochs = [epoch("a", 3, 10), epoch("b", 1, 10), epoch("c", 2, 10)];
-        let policy = RetentionPolicy { max_age: None, max_bytes: Some(15) };
         let size = RemovalCause::Size;
-        assert_eq!(removed(policy, &epochs), [("b".into(), size), ("c".into(), size)]);
+        assert_eq!(removed(None, Some(3), &epochs), [("b".into(), size), ("c".into(), size)]);
         epochs[1].is_current = true;
-        assert_eq!(removed(policy, &epochs), [("c".into(), size), ("a".into(), size)]);
+        assert_eq!(removed(None, Some(4), &epochs), [("c".into(), size), ("a".into(), size)]);
+        assert_eq!(removed(Some(2), Some(3), &epochs)[0], ("b".into(), RemovalCause::Age));
         epochs[2].hold = Some(7);
-        assert_eq!(removed(policy, &epochs), [("a".into(), size)]);
+        assert_eq!(removed(None, Some(4), &epochs), [("a".into(), size)]);
     }
 }

@@ -5,6 +5,8 @@ use std::fmt;
 use memchr::memmem;
 use serde::{Deserialize, Serialize};
 
+use super::session::{Relation, relation};
+
 /// Minimum length of a session id: a shorter text would be in many unrelated lines.
 const SESSION: usize = 8;
 
@@ -12,9 +14,10 @@ const SESSION: usize = 8;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Selector {
-    /// All entries that contain the id of a session: in the path of its file, in a record, or in the
-    /// data of an event.
+    /// For an erasure, all entries of a session. For a hold, all entries that contain its id.
     Session(String),
+    /// All entries that contain the id of a session: those of the session, and those of others that mention it.
+    Mentions(String),
     /// All entries that agents of this user sent.
     User(String),
     /// All entries of a machine. For holds only.
@@ -41,20 +44,31 @@ impl Selector {
         }
     }
 
-    /// Reports whether a line of an epoch is one of the entries. `user` sent it.
+    /// Reports whether a hold of this selection covers a line of an epoch. `user` sent it.
     #[must_use]
-    pub fn selects(&self, machine: &str, user: &str, line: &[u8]) -> bool {
+    pub fn covers(&self, machine: &str, user: &str, line: &[u8]) -> bool {
         match self {
-            Self::Session(id) => memmem::find(line, id.as_bytes()).is_some(),
+            Self::Session(id) | Self::Mentions(id) => memmem::find(line, id.as_bytes()).is_some(),
             Self::User(name) => name == user,
             Self::Machine(id) => id == machine,
         }
     }
 
+    /// Returns the relation of a line of an epoch to an erasure of this selection. `user` sent it.
+    pub(super) fn relation(&self, machine: &str, user: &str, line: &[u8]) -> Relation {
+        let is_part = match self {
+            Self::Session(id) => return relation(line, id),
+            selector => selector.covers(machine, user, line),
+        };
+        if is_part { Relation::Part } else { Relation::None }
+    }
+
     /// Returns the id or the name.
     pub(super) fn text(&self) -> &str {
         match self {
-            Self::Session(text) | Self::User(text) | Self::Machine(text) => text,
+            Self::Session(text) | Self::Mentions(text) | Self::User(text) | Self::Machine(text) => {
+                text
+            }
         }
     }
 }
@@ -63,6 +77,7 @@ impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Session(id) => write!(f, "session {id}"),
+            Self::Mentions(id) => write!(f, "session {id} with mentions"),
             Self::User(name) => write!(f, "user {name}"),
             Self::Machine(id) => write!(f, "machine {id}"),
         }

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Erasure, Selector, directory, erasures, lock, replace};
+use super::{Erasure, Selector, directory, erasures, lock, replace, session::Relation};
 use crate::{EpochKey, clock, entry_lines};
 
 /// Entries that an erasure is about.
@@ -30,14 +30,36 @@ impl Subject {
         Self { selector, until: None, of: None, epochs: None }
     }
 
+    /// Returns the relation of a line of an epoch to the entries. `user` sent it.
+    pub(super) fn relation(&self, machine: &str, user: &str, line: &[u8]) -> Relation {
+        match self.selector.relation(machine, user, line) {
+            Relation::Part
+                if !self.until.is_none_or(|it| time(line).is_some_and(|at| at <= it)) =>
+            {
+                Relation::None
+            }
+            relation => relation,
+        }
+    }
+
     /// Reports whether a line of an epoch is one of the entries. `user` sent it.
     pub(super) fn selects(&self, machine: &str, user: &str, line: &[u8]) -> bool {
-        let is_in_time = |until: SystemTime| {
-            let time = std::str::from_utf8(line).ok().and_then(entry_lines::time_of);
-            time.is_some_and(|time| time <= until)
-        };
-        self.selector.selects(machine, user, line) && self.until.is_none_or(is_in_time)
+        self.relation(machine, user, line) == Relation::Part
     }
+
+    /// Reports whether a line that a recovery left may be one of the entries.
+    pub(super) fn may_select(&self, machine: &str, user: &str, line: &[u8]) -> bool {
+        self.selector.relation(machine, user, line) == Relation::Part && self.may_be_in_time(line)
+    }
+
+    /// Reports whether a line may be of a time at which it is one of the entries.
+    pub(super) fn may_be_in_time(&self, line: &[u8]) -> bool {
+        self.until.is_none_or(|until| time(line).is_none_or(|time| time <= until))
+    }
+}
+
+fn time(line: &[u8]) -> Option<SystemTime> {
+    std::str::from_utf8(line).ok().and_then(entry_lines::time_of)
 }
 
 /// An erasure that stays in force.
@@ -84,11 +106,14 @@ pub(super) fn standing(data: &Path) -> io::Result<Vec<Standing>> {
             continue;
         }
         let until = match selector {
-            Selector::Session(_) => None,
+            Selector::Session(_) | Selector::Mentions(_) => None,
             Selector::User(_) => Some(clock::parse(&at).ok_or(io::ErrorKind::InvalidData)?),
             Selector::Machine(_) => continue,
         };
-        let kind = u8::from(until.is_some());
+        let kind = match selector {
+            Selector::Mentions(_) => 2,
+            _ => u8::from(until.is_some()),
+        };
         let key = (kind, selector.text().to_owned());
         found.insert(key, Standing { id, selector, until, reason, repeats: 0 });
     }
@@ -129,10 +154,21 @@ pub fn end_erasure(data: &Path, id: &str) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Positions in the indexes of epochs up to which all lines were compared with the erasures that stay
-/// in force.
+/// What was compared with the erasures that stay in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Swept(BTreeMap<String, u64>);
+pub(super) struct Swept {
+    /// Positions in the indexes of epochs up to which all lines were compared.
+    epochs: BTreeMap<String, u64>,
+    /// Size and time of the files of recoveries, by their paths.
+    remains: BTreeMap<String, (u64, u64)>,
+}
+
+/// Lets the next comparison begin at the start of some epochs, by the names of their files.
+pub(crate) fn forget_swept(data: &Path, names: impl Iterator<Item = String>) -> io::Result<()> {
+    let mut swept = Swept::read(data);
+    let known = names.filter(|name| swept.epochs.remove(name).is_some()).count();
+    if known > 0 { swept.write(data) } else { Ok(()) }
+}
 
 impl Swept {
     /// Reads the positions. Without them everything is compared again.
@@ -147,10 +183,20 @@ impl Swept {
 
     /// Returns the position in the index of an epoch, by the name of its files.
     pub(super) fn position(&self, name: &str) -> u64 {
-        self.0.get(name).copied().unwrap_or_default()
+        self.epochs.get(name).copied().unwrap_or_default()
     }
 
     pub(super) fn set(&mut self, name: &str, position: u64) {
-        self.0.insert(name.to_owned(), position);
+        self.epochs.insert(name.to_owned(), position);
+    }
+
+    /// Reports whether this version of a file of a recovery was compared.
+    pub(super) fn has_remains(&self, path: &str, version: (u64, u64)) -> bool {
+        self.remains.get(path) == Some(&version)
+    }
+
+    /// Replaces the versions of the files that were compared.
+    pub(super) fn set_remains(&mut self, remains: BTreeMap<String, (u64, u64)>) {
+        self.remains = remains;
     }
 }

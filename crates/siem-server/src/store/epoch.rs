@@ -93,7 +93,9 @@ impl EpochFiles {
         } else if frame.place.removes_before > 0 {
             release::release(self.lines(&stem)?, frame.place.removes_before)?;
         } else if !frame.place.replaces.is_empty() {
-            self.replace_lines(&stem, frame)?;
+            // Readers look for the record after they read the lines.
+            self.write_record(&stem, frame)?;
+            return self.replace_lines(&stem, frame);
         } else if frame.lines.length() > 0 {
             let mut lines = self.lines(&stem)?;
             lines.seek(SeekFrom::Start(frame.place.lines_at))?;
@@ -101,7 +103,11 @@ impl EpochFiles {
             frame.lines.write(&mut writer)?;
             writer.flush()?;
         }
-        let handles = self.handles(&stem)?;
+        self.write_record(&stem, frame)
+    }
+
+    fn write_record(&mut self, stem: &Stem, frame: &Frame) -> io::Result<()> {
+        let handles = self.handles(stem)?;
         handles.index.seek(SeekFrom::Start(frame.place.index_at))?;
         handles.index.write_all(&frame.record)
     }
@@ -174,5 +180,25 @@ impl EpochFiles {
         if let Some(stem) = oldest.map(|(stem, _)| stem.clone()) {
             self.open.remove(&stem);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::frame::Lines;
+
+    #[test]
+    fn record_of_an_erasure_is_written_before_its_lines() {
+        let root = tempfile::tempdir().unwrap();
+        // Lines that cannot be written.
+        fs::create_dir_all(root.path().join("m/e.ndjson")).unwrap();
+        let mut files = EpochFiles::new(root.path().to_owned());
+        let (machine, epoch) = ("m".to_owned(), "e".to_owned());
+        let place =
+            FilePositions { machine, epoch, replaces: vec![(0, 3)], ..FilePositions::default() };
+        let lines = Lines::Read(b"{}\n".to_vec());
+        files.apply(&Frame { place, record: b"record".to_vec(), lines }).unwrap_err();
+        assert_eq!(fs::read(root.path().join("m/e.index")).unwrap(), b"record");
     }
 }

@@ -33,6 +33,11 @@ impl LineToErase {
         Self { seq, at, bytes: line.len() as u64, digest: Digest::of(line) }
     }
 
+    /// Returns a line of which only the size, without the newline, and the hash are known.
+    pub(super) fn noted(seq: u64, bytes: u64, digest: Digest) -> Self {
+        Self { seq, at: 0, bytes, digest }
+    }
+
     /// Size in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
@@ -95,6 +100,13 @@ pub(crate) struct OldPart {
     pub(crate) last_seen: String,
 }
 
+impl OldPart {
+    pub(super) fn new(((machine, epoch), old, bytes): (Key, OldLines, u64)) -> Self {
+        let key = EpochKey { machine, epoch };
+        Self { key, end: old.end, bytes, last_seen: old.last_at }
+    }
+}
+
 /// Sends requests to the writer of a store, as long as the store is open.
 #[derive(Clone, Debug)]
 pub(crate) struct StoreHandle {
@@ -148,13 +160,7 @@ impl StoreHandle {
     /// Returns the oldest lines of epochs whose batches are all from before a time, RFC 3339.
     pub(crate) fn older(&self, time: String) -> io::Result<Vec<OldPart>> {
         let older = self.request(|to| Job::Older(time, to))?.into_iter();
-        let part = |((machine, epoch), old, bytes): (Key, OldLines, u64)| OldPart {
-            key: EpochKey { machine, epoch },
-            end: old.end,
-            bytes,
-            last_seen: old.last_at,
-        };
-        Ok(older.map(part).collect())
+        Ok(older.map(OldPart::new).collect())
     }
 
     /// Removes the lines of epochs before a position, and keeps their ledgers. `at` is the time, RFC 3339.
@@ -180,6 +186,13 @@ impl StoreHandle {
         };
         let stems: BTreeSet<Stem> = stems;
         Ok(stems.into_iter().map(move |stem| EpochLines::read(&self.machines, &stem, 0)))
+    }
+
+    /// Returns the epochs beside whose lines a recovery left others.
+    pub(crate) fn with_surplus(&self) -> io::Result<impl Iterator<Item = io::Result<EpochLines>>> {
+        let stems = recover::stems(&self.machines)?;
+        let stems = stems.into_iter().filter(|stem| stem.path(&self.machines, "surplus").exists());
+        Ok(stems.map(move |stem| EpochLines::read(&self.machines, &stem, 0)))
     }
 
     /// Returns the epochs whose index is longer than `known` says by their names, each with the lines

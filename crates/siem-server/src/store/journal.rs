@@ -16,7 +16,8 @@ use memchr::memmem;
 use tracing::debug;
 
 use super::{
-    frame::{Frame, MAGIC},
+    frame::{Frame, Lines, MAGIC},
+    index_record::RecordParts,
     sync_directory,
 };
 
@@ -242,25 +243,86 @@ pub(super) fn replay(
     }
 }
 
-/// Reports whether an undamaged frame starts after position `from`.
-pub(super) fn has_frame_after(path: &Path, from: u64) -> io::Result<bool> {
-    let mut file = File::open(path)?;
+/// Part of a damaged journal, for what the operator wants to be erased.
+pub(crate) enum DamagedPart<'a> {
+    /// Lines from a position on, and who sent them; the user is empty if unknown.
+    Lines { at: u64, machine: &'a str, user: &'a str, text: &'a [u8] },
+    /// Bytes between two positions that cannot be read.
+    Damage { start: u64, end: u64 },
+}
+
+/// Passes the parts of a damaged journal to a function, without those that hold no lines.
+pub(crate) fn damaged_parts(
+    path: &Path,
+    mut show: impl FnMut(DamagedPart<'_>) -> io::Result<()>,
+) -> io::Result<()> {
+    parts(path, 0, |part| {
+        let (frame, end) = match part {
+            JournalPart::Frame(frame, end) => (frame, end),
+            JournalPart::Damage(start, end) => return show(DamagedPart::Damage { start, end }),
+        };
+        let mut record = frame.record.as_slice();
+        let note = RecordParts::take(&mut record).and_then(|parts| parts.note());
+        let sender = note.and_then(|note| note.sender).map(|sender| sender.identity);
+        let (machine, user) = sender.map_or_else(Default::default, |it| (it.machine_id, it.user));
+        let Lines::Read(text) = &frame.lines else { return Ok(()) };
+        let at = end - text.len() as u64;
+        show(DamagedPart::Lines { at, machine: &machine, user: &user, text })
+    })
+}
+
+/// Part of a journal that may be damaged.
+pub(super) enum JournalPart {
+    /// An undamaged frame, which ends at a position.
+    Frame(Box<Frame>, u64),
+    /// Bytes between two positions that are no frame.
+    Damage(u64, u64),
+}
+
+/// Passes the parts of a journal from position `from` on to a function, in their order.
+pub(super) fn parts(
+    path: &Path,
+    from: u64,
+    mut show: impl FnMut(JournalPart) -> io::Result<()>,
+) -> io::Result<()> {
+    let file = File::open(path)?;
+    let mut at = from;
+    loop {
+        let mut reader = BufReader::with_capacity(BUFFER, &file);
+        reader.seek(SeekFrom::Start(at))?;
+        while let Some(frame) = Frame::read(&mut reader)? {
+            at = reader.stream_position()?;
+            show(JournalPart::Frame(Box::new(frame), at))?;
+        }
+        let next = next_frame(&file, at)?;
+        let end = next.map_or_else(|| file.metadata().map(|it| it.len()), Ok)?;
+        if end > at {
+            show(JournalPart::Damage(at, end))?;
+        }
+        let Some(next) = next else { return Ok(()) };
+        at = next;
+    }
+}
+
+/// Returns the position of the first undamaged frame that starts after position `from`.
+fn next_frame(mut file: &File, from: u64) -> io::Result<Option<u64>> {
     let length = file.metadata()?.len();
     let (mut at, mut block) = (from + 1, Vec::new());
     while at < length {
         block.clear();
         file.seek(SeekFrom::Start(at))?;
-        (&file).take(STEP + MAGIC.len() as u64 - 1).read_to_end(&mut block)?;
+        file.take(STEP + MAGIC.len() as u64 - 1).read_to_end(&mut block)?;
         for found in memmem::find_iter(&block, MAGIC) {
-            file.seek(SeekFrom::Start(at + found as u64))?;
+            let found = at + found as u64;
+            file.seek(SeekFrom::Start(found))?;
             // Lines cannot imitate a head: its lengths have bytes that JSON does not permit.
-            if Frame::read(&mut BufReader::with_capacity(BUFFER, &file))?.is_some() {
-                return Ok(true);
+            if Frame::read(&mut BufReader::with_capacity(BUFFER, file))?.is_some() {
+                return Ok(Some(found));
             }
         }
         at += STEP;
     }
-    Ok(false)
+    Ok(None)
 }
 
 fn path(directory: &Path, number: u64) -> PathBuf {
@@ -272,7 +334,7 @@ mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
 
     use super::*;
-    use crate::store::frame::{FilePositions, Lines};
+    use crate::store::frame::FilePositions;
 
     fn frame(number: u64) -> Frame {
         let place = FilePositions { lines_at: number, ..FilePositions::default() };

@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     life::{
-        AccessLog, Hold, Holds, LifeRequest, LifeResponse, Reason, RetentionPolicy, Selector,
-        end_erasure, erasures, execute,
+        AccessLog, Hold, Holds, LifeRequest, LifeResponse, Mention, Reason, RetentionPolicy,
+        Selector, end_erasure, erasures, execute,
     },
     testing::{BatchText, RECEIVER},
     trust::{Registry, RegistryOptions},
@@ -81,6 +81,11 @@ fn erase(root: &TempDir, id: &str) -> LifeResponse {
     request(root, id, LifeRequest::Erase(Selector::session(SESSION).unwrap()))
 }
 
+/// Response about an erasure without mentions in other sessions.
+fn done(id: &str, entries: u64, epochs: usize) -> LifeResponse {
+    LifeResponse::Erased { id: id.into(), entries, epochs, mentions: Vec::new(), mentioned: 0 }
+}
+
 /// Files that contain a text.
 fn with_text(root: &Path, text: &str) -> Vec<String> {
     let files = files(root).into_iter();
@@ -117,7 +122,7 @@ fn erased_text_is_in_no_file_and_the_chain_still_verifies() {
     let before = stats(&store);
     assert!(!with_text(root.path(), SECRET).is_empty());
     let erased = erase(&root, "01");
-    assert_eq!(erased, LifeResponse::Erased { id: "01".into(), entries: 4, epochs: 2 });
+    assert_eq!(erased, done("01", 4, 2));
     assert_eq!(with_text(root.path(), SECRET), <[String; 0]>::default());
     assert_eq!(stored_chain(root.path(), "epoch-1"), chain(10));
     // Sent again, the lines are duplicates, and later ones continue the chain.
@@ -126,7 +131,7 @@ fn erased_text_is_in_no_file_and_the_chain_still_verifies() {
     // A request for statistics is answered after the files of the epochs are written.
     stats(&store);
     assert_eq!(with_text(root.path(), SECRET).len(), 2, "entry 12 is new");
-    assert_eq!(erase(&root, "02"), LifeResponse::Erased { id: "02".into(), entries: 1, epochs: 1 });
+    assert_eq!(erase(&root, "02"), done("02", 1, 1));
     assert_eq!(with_text(root.path(), SECRET), <[String; 0]>::default());
     assert_eq!(stats(&store).machines[0].last_seen, before.machines[0].last_seen);
     drop(store);
@@ -173,13 +178,20 @@ fn hold_refuses_an_erasure_and_receiver_without_key_too() {
     assert!(matches!(erase(&root, "01"), LifeResponse::Refused(_)));
 }
 
+/// What the retention would remove.
+fn plan(root: &TempDir, policy: &RetentionPolicy) -> LifeResponse {
+    let now = crate::Clock::now(&crate::SystemClock);
+    LifeResponse::Removals(crate::life::plan(root.path(), policy, now).unwrap())
+}
+
 #[test]
 fn removed_epoch_keeps_its_ledger_and_continues() {
     let root = keyed();
     let store = open(&root);
     take(&store, &lines("epoch-1", 1, 5)).unwrap();
+    stats(&store);
     let policy = RetentionPolicy { max_age: Some(Duration::from_secs(3600)), max_bytes: None };
-    let plan = request(&root, "01", LifeRequest::PlanRetention(policy));
+    let plan = plan(&root, &policy);
     let LifeResponse::Removals(planned) = &plan else { panic!("{plan:?}") };
     assert_eq!(planned.len(), 1);
     assert!(!with_text(root.path(), SECRET).is_empty(), "a plan removed something");
@@ -227,7 +239,7 @@ fn retention_removes_the_oldest_entries_of_a_running_epoch() {
     let store = open(&root);
     let policy = long_epoch(&store);
     let before = stats(&store).machines[0].epochs[0].clone();
-    let plan = request(&root, "01", LifeRequest::PlanRetention(policy));
+    let plan = plan(&root, &policy);
     let LifeResponse::Removals(planned) = &plan else { panic!("{plan:?}") };
     assert_eq!(planned.len(), 1);
     let end = planned[0].before.unwrap();
@@ -275,6 +287,46 @@ fn retention_removes_the_oldest_entries_of_a_running_epoch() {
     assert!(matches!(erase(&root, "05"), LifeResponse::Erased { entries: 101, .. }));
     assert_eq!(with_text(root.path(), SECRET), <[String; 0]>::default());
     assert_eq!(read_all(&store).len() as u64, 560 - removed);
+}
+
+/// The size counts all epochs, and the oldest entries go first.
+#[test]
+fn size_removes_the_oldest_entries_of_a_running_epoch() {
+    let root = keyed();
+    let store = open(&root);
+    long_epoch(&store);
+    let stored = stats(&store).machines[0].epochs[0].bytes;
+    let size = |max_bytes| RetentionPolicy { max_age: None, max_bytes: Some(max_bytes) };
+    assert_eq!(plan(&root, &size(stored)), LifeResponse::Removals(Vec::new()));
+    let LifeResponse::Removals(planned) = plan(&root, &size(stored - 1)) else { panic!() };
+    assert_eq!(planned.len(), 1);
+    assert_eq!(planned[0].cause, crate::life::RemovalCause::Size);
+    let applied = request(&root, "01", LifeRequest::ApplyRetention(size(stored - 1)));
+    assert_eq!(applied, LifeResponse::Removals(planned.clone()));
+    assert_eq!(stats(&store).machines[0].epochs[0].bytes, stored - planned[0].bytes);
+    assert_eq!(read_all(&store).len(), 560 - 256);
+    // The last entries stay in any case.
+    let LifeResponse::Removals(all) = request(&root, "02", LifeRequest::ApplyRetention(size(0)))
+    else {
+        panic!()
+    };
+    assert_eq!(all.len(), 1);
+    assert_eq!(read_all(&store).len(), 560 - 512);
+}
+
+/// Without a running server too: what arrived of an erased session is not erased by a plan.
+#[test]
+fn plan_changes_nothing() {
+    let root = keyed();
+    let store = open(&root);
+    take(&store, &lines("epoch-1", 1, 4)).unwrap();
+    erase(&root, "01");
+    take(&store, &lines("epoch-1", 5, 6)).unwrap();
+    drop(store);
+    let before = files(root.path());
+    let policy = RetentionPolicy { max_age: Some(Duration::ZERO), max_bytes: None };
+    assert!(matches!(plan(&root, &policy), LifeResponse::Removals(found) if found.len() == 1));
+    assert_eq!(files(root.path()), before);
 }
 
 /// A repair of an epoch whose oldest lines were removed does not take them for lost.
@@ -327,7 +379,7 @@ fn surplus_of_another_epoch_is_removed_with_its_session() {
     let lines = files(root.path()).into_keys().find(|it| it.ends_with("epoch-1.ndjson")).unwrap();
     let surplus = root.path().join(lines).with_extension("surplus");
     fs::write(&surplus, line(3) + "\n").unwrap();
-    assert_eq!(erase(&root, "01"), LifeResponse::Erased { id: "01".into(), entries: 0, epochs: 0 });
+    assert_eq!(erase(&root, "01"), done("01", 0, 0));
     assert_eq!(with_text(root.path(), SECRET), <[String; 0]>::default());
 }
 
@@ -478,14 +530,64 @@ fn held_lines_that_a_repair_moved_aside_stay() {
     assert!(matches!(erase(&root, "03"), LifeResponse::Erased { entries: 1, .. }));
     assert_eq!(fs::read_to_string(&surplus).unwrap(), other);
     assert_eq!(with_text(root.path(), SECRET), <[String; 0]>::default());
-    // A damaged journal may hold the lines of both.
+    // A damaged journal has lines of both.
     let damaged = root.path().join("journal/000000000001.damaged");
-    fs::write(&damaged, selected + &other).unwrap();
+    let both = selected.replace(SECRET, "held-session");
+    fs::write(&damaged, both.clone() + &other).unwrap();
     let LifeResponse::Refused(why) = erase(&root, "04") else { panic!("erased a held line") };
     assert!(why.contains("000000000001.damaged"), "{why}");
-    fs::write(&damaged, other).unwrap();
+    fs::write(&damaged, selected.clone() + &other).unwrap();
     assert!(matches!(erase(&root, "05"), LifeResponse::Erased { entries: 0, .. }));
-    assert!(damaged.try_exists().unwrap());
+    let blank = " ".repeat(selected.len() - 1) + "\n";
+    assert_eq!(fs::read_to_string(&damaged).unwrap(), blank + &other);
+}
+
+/// What a recovery leaves after an erasure is searched without a later entry of its subject.
+#[test]
+fn erased_lines_in_files_of_a_recovery_are_erased_without_a_later_entry() {
+    let root = keyed();
+    let store = open(&root);
+    take(&store, &lines("epoch-1", 1, 4)).unwrap();
+    assert!(matches!(erase(&root, "01"), LifeResponse::Erased { entries: 1, .. }));
+    assert_eq!(repeat(&root, "02"), (vec![], 0, 0));
+    let lines = files(root.path()).into_keys().find(|it| it.ends_with("epoch-1.ndjson")).unwrap();
+    let surplus = root.path().join(lines).with_extension("surplus");
+    let damaged = root.path().join("journal/000000000009.damaged");
+    let text = line(6) + "\n" + &line(7) + "\n";
+    fs::write(&surplus, &text).unwrap();
+    fs::write(&damaged, &text).unwrap();
+    let id = hold(&root, Selector::Session(SESSION.into()));
+    assert_eq!(repeat(&root, "03"), (vec![], 0, 2), "held");
+    Holds::remove(root.path(), id).unwrap();
+    assert_eq!(repeat(&root, "04"), (vec!["01-2".into()], 0, 0));
+    assert_eq!(with_text(root.path(), SECRET), <[String; 0]>::default());
+    // The lines of the other session are still there.
+    assert_eq!(fs::read_to_string(&surplus).unwrap(), line(7) + "\n");
+    assert!(fs::read_to_string(&damaged).unwrap().ends_with(&(line(7) + "\n")));
+    assert_eq!(repeat(&root, "05"), (vec![], 0, 0));
+}
+
+#[test]
+fn entries_that_mention_an_erased_session_stay_and_are_counted() {
+    let root = keyed();
+    let store = open(&root);
+    let mention = line(2).replace("stays", &format!("see {SESSION}"));
+    let texts = [line(1), mention.clone(), line(3)];
+    let after = texts.iter().fold(Digest::ZERO, |it, text| it.chain(Digest::of(text.as_bytes())));
+    let chain = siem_protocol::Chain { before: Digest::ZERO, after };
+    let mixed = lines("epoch-1", 1, 3).line(2, &mention);
+    take(&store, &mixed.with(|header| header.chain = Some(chain))).unwrap();
+    let LifeResponse::Erased { entries, mentions, mentioned, .. } = erase(&root, "01") else {
+        panic!("not erased")
+    };
+    let of = "another-session".to_owned();
+    let expected = [Mention { machine: "m-1".into(), of, entries: 1 }];
+    assert_eq!((entries, &*mentions, mentioned), (1, &expected[..], 1));
+    assert_eq!(read_all(&store)[1], (2, mention));
+    // The operator may decide that they are erased too.
+    let all = LifeRequest::Erase(Selector::Mentions(SESSION.into()));
+    assert_eq!(request(&root, "02", all), done("02", 1, 1));
+    assert_eq!(with_text(root.path(), &format!("see {SESSION}")), <[String; 0]>::default());
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -495,6 +597,97 @@ async fn read_all(store: &FileStore) -> Vec<(u64, String)> {
     let range = crate::ledger::Range { first: 1, last: u64::MAX };
     let lines = store.read(key, range, u64::MAX).await.unwrap();
     lines.into_iter().map(|it| (it.seq, String::from_utf8(it.line).unwrap())).collect()
+}
+
+/// Damage between a batch and the erasure of its lines in one journal: the replay writes the batch
+/// again, and must not bring the text back.
+#[test]
+fn erased_line_stays_erased_with_damage_before_its_erasure() {
+    let root = keyed();
+    let store = open(&root);
+    take(&store, &lines("epoch-1", 1, 3)).unwrap();
+    let handle = store.handle();
+    handle.settle().unwrap();
+    let journal = files(root.path()).into_keys().find(|it| it.ends_with("000000000001.journal"));
+    let journal = journal.unwrap();
+    let used = |bytes: &[u8]| bytes.iter().rposition(|byte| *byte != 0).unwrap() + 1;
+    let damaged_at = used(&files(root.path())[&journal]) + 100;
+    take(&store, &lines("epoch-2", 1, 1)).unwrap();
+    handle.settle().unwrap();
+    let before = files(root.path());
+    let key = super::EpochKey { machine: "m-1".into(), epoch: "epoch-1".into() };
+    let epoch = handle.epochs(Some(std::slice::from_ref(&key))).unwrap().next().unwrap().unwrap();
+    let mut found = Vec::new();
+    epoch
+        .each_line(|line| {
+            if line.seq == 3 {
+                found.push(super::LineToErase::new(line.seq, line.at, line.text));
+            }
+            Ok::<_, std::io::Error>(())
+        })
+        .unwrap();
+    handle.erase(key, "01".into(), crate::clock::text(UNIX_EPOCH), found).unwrap();
+    handle.settle().unwrap();
+    let after = files(root.path());
+    drop(store);
+    let mut bytes = after[&journal].clone();
+    bytes[damaged_at] ^= 1;
+    // The files of the epoch without the erasure, and with it.
+    for mut left in [before, after] {
+        left.insert(journal.clone(), bytes.clone());
+        let killed = copy(root.path(), &left);
+        drop(FileStore::open(killed.path()).unwrap());
+        let with = with_text(killed.path(), SECRET);
+        assert!(with.iter().all(|path| path.ends_with(".damaged")), "{with:?}");
+        assert_eq!(stored_chain(killed.path(), "epoch-1"), chain(3));
+        let store = FileStore::open(killed.path()).unwrap();
+        let epoch = store.handle().epochs(None).unwrap().next().unwrap().unwrap();
+        assert_eq!(epoch.erased_under("01"), [crate::ledger::Range { first: 3, last: 3 }]);
+        let receipt = take(&store, &lines("epoch-1", 1, 5)).unwrap();
+        assert_eq!((receipt.accepted, receipt.duplicates), (2, 3));
+    }
+}
+
+/// A reader at the time at which a part of a line is overwritten.
+#[test]
+fn reader_sees_the_tombstone_of_a_line_that_is_half_replaced() {
+    let root = keyed();
+    let store = open(&root);
+    take(&store, &lines("epoch-1", 1, 3)).unwrap();
+    stats(&store);
+    let path = files(root.path()).into_keys().find(|it| it.ends_with("epoch-1.ndjson")).unwrap();
+    let path = root.path().join(path);
+    let old = fs::read(&path).unwrap();
+    let handle = store.handle();
+    let (to, located) = tokio::sync::oneshot::channel();
+    let key = ("m-1".to_owned(), "epoch-1".to_owned());
+    let range = crate::ledger::Range { first: 1, last: 9 };
+    handle
+        .jobs
+        .upgrade()
+        .unwrap()
+        .blocking_send(super::writer::Job::Locate(key, range, to))
+        .unwrap();
+    let located = located.blocking_recv().unwrap().unwrap();
+    assert!(matches!(erase(&root, "01"), LifeResponse::Erased { entries: 1, .. }));
+    let erased = fs::read(&path).unwrap();
+    let start = (line(1).len() + line(2).len() + 2) as u64;
+    for parts in [start as usize + 120..old.len(), start as usize..start as usize + 120] {
+        let mut half = erased.clone();
+        half[parts.clone()].copy_from_slice(&old[parts]);
+        fs::write(&path, half).unwrap();
+        let mut shown = Vec::new();
+        super::read_lines(root.path(), |batch| {
+            shown.extend_from_slice(batch.lines);
+            Ok::<_, super::ReadError>(())
+        })
+        .unwrap();
+        assert_eq!(shown, erased);
+        let read = located.read(&root.path().join("machines"), u64::MAX).unwrap();
+        let read: Vec<_> =
+            read.into_iter().flat_map(|it| [it.line, b"\n".to_vec()].concat()).collect();
+        assert_eq!(read, erased);
+    }
 }
 
 proptest! {

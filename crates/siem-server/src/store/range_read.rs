@@ -10,6 +10,7 @@ use std::{
 use super::{
     StoredLine,
     epoch::Stem,
+    erased_lines::ErasedLines,
     note_index::{RowRange, records},
 };
 use crate::{batch::seq_of, ledger::Range};
@@ -24,6 +25,8 @@ pub(super) struct RangeRead {
     pub(super) range: Range,
     /// Parts of the index whose notes may have brought them.
     pub(super) rows: Vec<RowRange>,
+    /// End of the index. Erasures before it are in the lines.
+    pub(super) index_end: u64,
 }
 
 /// Lines that one batch brought.
@@ -39,10 +42,11 @@ impl RangeRead {
         let mut found = Vec::new();
         let mut bytes = 0;
         let mut first = self.range.first;
+        let mut erased = ErasedLines::open(&self.stem.index(machines), self.index_end)?;
         // Between the rows there is nothing: a range may be far larger than the epoch.
         while let Some(start) = self.next_held(first) {
             let last = self.range.last.min(start.saturating_add(STEP - 1));
-            for line in self.read_step(machines, Range { first: start, last })? {
+            for line in self.read_step(machines, Range { first: start, last }, &mut erased)? {
                 bytes += line.line.len() as u64;
                 found.push(line);
                 if bytes >= max_bytes {
@@ -61,7 +65,12 @@ impl RangeRead {
         (next <= self.range.last).then_some(next)
     }
 
-    fn read_step(&self, machines: &Path, step: Range) -> io::Result<Vec<StoredLine>> {
+    fn read_step(
+        &self,
+        machines: &Path,
+        step: Range,
+        erased: &mut ErasedLines,
+    ) -> io::Result<Vec<StoredLine>> {
         let batches = self.batches(&self.stem.index(machines), step)?;
         if batches.is_empty() {
             return Ok(Vec::new());
@@ -77,6 +86,7 @@ impl RangeRead {
             lines.seek(SeekFrom::Start(batch.lines_at))?;
             // A repair may have found the file shorter than the note says.
             lines.by_ref().take(batch.bytes).read_to_end(&mut text)?;
+            erased.replace(0, &mut text)?;
             for line in text.split_inclusive(|byte| *byte == b'\n') {
                 let Some(line) = line.strip_suffix(b"\n") else { continue };
                 let Some(seq) = seq_of(line) else { continue };

@@ -11,14 +11,16 @@ use std::{
 };
 
 use super::{
-    DataFormat,
+    DataFormat, EpochLines, OldPart,
     catalog::{Catalog, Key},
     epoch::Stem,
+    erased_lines::ErasedLines,
     index_record::scan,
     note::{Note, Sender},
 };
 use crate::{
     fleet::StatsQuery,
+    life::RetainedEpochs,
     stats::Stats,
     trust::{DeviceKey, Registry},
 };
@@ -58,23 +60,52 @@ pub fn read_stats(
     query: &StatsQuery,
     registry: Option<&Registry>,
 ) -> Result<Stats, ReadError> {
-    check_version(data)?;
-    let machines = data.join("machines");
-    let mut catalog = Catalog::default();
-    for stem in epochs(&machines)? {
-        let path = stem.index(&machines);
-        let mut key = None;
-        read_notes(&path, |note, length| {
-            key = key.take().or_else(|| note.sender.as_ref().map(key_of));
-            if let Some(key) = &key {
-                catalog.record(key, &note, length);
-            }
-            Ok(())
-        })
-        .map_err(|source| ReadError { path, source })?;
+    Ok(ReadOnlyStore::open(data)?.catalog.stats(query, registry))
+}
+
+/// A data directory that is read.
+#[derive(Debug)]
+pub(crate) struct ReadOnlyStore {
+    catalog: Catalog,
+    machines: PathBuf,
+}
+
+impl ReadOnlyStore {
+    /// Reads the indexes of a data directory.
+    pub(crate) fn open(data: &Path) -> Result<Self, ReadError> {
+        check_version(data)?;
+        let machines = data.join("machines");
+        let mut catalog = Catalog::default();
+        for stem in epochs(&machines)? {
+            let path = stem.index(&machines);
+            let mut key = None;
+            read_notes(&path, |_, note, length| {
+                key = key.take().or_else(|| note.sender.as_ref().map(key_of));
+                if let Some(key) = &key {
+                    catalog.record(key, &note, length);
+                }
+                Ok(())
+            })
+            .map_err(|source| ReadError { path, source })?;
+        }
+        catalog.order_lineages();
+        Ok(Self { catalog, machines })
     }
-    catalog.order_lineages();
-    Ok(catalog.stats(query, registry))
+}
+
+impl RetainedEpochs for ReadOnlyStore {
+    fn stats(&self, query: StatsQuery) -> io::Result<Stats> {
+        Ok(self.catalog.stats(&query, None))
+    }
+
+    fn older(&self, time: String) -> io::Result<Vec<OldPart>> {
+        Ok(self.catalog.older(&time).into_iter().map(OldPart::new).collect())
+    }
+
+    fn lines(&self) -> io::Result<Box<dyn Iterator<Item = io::Result<EpochLines>> + '_>> {
+        let stems = epochs(&self.machines).map_err(io::Error::other)?;
+        Ok(Box::new(stems.into_iter().map(|stem| EpochLines::read(&self.machines, &stem, 0))))
+    }
 }
 
 /// Passes the stored lines on to `show`, batch by batch: those of an epoch in the order in which
@@ -114,7 +145,8 @@ fn read_epoch<E: From<ReadError>>(
     let mut text = Vec::new();
     // The lines of notes before have been removed, and those behind a later removal are in another file.
     let mut removals = 0;
-    read_notes(&index, |note, _| {
+    let mut erased = ErasedLines::open(&index, 0).map_err(failed(&index))?;
+    read_notes(&index, |at, note, _| {
         removals += u64::from(note.removed);
         sender = note.sender.or(sender.take());
         device = note.device.as_ref().map(|device| device.key).or(device);
@@ -127,6 +159,7 @@ fn read_epoch<E: From<ReadError>>(
         text.clear();
         file.seek(SeekFrom::Start(note.lines_at))?;
         file.by_ref().take(note.bytes).read_to_end(&mut text)?;
+        erased.replace(at, &mut text)?;
         // The oldest lines of the epoch may have been removed.
         if text.first().is_none_or(|byte| *byte == 0 || *byte == b'\n') {
             return Ok(());
@@ -175,7 +208,7 @@ fn open_lines(
 
 fn removals(index: &Path) -> io::Result<Removals> {
     let mut removals = Removals::default();
-    read_notes(index, |note, _| {
+    read_notes(index, |_, note, _| {
         removals.count += u64::from(note.removed);
         let before = if note.removed { 0 } else { removals.before.max(note.removed_before) };
         // A repair may have found the file shorter.
@@ -234,13 +267,17 @@ fn key_of(sender: &Sender) -> Key {
     (sender.identity.machine_id.clone(), sender.epoch.clone())
 }
 
-/// Passes each undamaged note on with the length of its record and of damaged bytes before it.
-fn read_notes(path: &Path, mut show: impl FnMut(Note, u64) -> io::Result<()>) -> io::Result<()> {
+/// Passes each undamaged note on with the position of its record, and the length of that and of damaged
+/// bytes before it.
+fn read_notes(
+    path: &Path,
+    mut show: impl FnMut(u64, Note, u64) -> io::Result<()>,
+) -> io::Result<()> {
     let mut end = 0;
     let shown = scan(&File::open(path)?, 0, |at, head, text| {
         let Ok(note) = serde_json::from_slice(text) else { return Ok(()) };
         let length = at + head.length() - std::mem::replace(&mut end, at + head.length());
-        show(note, length)
+        show(at, note, length)
     });
     shown.map(drop)
 }

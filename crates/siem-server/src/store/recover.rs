@@ -8,22 +8,25 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use siem_protocol::ChainPoint;
+use siem_protocol::{ChainPoint, Digest};
 use tracing::{error, info, warn};
 
 use super::{
     catalog::{Catalog, Key},
     checkpoint,
     epoch::{EpochFiles, Stem, open},
+    erase::LineToErase,
     frame::Frame,
-    index_record::{self, scan},
-    journal, migrate,
-    note::Note,
+    index_record::{self, RecordParts, scan},
+    journal::{self, JournalPart},
+    migrate,
+    note::{ErasureNote, Note},
     starts::GroupWriter,
 };
 use crate::{
     batch::{origin_of, seq_of},
     ledger::{Change, Range},
+    life,
 };
 
 /// Result of the recovery.
@@ -37,17 +40,19 @@ pub(super) struct Recovered {
 pub(super) fn recover(journals: &Path, machines: &Path) -> io::Result<Recovered> {
     let found = journal::list(journals)?;
     let replayed = replay(&found, machines)?;
-    let mut touched: BTreeSet<Stem> = replayed.keys().cloned().collect();
+    let mut touched: BTreeSet<Stem> = replayed.damaged.keys().cloned().collect();
     remove_replaced(machines)?;
     let mut catalog = Catalog::default();
     for stem in stems(machines)? {
-        let damaged = replayed.get(&stem).copied().unwrap_or_default();
-        if load(machines, &stem, damaged, &mut catalog)? {
+        if load(machines, &stem, &replayed, &mut catalog)? {
             touched.insert(stem);
         }
     }
     catalog.order_lineages();
     checkpoint::sync(machines, &touched)?;
+    // Lines that were erased may be back: before the journals are deleted, as this may be interrupted.
+    let uncertain = replayed.uncertain.iter().map(Stem::name);
+    life::forget_swept(machines.parent().unwrap_or(machines), uncertain)?;
     for (_, path) in &found {
         if path.try_exists()? {
             fs::remove_file(path)?;
@@ -58,11 +63,22 @@ pub(super) fn recover(journals: &Path, machines: &Path) -> io::Result<Recovered>
     Ok(Recovered { catalog, next_journal })
 }
 
-/// Writes the frames of the journals to their positions, and cuts off the bytes after them. Returns
-/// of each epoch whether bytes before its first frame were missing.
-fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<Stem, bool>> {
+/// Epochs of the frames in the journals.
+#[derive(Default)]
+struct Replayed {
+    /// True for those of which bytes before their first frame were missing, or a journal is damaged.
+    damaged: BTreeMap<Stem, bool>,
+    /// Those in a journal of which a part cannot be read: what it erased may be unknown.
+    uncertain: BTreeSet<Stem>,
+    /// Notes of erasures behind damage.
+    erasures: BTreeMap<Stem, Vec<Note>>,
+}
+
+/// Writes the frames of the journals to their positions, and cuts off the bytes after them.
+fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<Replayed> {
     let mut files = EpochFiles::new(machines.to_owned());
-    let mut damaged = BTreeMap::new();
+    let (mut damaged, mut uncertain) = (BTreeMap::new(), BTreeSet::new());
+    let mut erasures: BTreeMap<Stem, Vec<Note>> = BTreeMap::new();
     let mut ends: HashMap<Stem, (u64, u64)> = HashMap::new();
     // Journals with a torn end: only the last one that was written to may have one.
     let mut cut = Vec::new();
@@ -88,7 +104,26 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<S
                 keep_damaged(path)?;
             }
         }
-        if torn > 0 && journal::has_frame_after(path, end.frames)? {
+        if torn > 0 {
+            uncertain.extend(stems.iter().cloned());
+        }
+        let mut later = 0;
+        if torn > 0 {
+            journal::parts(path, end.frames, |part| {
+                if let JournalPart::Frame(frame, _) = part {
+                    later += 1;
+                    let stem = Stem::of(&frame.place);
+                    let mut record = frame.record.as_slice();
+                    let note = RecordParts::take(&mut record).and_then(|it| it.note());
+                    if let Some(note) = note.filter(|note| note.erased.is_some()) {
+                        erasures.entry(stem.clone()).or_default().push(note);
+                    }
+                    uncertain.insert(stem);
+                }
+                Ok(())
+            })?;
+        }
+        if later > 0 {
             // Not the end of an interrupted write: later frames may have been acknowledged. Where they
             // are in the files of the epochs, they stay there, and the files are checked.
             keep_damaged(path)?;
@@ -107,7 +142,7 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<BTreeMap<S
             Err(error) => return Err(error),
         }
     }
-    Ok(damaged)
+    Ok(Replayed { damaged, uncertain, erasures })
 }
 
 /// Copies a damaged journal to a file that no later repair replaces: numbers of journals are used
@@ -245,9 +280,13 @@ fn epoch_files(machines: &Path) -> io::Result<Vec<(String, PathBuf)>> {
     Ok(files)
 }
 
-/// Adds an epoch to the catalog; returns `true` if one of its files was changed. `damaged` is
-/// true if the replay found missing bytes.
-fn load(machines: &Path, stem: &Stem, damaged: bool, catalog: &mut Catalog) -> io::Result<bool> {
+/// Adds an epoch to the catalog; returns `true` if one of its files was changed.
+fn load(
+    machines: &Path,
+    stem: &Stem,
+    replayed: &Replayed,
+    catalog: &mut Catalog,
+) -> io::Result<bool> {
     let path = stem.index(machines);
     let index = open(&path)?;
     let (notes, end) = read_notes(&path, &index)?;
@@ -267,7 +306,82 @@ fn load(machines: &Path, stem: &Stem, damaged: bool, catalog: &mut Catalog) -> i
     for (note, length) in &notes {
         catalog.record(&key, note, *length);
     }
-    Ok(repair_lines(machines, stem, &key, damaged, catalog)? || torn)
+    let damaged = replayed.damaged.get(stem).copied().unwrap_or_default();
+    let repaired = repair_lines(machines, stem, &key, damaged, catalog)? || torn;
+    let behind = replayed.erasures.get(stem).map_or(&[][..], Vec::as_slice);
+    if !damaged && behind.is_empty() {
+        return Ok(repaired);
+    }
+    let known = notes.iter().filter_map(|(note, _)| note.erased.as_ref());
+    Ok(erase_again(machines, stem, &key, known, behind, catalog)? || repaired)
+}
+
+/// Replaces lines by tombstones again that are erased according to the notes `known` of the index, or
+/// to those `behind` damage of a journal, which the index may lack.
+///
+/// The frames before the damage were written to the files again, and one of them may have brought such
+/// a line, while the frame with its erasure is behind the damage.
+fn erase_again<'a>(
+    machines: &Path,
+    stem: &Stem,
+    key: &Key,
+    known: impl Iterator<Item = &'a ErasureNote>,
+    behind: &'a [Note],
+    catalog: &mut Catalog,
+) -> io::Result<bool> {
+    let mut erased: HashMap<u64, (Digest, &str)> = HashMap::new();
+    let mut noted: BTreeSet<(&str, u64)> = BTreeSet::new();
+    for erasure in known {
+        erased.extend(erasure.lines.iter().map(|it| (it.seq, (it.line_sha256, &*erasure.id))));
+        noted.extend(erasure.lines.iter().map(|it| (&*erasure.id, it.seq)));
+    }
+    for erasure in behind.iter().filter_map(|note| note.erased.as_ref()) {
+        erased.extend(erasure.lines.iter().map(|it| (it.seq, (it.line_sha256, &*erasure.id))));
+    }
+    let path = stem.lines(machines);
+    if erased.is_empty() || !path.try_exists()? {
+        return Ok(false);
+    }
+    let file = open(&path)?;
+    let mut at = catalog.lines_from(key);
+    let mut reader = BufReader::with_capacity(256 << 10, File::open(&path)?);
+    reader.seek(SeekFrom::Start(at))?;
+    let (mut line, mut present) = (Vec::new(), BTreeSet::new());
+    while reader.read_until(b'\n', &mut line)? > 0 {
+        let text = line.strip_suffix(b"\n").unwrap_or(&line);
+        if let Some((seq, (digest, id))) = seq_of(text).and_then(|seq| erased.get_key_value(&seq)) {
+            present.insert(*seq);
+            if Digest::of(text) == *digest {
+                let tombstone = LineToErase::new(*seq, at, text).tombstone(id);
+                let mut writer = &file;
+                writer.seek(SeekFrom::Start(at))?;
+                writer.write_all(&tombstone)?;
+                warn!(code = "erasure_repeated_after_damage", file = %path.display(), seq, erasure = id, "a damaged journal brought an erased line back: it was erased again");
+            }
+        }
+        at += line.len() as u64;
+        line.clear();
+    }
+    for note in behind {
+        let Some(ErasureNote { id, lines }) = &note.erased else { continue };
+        let lines: Vec<_> = lines
+            .iter()
+            .filter(|it| present.contains(&it.seq) && !noted.contains(&(&**id, it.seq)))
+            .cloned()
+            .collect();
+        if lines.is_empty() {
+            continue;
+        }
+        let (lines_at, index_end) = catalog.ends(key);
+        let erased = Some(ErasureNote { id: id.clone(), lines });
+        let note = Note { at: note.at.clone(), lines_at, erased, ..Note::default() };
+        let record = index_record::encode(&note.line(), &[], &[])?;
+        let mut index = open(&stem.index(machines))?;
+        index.seek(SeekFrom::Start(index_end))?;
+        index.write_all(&record)?;
+        catalog.record(key, &note, record.len() as u64);
+    }
+    Ok(true)
 }
 
 /// Returns the notes, each with the length of its record and of damaged bytes before it, and the end

@@ -183,7 +183,8 @@ impl Writer {
             Job::Locate(key, range, responder) => {
                 let (is_known, rows) =
                     (self.catalog.ledger(&key).is_some(), self.catalog.notes(&key).ranges(range));
-                let found = RangeRead { stem: catalog::stem(&key), range, rows };
+                let (stem, (_, index_end)) = (catalog::stem(&key), self.catalog.ends(&key));
+                let found = RangeRead { stem, range, rows, index_end };
                 self.applier.respond(is_known.then_some(found), responder);
             }
             Job::Ledger(key, responder) => {

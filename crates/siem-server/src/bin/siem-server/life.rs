@@ -12,7 +12,7 @@ use siem_server::{
     Clock as _, FileStore, FileStoreOptions, OpenError, SystemClock,
     config::{Inputs, load},
     life::{
-        self, AccessAction, AccessLog, Hold, Holds, LifeRequest, LifeResponse, Reason,
+        self, AccessAction, AccessLog, Hold, Holds, LifeRequest, LifeResponse, Mention, Reason,
         RetentionPolicy, Selector,
     },
     trust::ReceiverKeysView,
@@ -38,6 +38,9 @@ pub(crate) struct Erase {
     data: Data,
     #[command(flatten)]
     selection: ErasedSelection,
+    /// With `--session`, also entries of other sessions that contain the id
+    #[arg(long, requires = "session")]
+    with_mentions: bool,
     /// Reason, for the list of erasures and the access log
     #[arg(long, value_name = "TEXT")]
     reason: String,
@@ -49,7 +52,7 @@ pub(crate) struct Erase {
 #[derive(Args)]
 #[group(required = true, multiple = false)]
 struct ErasedSelection {
-    /// All entries that contain the id of this session
+    /// All entries of this session, those of its subagents included
     #[arg(long, value_name = "ID")]
     session: Option<String>,
     /// All entries that agents of this user sent
@@ -188,7 +191,7 @@ struct RetentionLimits {
     /// Time for which entries are kept, such as `90d`
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     max_age: Option<Duration>,
-    /// Size of all entries in bytes, beyond which the epochs that ended first are removed
+    /// Size of all entries in bytes, beyond which the oldest entries are removed
     #[arg(long, value_name = "BYTES")]
     max_bytes: Option<u64>,
 }
@@ -264,14 +267,27 @@ fn request(data: &Data, request: LifeRequest, why: &str) -> Result<LifeResponse,
 
 impl Erase {
     pub(crate) fn execute(self) -> Result<(), Failure> {
-        let selector = selector(self.selection.session, self.selection.user, None)?;
+        let selector = match selector(self.selection.session, self.selection.user, None)? {
+            Selector::Session(id) if self.with_mentions => Selector::Mentions(id),
+            selector => selector,
+        };
         let answer = request(&self.data, LifeRequest::Erase(selector), &self.reason)?;
         if self.json {
             return output::json(&answer);
         }
-        let LifeResponse::Erased { id, entries, epochs } = answer else { return Ok(()) };
+        let LifeResponse::Erased { id, entries, epochs, mentions, mentioned } = answer else {
+            return Ok(());
+        };
         let (entry, epoch) = (noun(entries, "entry", "entries"), noun(epochs, "epoch", "epochs"));
-        output::line(&format!("erased {entries} {entry} of {epochs} {epoch}, erasure {id}"))
+        output::line(&format!("erased {entries} {entry} of {epochs} {epoch}, erasure {id}"))?;
+        if mentioned == 0 {
+            return Ok(());
+        }
+        let (entry, stay) = if mentioned == 1 { ("entry", "stays") } else { ("entries", "stay") };
+        output::line(&format!("{mentioned} {entry} with the id {stay}, as part of others:"))?;
+        let row = |it: Mention| [it.machine, it.of, it.entries.to_string()];
+        let rows: Vec<_> = mentions.into_iter().map(row).collect();
+        output::table(["MACHINE", "SESSION", "ENTRIES"], &rows)
     }
 }
 
@@ -435,35 +451,47 @@ impl RetentionLimits {
 impl Retention {
     pub(crate) fn execute(self) -> Result<(), Failure> {
         match self {
-            Self::Plan(plan) => plan.execute(LifeRequest::PlanRetention, ""),
-            Self::Apply(apply) => apply.plan.execute(LifeRequest::ApplyRetention, &apply.reason),
+            Self::Plan(plan) => plan.execute(),
+            Self::Apply(apply) => apply.execute(),
         }
     }
 }
 
-impl PlanRetention {
-    fn execute(
-        self,
-        kind: impl FnOnce(RetentionPolicy) -> LifeRequest,
-        why: &str,
-    ) -> Result<(), Failure> {
-        let answer = request(&self.data, kind(self.limits.policy()?), why)?;
-        let LifeResponse::Removals(removals) = answer else { return Ok(()) };
-        if self.json {
-            return output::json(&removals);
-        }
-        let row = |it: &life::Removal| {
-            let cause = match (it.cause, it.before) {
-                (life::RemovalCause::Age, None) => "age",
-                (life::RemovalCause::Age, Some(_)) => "age, oldest entries",
-                (life::RemovalCause::Size, _) => "size",
-            };
-            let (machine, epoch) = (it.machine.clone(), it.epoch.clone());
-            [machine, epoch, it.last_seen.clone(), it.bytes.to_string(), cause.to_owned()]
+impl ApplyRetention {
+    fn execute(self) -> Result<(), Failure> {
+        let Self { plan: PlanRetention { data, limits, json }, reason } = self;
+        let removal = LifeRequest::ApplyRetention(limits.policy()?);
+        let LifeResponse::Removals(removals) = request(&data, removal, &reason)? else {
+            return Ok(());
         };
-        let rows: Vec<_> = removals.iter().map(row).collect();
-        output::table(["MACHINE", "EPOCH", "LAST BATCH", "BYTES", "LIMIT"], &rows)
+        print_removals(&removals, json)
     }
+}
+
+impl PlanRetention {
+    fn execute(self) -> Result<(), Failure> {
+        self.data.check()?;
+        self.data.continue_as_owner()?;
+        let removals = life::plan(&self.data.directory, &self.limits.policy()?, now());
+        print_removals(&removals.map_err(Failure::failed)?, self.json)
+    }
+}
+
+fn print_removals(removals: &[life::Removal], json: bool) -> Result<(), Failure> {
+    if json {
+        return output::json(&removals);
+    }
+    let row = |it: &life::Removal| {
+        let cause = match it.cause {
+            life::RemovalCause::Age => "age",
+            life::RemovalCause::Size => "size",
+        };
+        let part = if it.before.is_some() { ", oldest entries" } else { "" };
+        let (machine, epoch) = (it.machine.clone(), it.epoch.clone());
+        [machine, epoch, it.last_seen.clone(), it.bytes.to_string(), format!("{cause}{part}")]
+    };
+    let rows: Vec<_> = removals.iter().map(row).collect();
+    output::table(["MACHINE", "EPOCH", "LAST BATCH", "BYTES", "LIMIT"], &rows)
 }
 
 impl ShowAccessLog {

@@ -13,7 +13,7 @@ use crate::life::RetentionPolicy;
 pub struct RetentionTable {
     /// Time for which entries are kept; zero keeps all.
     pub max_age: Time,
-    /// Size of all records, beyond which the epochs that ended first are removed; zero is no limit.
+    /// Size of all records, beyond which the oldest entries are removed; zero is no limit.
     pub max_bytes: Size,
 }
 

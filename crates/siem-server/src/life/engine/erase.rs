@@ -1,28 +1,26 @@
 //! Erasure of entries.
 
-use std::{
-    fs,
-    io::{self, BufRead as _, BufReader, Write as _},
-    path::{Path, PathBuf},
-    time::SystemTime,
-};
+use std::{collections::BTreeMap, fs, io, path::PathBuf, time::SystemTime};
 
-use memchr::memmem;
 use siem_protocol::note::NoteSigner;
-use tracing::{info, warn};
+use tracing::info;
 
 use super::{Engine, Stop};
 use crate::{
-    EpochKey, clock,
+    clock,
     life::{
-        AccessAction, ErasedEpoch, Erasure, Hold, Holds, LifeResponse, Reason, erasures,
-        lock_removals, private, subject::Subject,
+        AccessAction, ErasedEpoch, Erasure, Hold, Holds, LifeResponse, Mention, Reason, erasures,
+        lock_removals, remains::Remains, session::Relation, subject::Subject,
     },
-    store::{EpochLines, LineToErase},
+    store::LineToErase,
 };
 
 /// Number of lines, and their size in bytes, that one durable step erases, and that are in memory.
 const CHUNK: (usize, u64) = (4096, 8 << 20);
+
+/// Maximum number of sessions whose mentions are counted apart, and of those that are returned.
+const MENTIONS: usize = 10_000;
+const SHOWN_MENTIONS: usize = 100;
 
 /// What an erasure will do.
 #[derive(Default)]
@@ -30,6 +28,10 @@ struct Survey {
     entries: u64,
     /// The first hold that covers a selected line, and where.
     held: Option<(u64, String)>,
+    /// Number of the lines of others that mention the session, by their machine and session.
+    mentions: BTreeMap<(String, String), u64>,
+    /// Number of those that are not in `mentions`, which has only so many rows.
+    others: u64,
 }
 
 /// Erased entries of an epoch.
@@ -67,9 +69,9 @@ impl Engine {
                 epochs,
             }
         };
-        if let Some((hold, place)) = survey.held {
+        if let Some((hold, place)) = &survey.held {
             // The process may have ended in the middle, and a hold been added since.
-            let erasure = record(&self.erased(id, subject)?, Some(hold));
+            let erasure = record(&self.erased(id, subject)?, Some(*hold));
             let before = match erasure.entries {
                 0 => "nothing was erased".to_owned(),
                 entries => {
@@ -84,8 +86,7 @@ impl Engine {
         let replaced = self.replace(id, &clock::text(now), subject, &holds);
         let replaced = replaced.and_then(|()| self.store.settle());
         let erased = self.erased(id, subject)?;
-        let completed = match replaced.and_then(|()| self.remove_remains(subject, &holds, &erased))
-        {
+        let completed = match replaced.and_then(|()| self.erase_remains(subject, &holds)) {
             Err(error) if erased.is_empty() => return Err(error.into()),
             // The part that was erased is listed: another attempt has another id.
             completed => completed,
@@ -95,7 +96,8 @@ impl Engine {
         completed?;
         let (entries, epochs) = (erasure.entries, erasure.epochs.len());
         info!(erasure = id, entries, "erased entries");
-        Ok(LifeResponse::Erased { id: id.to_owned(), entries, epochs })
+        let (mentions, mentioned) = survey.mentions();
+        Ok(LifeResponse::Erased { id: id.to_owned(), entries, epochs, mentions, mentioned })
     }
 
     /// Counts the entries, and looks for holds that cover one of them.
@@ -105,28 +107,29 @@ impl Engine {
             let epoch = epoch?;
             let Some(key) = epoch.key() else { continue };
             epoch.each_line(|line| {
-                if subject.selects(&key.machine, line.user, line.text) {
-                    survey.entries += 1;
-                    let place = || format!("entry {} of epoch `{}`", line.seq, key.epoch);
-                    survey.hold(holds.covers(&key.machine, line.user, line.text), place);
+                match subject.relation(&key.machine, line.user, line.text) {
+                    Relation::None => {}
+                    Relation::Mention(of) => survey.mention(&key.machine, of),
+                    Relation::Part => {
+                        survey.entries += 1;
+                        let place = || format!("entry {} of epoch `{}`", line.seq, key.epoch);
+                        survey.hold(holds.covers(&key.machine, line.user, line.text), place);
+                    }
                 }
                 Ok::<_, io::Error>(())
             })?;
-            let aside = epoch.surplus();
-            if !holds.list().is_empty() && aside.try_exists()? {
-                let selects = selects_any(subject, &epoch, &key);
-                has_line(&aside, |line| {
-                    let hold = selects(line).then(|| covers_any(holds, &epoch, &key, line));
-                    survey.hold(hold.flatten(), || format!("a line in `{}`", aside.display()));
-                    survey.held.is_some()
-                })?;
-            }
         }
-        for path in self.damaged_journals()? {
-            if names(&path, subject.selector.text())? {
-                let hold = held_journal(&path, holds)?;
-                survey.hold(hold, || format!("`{}`, which may hold such lines", path.display()));
-            }
+        if holds.list().is_empty() {
+            return Ok(survey);
+        }
+        for remains in self.remains()? {
+            remains.each(|piece| {
+                if piece.is_selected(subject)? {
+                    let place = || format!("a line in `{}`", remains.path().display());
+                    survey.hold(piece.hold(holds)?, place);
+                }
+                Ok(survey.held.is_none())
+            })?;
         }
         Ok(survey)
     }
@@ -158,41 +161,27 @@ impl Engine {
         self.store.rotate()
     }
 
-    /// Removes what a repair moved aside, if it may hold selected lines: that of epochs whose lines are
-    /// in `erased`, and files in which a selected line is found. Lines that a hold covers stay.
-    fn remove_remains(
-        &self,
-        subject: &Subject,
-        holds: &Holds,
-        erased: &[Erased],
-    ) -> io::Result<()> {
-        for epoch in self.store.epochs(subject.epochs.as_deref())? {
-            let epoch = epoch?;
-            let (path, aside) = (epoch.path(), epoch.surplus());
-            let key = epoch
-                .key()
-                .unwrap_or_else(|| EpochKey { machine: String::new(), epoch: String::new() });
-            let is_erased = || erased.iter().any(|(of, _)| *of == path);
-            let selects = selects_any(subject, &epoch, &key);
-            if aside.try_exists()? && (is_erased() || has_line(&aside, &selects)?) {
-                remove_but(&aside, |line| covers_any(holds, &epoch, &key, line).is_some())?;
-            }
-        }
-        for path in self.damaged_journals()? {
-            let may_hold = !erased.is_empty() || names(&path, subject.selector.text())?;
-            if may_hold && held_journal(&path, holds)?.is_none() {
-                remove_but(&path, |_| false)?;
-            }
+    /// Removes selected lines from the files of recoveries. Those that a hold covers stay.
+    fn erase_remains(&self, subject: &Subject, holds: &Holds) -> io::Result<()> {
+        for remains in self.remains()? {
+            remains.erase(subject, holds)?;
         }
         Ok(())
     }
 
-    /// Returns the copies of damaged journals.
-    fn damaged_journals(&self) -> io::Result<Vec<PathBuf>> {
-        let paths = fs::read_dir(self.data.join("journal"))?.map(|entry| Ok(entry?.path()));
-        let mut paths = paths.collect::<io::Result<Vec<_>>>()?;
-        paths.retain(|path| path.extension().is_some_and(|ending| ending == "damaged"));
-        Ok(paths)
+    /// Returns the files that recoveries left.
+    pub(super) fn remains(&self) -> io::Result<Vec<Remains>> {
+        let mut remains = Vec::new();
+        for epoch in self.store.with_surplus()? {
+            remains.push(Remains::Surplus(epoch?));
+        }
+        for entry in fs::read_dir(self.data.join("journal"))? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|ending| ending == "damaged") {
+                remains.push(Remains::Journal(path));
+            }
+        }
+        Ok(remains)
     }
 
     /// Returns what was erased under an id, also before an interruption, with the path of the lines.
@@ -211,6 +200,23 @@ impl Engine {
 }
 
 impl Survey {
+    fn mention(&mut self, machine: &str, of: String) {
+        let key = (machine.to_owned(), of);
+        let is_full = self.mentions.len() >= MENTIONS && !self.mentions.contains_key(&key);
+        let count = if is_full { &mut self.others } else { self.mentions.entry(key).or_default() };
+        *count += 1;
+    }
+
+    /// Returns the most frequent mentions, and the number of all.
+    fn mentions(self) -> (Vec<Mention>, u64) {
+        let mentioned = self.mentions.values().sum::<u64>() + self.others;
+        let mention = |((machine, of), entries)| Mention { machine, of, entries };
+        let mut mentions: Vec<_> = self.mentions.into_iter().map(mention).collect();
+        mentions.sort_by_key(|it| std::cmp::Reverse(it.entries));
+        mentions.truncate(SHOWN_MENTIONS);
+        (mentions, mentioned)
+    }
+
     fn hold(&mut self, hold: Option<&Hold>, place: impl FnOnce() -> String) {
         if let (None, Some(hold)) = (&self.held, hold) {
             self.held = Some((hold.id, place()));
@@ -235,92 +241,9 @@ impl Chunk {
     }
 }
 
-/// Returns whether a line is selected that any of the epoch's users may have sent.
-fn selects_any<'a>(
-    subject: &'a Subject,
-    epoch: &'a EpochLines,
-    key: &'a EpochKey,
-) -> impl Fn(&[u8]) -> bool + 'a {
-    |line| epoch.users().any(|user| subject.selects(&key.machine, user, line))
-}
-
-/// Returns a hold that covers a line that any of the epoch's users may have sent.
-fn covers_any<'h>(
-    holds: &'h Holds,
-    epoch: &EpochLines,
-    key: &EpochKey,
-    line: &[u8],
-) -> Option<&'h Hold> {
-    epoch.users().find_map(|user| holds.covers(&key.machine, user, line))
-}
-
-/// Reports whether a file contains a text in one of its lines, as it is or as in a JSON string: a name
-/// may have characters that are escaped there, such as `CORP\alice`.
-fn names(path: &Path, text: &str) -> io::Result<bool> {
-    let quoted = serde_json::to_string(text)?;
-    let escaped = quoted.strip_prefix('"').and_then(|it| it.strip_suffix('"')).unwrap_or(text);
-    let contains = |line: &[u8], text: &str| memmem::find(line, text.as_bytes()).is_some();
-    has_line(path, |line| contains(line, text) || contains(line, escaped))
-}
-
-/// Returns a hold whose session, user or machine a copy of a journal names.
-fn held_journal<'h>(path: &Path, holds: &'h Holds) -> io::Result<Option<&'h Hold>> {
-    for hold in holds.list() {
-        if names(path, hold.selector.text())? {
-            return Ok(Some(hold));
-        }
-    }
-    Ok(None)
-}
-
-/// Reports whether a line of a file meets the condition.
-pub(super) fn has_line(path: &Path, mut condition: impl FnMut(&[u8]) -> bool) -> io::Result<bool> {
-    let mut reader = BufReader::new(fs::File::open(path)?);
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line)? > 0 {
-        if condition(&line) {
-            return Ok(true);
-        }
-        line.clear();
-    }
-    Ok(false)
-}
-
-/// Removes the lines of a file, and the file if none is left. Lines that meet the condition stay.
-fn remove_but(path: &Path, stays: impl Fn(&[u8]) -> bool) -> io::Result<()> {
-    let mut kept = Vec::new();
-    has_line(path, |line| {
-        if stays(line) {
-            kept.extend_from_slice(line);
-        }
-        false
-    })?;
-    let bytes = kept.len();
-    if kept.is_empty() {
-        fs::remove_file(path)?;
-    } else {
-        let aside = path.with_extension("new");
-        let mut options = fs::OpenOptions::new();
-        let mut file = private(options.write(true).create(true).truncate(true)).open(&aside)?;
-        file.write_all(&kept)?;
-        file.sync_all()?;
-        fs::rename(&aside, path)?;
-    }
-    warn!(code = "erasure_removed_remains", file = %path.display(), kept = bytes, "removed the lines in a file of a repair, which may hold erased ones");
-    path.parent().map_or(Ok(()), crate::store::sync_directory)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn name_with_a_backslash_is_found_as_json() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        fs::write(file.path(), "{\"user\":\"CORP\\\\alice\"}\n").unwrap();
-        assert!(names(file.path(), r"CORP\alice").unwrap());
-        assert!(!names(file.path(), r"CORP\bob").unwrap());
-    }
 
     #[test]
     fn chunk_never_holds_more_than_one_step_erases() {

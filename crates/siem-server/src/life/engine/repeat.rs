@@ -1,6 +1,6 @@
 //! Erasure of entries that arrived after their subject was erased.
 
-use std::{io, time::SystemTime};
+use std::{collections::BTreeMap, io, time::SystemTime};
 
 use tracing::warn;
 
@@ -23,8 +23,8 @@ struct Finding {
 }
 
 impl Engine {
-    /// Compares what was stored since the last time with the erasures that stay in force, and erases
-    /// what they cover. Entries that a hold covers stay, and are compared again the next time.
+    /// Compares what was stored since the last time, and the files that recoveries left, with the erasures
+    /// that stay in force, and erases what they cover. Entries that a hold covers stay, and are compared again the next time.
     pub(super) fn repeat(&self, now: SystemTime) -> Result<LifeResponse, Stop> {
         let standing = standing(&self.data)?;
         if standing.is_empty() {
@@ -48,8 +48,11 @@ impl Engine {
                 epochs.extend(epoch.key().filter(|_| finding.selected && !finding.held));
             }
         }
+        let mut in_remains = vec![false; standing.len()];
+        held += self.find_in_remains(&standing, &holds, &mut swept, &mut in_remains)?;
         let (mut erasures, mut total, mut refused) = (Vec::new(), 0, None);
-        for (one, epochs) in standing.iter().zip(found).filter(|(_, epochs)| !epochs.is_empty()) {
+        let subjects = standing.iter().zip(found).zip(in_remains);
+        for ((one, epochs), _) in subjects.filter(|((_, epochs), it)| !epochs.is_empty() || *it) {
             match self.erase_again(one, epochs, now) {
                 Ok(LifeResponse::Erased { id, entries, .. }) => {
                     erasures.push(id);
@@ -76,6 +79,46 @@ impl Engine {
             swept.write(&self.data)?;
         }
         Ok(LifeResponse::Repeated { erasures, entries: total, held })
+    }
+
+    /// Searches the files of recoveries that changed since the last time, and sets `found` for the subjects of
+    /// which they have lines. Returns the number of files with such lines that a hold covers.
+    fn find_in_remains(
+        &self,
+        standing: &[Standing],
+        holds: &Holds,
+        swept: &mut Swept,
+        found: &mut [bool],
+    ) -> io::Result<u64> {
+        let (mut compared, mut held) = (BTreeMap::new(), 0);
+        for remains in self.remains()? {
+            let (path, version) = (remains.path().display().to_string(), remains.version()?);
+            let Some(version) = version else { continue };
+            if swept.has_remains(&path, version) {
+                compared.insert(path, version);
+                continue;
+            }
+            let (mut is_clean, mut is_held) = (true, false);
+            for (one, found) in standing.iter().zip(&mut *found) {
+                let (subject, mut finding) = (one.subject(Vec::new()), Finding::default());
+                remains.each(|piece| {
+                    if piece.is_selected(&subject)? {
+                        finding.selected = true;
+                        finding.held |= piece.hold(holds)?.is_some();
+                    }
+                    Ok(!finding.held)
+                })?;
+                is_clean &= !finding.selected;
+                is_held |= finding.held;
+                *found |= finding.selected && !finding.held;
+            }
+            held += u64::from(is_held);
+            if is_clean {
+                compared.insert(path, version);
+            }
+        }
+        swept.set_remains(compared);
+        Ok(held)
     }
 
     /// Erases the later entries of one subject. If the process ends in the middle, the next start
