@@ -117,7 +117,9 @@ impl World {
         let mut catalog = known.unwrap_or_default();
         let published_at = "2026-11-29T00:00:00Z".to_owned();
         let artifacts = vec![artifact];
-        catalog.releases.push(CatalogRelease { version, published_at, rollout, artifacts });
+        let unknown = Default::default();
+        let release = CatalogRelease { version, published_at, rollout, artifacts, unknown };
+        catalog.releases.push(release);
         let new = dist.join("manifest.new");
         fs::write(&new, catalog.to_json().unwrap()).unwrap();
         fs::rename(new, manifest).unwrap();
