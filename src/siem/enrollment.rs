@@ -175,17 +175,8 @@ impl Enrollment {
             Err(unavailable) => return Err(NotReady::hold(unavailable.to_string())),
         };
         let signer = self.signer(&keys);
-        let seal = Seal {
-            receiver: self.pins.as_ref().and_then(|pins| pins.receiver.clone()),
-            machine: header.machine_id.clone(),
-            user: header.user.clone(),
-            epoch: header.epoch.clone(),
-            last_seq: point.seq,
-            chain: point.hash,
-            config: header.config_hash,
-            receipt: receipt.map(digest),
-            instance: header.instance.clone(),
-        };
+        let receiver = self.pins.as_ref().and_then(|pins| pins.receiver.clone());
+        let seal = Seal::of(header, receiver, point, receipt.map(digest));
         let note = seal.sign(&[&*signer]);
         note.map(Some).map_err(|error| NotReady::hold(format!("cannot sign: {}", causes(&error))))
     }

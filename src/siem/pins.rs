@@ -180,8 +180,12 @@ impl Pins {
     /// Returns true if a power cut must not lose what these pins know and `stored` does not.
     #[must_use]
     pub fn binds_more_than(&self, stored: &Self) -> bool {
-        (&self.keys, &self.retired, &self.configured, self.is_stopped)
-            != (&stored.keys, &stored.retired, &stored.configured, stored.is_stopped)
+        let bound = |pins: &Self| {
+            let Self { keys, retired, configured, is_stopped, trust, .. } = pins.clone();
+            // After a rotation the receiver refuses the key before once this one has sealed.
+            (keys, retired, configured, is_stopped, trust.device_key)
+        };
+        bound(self) != bound(stored)
     }
 
     fn publish_keys(&mut self) {
@@ -342,6 +346,9 @@ mod tests {
         pins.is_stopped = true;
         assert!(pins.binds_more_than(&stored));
         pins.is_stopped = false;
+        pins.trust.device_key = Some("key".to_owned());
+        assert!(pins.binds_more_than(&stored));
+        pins.trust.device_key = None;
         pins.replace_keys("siem.test", vec![key(1)], false);
         assert!(pins.binds_more_than(&stored));
     }

@@ -240,6 +240,33 @@ fn wait_for_lines_of(receiver: &Receiver, epoch: &str, count: usize) {
     });
 }
 
+/// The header and its seal are those of the device, and someone on the way has the secrets of the
+/// fleet. The chain is the same without a line, so that the receiver's real receipt for the rest made
+/// the agent delete the line, and it was not computed from the lines that came.
+#[test]
+fn batch_that_was_changed_on_the_way_is_refused() {
+    let (home, receiver, identity) = confirmed("enrolled");
+    let middle = Middle::to(&receiver.url());
+    let running = agent(&home, &middle.url(), &["run"]).start_and_wait();
+    let (epoch, ..) = head(&receiver);
+    let changes: [fn(ForgedBatch) -> ForgedBatch; 3] = [
+        |batch| batch.without_first_line(false),
+        |batch| batch.without_first_line(true),
+        ForgedBatch::with_forged_line,
+    ];
+    for (n, change) in (1..).zip(changes) {
+        let forger = Forger::new(&receiver.url(), NAME, &identity, 7);
+        middle.forge(move |batch| forger.send(&change(batch.batch())));
+        home.append(FILE, format!("{{\"n\":{}}}\n{{\"n\":{}}}\n", 2 * n, 2 * n + 1));
+        eventually("two attempts", || (middle.forged() >= 2).then_some(()));
+        middle.release();
+        wait_for_lines_of(&receiver, &epoch, 2 * n + 1);
+    }
+    running.stop();
+    assert!(receiver.events("impersonation") >= 6);
+    machine_is_undisturbed(&receiver, 7);
+}
+
 /// Before a key is pinned the agent believes that a receiver has none; afterwards it does not.
 #[test]
 fn pinned_receiver_is_not_replaced_by_one_without_a_key() {
@@ -326,6 +353,27 @@ fn revoked_device_stops_and_keeps_its_entries() {
     let apart = stats["machines"][0]["unconfirmed"].as_array().unwrap();
     let epoch = apart[0]["epochs"][0]["epoch"].as_str().unwrap();
     assert_eq!(lines_of(&receiver, epoch), 1, "{stats:#}");
+}
+
+/// Nothing of the backlog is given up while the new key waits for an operator.
+#[test]
+fn backlog_waits_for_approval_of_the_key_after_a_loss() {
+    let (home, receiver, identity) = confirmed("enrolled");
+    fs::remove_file(home.state_dir().join("device.key")).unwrap();
+    line(&home, 2);
+    let running = agent(&home, &receiver.url(), &["run"]).start_and_wait();
+    eventually("the key waits", || (state(&home, &receiver.url()) == "pending").then_some(()));
+    line(&home, 3);
+    running.stop();
+    drop(receiver.stats());
+    assert!(!stored_text(&receiver).contains("{\"n\":2}"));
+    approve(&receiver, &identity);
+    ship(&home, &receiver.url());
+    drop(receiver.stats());
+    let text = stored_text(&receiver);
+    for n in 1..=3 {
+        assert_eq!(text.matches(&format!("{{\"n\":{n}}}")).count(), 1, "{n}");
+    }
 }
 
 /// Two installations with one state directory, one machine id and one key.

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 use siem_protocol::{
-    BatchHeader, Chain, Digest, Identity,
+    BatchHeader, Chain, ChainPoint, DeadLettered, Digest, Identity,
     names::{header, path},
     note::{NoteSigner as _, SigningKey},
     sign,
@@ -73,13 +73,8 @@ impl Forger {
 
     /// Makes a batch of `count` entries that continues `epoch` after the number and chain value.
     pub(crate) fn batch(&self, epoch: &str, after: (u64, Digest), count: u64) -> ForgedBatch {
-        let line = |seq| {
-            format!(
-                r#"{{"seq":{seq},"kind":"event","source":"agent","event":"canary","severity":"info","at":"2026-11-29T12:00:00.000Z","data":{{"id":"{FORGED}"}}}}"#
-            )
-        };
         let (seq, _) = after;
-        self.batch_of(epoch, after, (seq + 1..=seq + count).map(line).collect())
+        self.batch_of(epoch, after, (seq + 1..=seq + count).map(forged_line).collect())
     }
 
     /// Makes a batch of these entries.
@@ -105,17 +100,8 @@ impl Forger {
     pub(crate) fn seal(&self, mut batch: ForgedBatch) -> ForgedBatch {
         let header = &mut batch.header;
         header.instance = Some("f".to_owned());
-        let seal = Seal {
-            receiver: Some(self.receiver.clone()),
-            machine: header.machine_id.clone(),
-            user: header.user.clone(),
-            epoch: header.epoch.clone(),
-            last_seq: header.last_seq.unwrap(),
-            chain: header.chain.unwrap().after,
-            config: header.config_hash,
-            receipt: None,
-            instance: header.instance.clone(),
-        };
+        let point = ChainPoint { seq: header.last_seq.unwrap(), hash: header.chain.unwrap().after };
+        let seal = Seal::of(header, Some(self.receiver.clone()), point, None);
         header.seal = Some(seal.sign(&[&self.key]).unwrap());
         batch
     }
@@ -136,6 +122,29 @@ impl Forger {
 }
 
 impl ForgedBatch {
+    /// The batch without its first line, which counts as a dead letter, or if others follow and
+    /// `is_cut` is true, as one of an earlier batch. The chain is the same.
+    pub(crate) fn without_first_line(mut self, is_cut: bool) -> Self {
+        let line_sha256 = Digest::of(self.lines.remove(0).as_bytes());
+        let header = &mut self.header;
+        let seq = header.first_seq.unwrap();
+        header.count -= 1;
+        match &mut header.chain {
+            Some(chain) if is_cut && header.count > 0 => {
+                header.first_seq = Some(seq + 1);
+                chain.before = chain.before.chain(line_sha256);
+            }
+            _ => header.dead_lettered.push(DeadLettered { seq, line_sha256 }),
+        }
+        self
+    }
+
+    /// The batch with a forged first line under its header.
+    pub(crate) fn with_forged_line(mut self) -> Self {
+        self.lines[0] = forged_line(self.header.first_seq.unwrap());
+        self
+    }
+
     fn body(&self) -> Vec<u8> {
         let mut text = serde_json::to_string(&self.header).unwrap() + "\n";
         for line in &self.lines {
@@ -144,6 +153,12 @@ impl ForgedBatch {
         }
         text.into_bytes()
     }
+}
+
+fn forged_line(seq: u64) -> String {
+    format!(
+        r#"{{"seq":{seq},"kind":"event","source":"agent","event":"canary","severity":"info","at":"2026-11-29T12:00:00.000Z","data":{{"id":"{FORGED}"}}}}"#
+    )
 }
 
 /// A request with a body, signed with the secret of the fleet.
@@ -163,8 +178,15 @@ fn request(path: &str, token: &str, content_type: &str, body: &[u8]) -> Vec<u8> 
 impl Exchange {
     /// Header line of the batch.
     pub(crate) fn header(&self) -> BatchHeader {
-        let text = zstd::decode_all(&*self.body).unwrap();
-        serde_json::from_slice(text.split(|byte| *byte == b'\n').next().unwrap()).unwrap()
+        self.batch().header
+    }
+
+    /// The batch.
+    pub(crate) fn batch(&self) -> ForgedBatch {
+        let text = String::from_utf8(zstd::decode_all(&*self.body).unwrap()).unwrap();
+        let mut lines = text.lines();
+        let header = serde_json::from_str(lines.next().unwrap()).unwrap();
+        ForgedBatch { header, lines: lines.map(str::to_owned).collect() }
     }
 
     /// An acknowledgement without a receipt.

@@ -1,7 +1,7 @@
 //! Fixtures for the tests of several files. The tests in `tests/` include this file by its path.
 
 use siem_protocol::{
-    BatchHeader, Chain, Digest, Identity,
+    BatchHeader, Chain, ChainPoint, Digest, Identity,
     note::{NoteSigner as _, SigningKey},
     statement::{Enroll, Seal, Statement as _},
 };
@@ -102,6 +102,15 @@ impl BatchText {
         self
     }
 
+    /// Computes the end of the chain from its beginning and the lines, as a sender of these does.
+    pub(crate) fn chained(mut self) -> Self {
+        if let Some(chain) = &mut self.header.chain {
+            let lines = self.lines.iter().map(|(_, line)| Digest::of(line.as_bytes()));
+            chain.after = lines.fold(chain.before, |value, line| value.chain(line));
+        }
+        self
+    }
+
     /// Declares `seqs` dead-lettered, in place of sending their lines.
     pub(crate) fn dead(mut self, seqs: &[u64]) -> Self {
         let (dead, lines): (Vec<_>, _) =
@@ -156,17 +165,8 @@ impl BatchText {
         let header = &self.header;
         let own = header.last_seq.zip(header.chain.map(|chain| chain.after));
         let (last_seq, chain) = point.or(own).unwrap();
-        let mut seal = Seal {
-            receiver: Some(RECEIVER.into()),
-            machine: header.machine_id.clone(),
-            user: header.user.clone(),
-            epoch: header.epoch.clone(),
-            last_seq,
-            chain,
-            config: header.config_hash,
-            receipt: None,
-            instance: header.instance.clone(),
-        };
+        let point = ChainPoint { seq: last_seq, hash: chain };
+        let mut seal = Seal::of(header, Some(RECEIVER.into()), point, None);
         edit(&mut seal);
         let note = seal.sign(&[&device.key]).unwrap();
         self.with(|header| header.seal = Some(note))

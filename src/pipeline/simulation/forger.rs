@@ -2,7 +2,7 @@
 //! receiver's place, and sends batches of its own and old ones.
 
 use siem_protocol::{
-    Chain, Digest,
+    Chain, ChainPoint, DeadLettered, Digest,
     names::problem,
     note::{NoteSigner as _, SigningKey},
     statement::{Durability, Seal, Statement as _, StoredReceipt, Verdict},
@@ -110,7 +110,7 @@ impl Forger {
             return "attacker waits";
         };
         let before = received.held();
-        let (request, what) = match self.random.u32(..6) {
+        let (request, what) = match self.random.u32(..8) {
             0 => (seen, "old batch sent again"),
             1 => (continue_epoch(seen), "forged batch without a seal"),
             2 => (self.seal(continue_epoch(seen)), "forged batch with another seal"),
@@ -121,6 +121,8 @@ impl Forger {
                 (forged, "forged batch with a copied seal")
             }
             4 => (begin_epoch(seen), "forged epoch without a seal"),
+            5 => (leave_out_first(seen), "batch whose first line is left out"),
+            6 => (replace_first(seen), "batch whose first line is forged"),
             _ => (self.seal(begin_epoch(seen)), "forged epoch with a seal"),
         };
         let answer = received.receive(&request);
@@ -136,17 +138,8 @@ impl Forger {
 
     fn seal(&self, mut request: Request) -> Request {
         let header = &mut request.header;
-        let seal = Seal {
-            receiver: Some(self.receiver.key().name().to_owned()),
-            machine: header.machine_id.clone(),
-            user: header.user.clone(),
-            epoch: header.epoch.clone(),
-            last_seq: header.last_seq.unwrap(),
-            chain: header.chain.unwrap().after,
-            config: header.config_hash,
-            receipt: None,
-            instance: header.instance.clone(),
-        };
+        let point = ChainPoint { seq: header.last_seq.unwrap(), hash: header.chain.unwrap().after };
+        let seal = Seal::of(header, Some(self.receiver.key().name().to_owned()), point, None);
         header.seal = Some(seal.sign(&[&self.device]).unwrap());
         request
     }
@@ -168,6 +161,34 @@ fn continue_epoch(seen: Request) -> Request {
     forged(seen, after)
 }
 
+/// A batch without its first line, which counts as a dead letter or as one of an earlier batch: the
+/// chain is the same.
+fn leave_out_first(mut request: Request) -> Request {
+    let Some((seq, line)) = request.lines.pop_first() else { return request };
+    let (header, line_sha256) = (&mut request.header, Digest::of(&line));
+    header.count -= 1;
+    match &mut header.chain {
+        Some(chain) if header.first_seq == Some(seq) && header.count > 0 => {
+            header.first_seq = Some(seq + 1);
+            chain.before = chain.before.chain(line_sha256);
+        }
+        _ => {
+            header.dead_lettered.push(DeadLettered { seq, line_sha256 });
+            header.dead_lettered.sort_by_key(|dead| dead.seq);
+        }
+    }
+    request
+}
+
+/// A batch with another first line under the header of the one seen.
+fn replace_first(mut request: Request) -> Request {
+    if let Some(mut first) = request.lines.first_entry() {
+        let line = forged_line(*first.key());
+        first.insert(line);
+    }
+    request
+}
+
 /// A batch that begins an epoch.
 fn begin_epoch(mut seen: Request) -> Request {
     seen.header.epoch = "epoch-of-the-attacker".to_owned();
@@ -176,10 +197,7 @@ fn begin_epoch(mut seen: Request) -> Request {
 
 fn forged(mut request: Request, (seq, before): (u64, Digest)) -> Request {
     let next = seq + 1;
-    let line = format!(
-        r#"{{"seq":{next},"kind":"record","source":"claude-sessions","path":"/p","generation":"g","offset":0,"length":2,"read_at":"t","record":{{}}}}"#
-    );
-    let line = line.into_bytes();
+    let line = forged_line(next);
     let header = &mut request.header;
     header.first_seq = Some(next);
     header.last_seq = Some(next);
@@ -189,4 +207,11 @@ fn forged(mut request: Request, (seq, before): (u64, Digest)) -> Request {
     header.seal = None;
     request.lines = [(next, line)].into();
     request
+}
+
+fn forged_line(seq: u64) -> Vec<u8> {
+    let line = format!(
+        r#"{{"seq":{seq},"kind":"record","source":"claude-sessions","path":"/p","generation":"g","offset":0,"length":2,"read_at":"t","record":{{}}}}"#
+    );
+    line.into_bytes()
 }

@@ -595,7 +595,7 @@ fn run(simulation: &mut Simulation) -> Result<(), String> {
 }
 
 /// Number of different steps and faults in simulations.
-const KINDS: usize = 38;
+const KINDS: usize = 40;
 
 /// Checks that detect no defect would prove nothing.
 #[test]

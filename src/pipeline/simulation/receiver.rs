@@ -181,17 +181,8 @@ impl SimulatedSink {
 
     fn seal(&self, batch: &Batch) -> Request {
         let mut header = batch.header.clone();
-        let seal = Seal {
-            receiver: Some(RECEIVER.to_owned()),
-            machine: header.machine_id.clone(),
-            user: header.user.clone(),
-            epoch: header.epoch.clone(),
-            last_seq: header.last_seq.unwrap(),
-            chain: header.chain.unwrap().after,
-            config: header.config_hash,
-            receipt: self.receipt,
-            instance: header.instance.clone(),
-        };
+        let point = ChainPoint { seq: header.last_seq.unwrap(), hash: header.chain.unwrap().after };
+        let seal = Seal::of(&header, Some(RECEIVER.to_owned()), point, self.receipt);
         header.seal = Some(seal.sign(&[&self.device]).unwrap());
         let text = batch.body.lines().unwrap();
         let lines = text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
@@ -255,6 +246,9 @@ impl Sink for SimulatedSink {
             let mut forger = self.forger.lock().unwrap();
             let is_withheld = behaviour == Behaviour::Forged && self.calls.is_multiple_of(2);
             let mut received = self.received.lock().unwrap();
+            if let Err(wrong) = check(&request.header, &request.lines) {
+                received.wrong.get_or_insert(wrong);
+            }
             let real = (!is_withheld).then(|| received.receive(&request));
             drop(received);
             forger.record(&request, real.as_ref());
@@ -283,7 +277,7 @@ impl ReceiverState {
     /// Decides whose entries a batch brings, stores them, and responds.
     pub(super) fn receive(&mut self, request: &Request) -> Answer {
         let header = &request.header;
-        let (seal, signer) = self.verify(header);
+        let (seal, signer) = self.verify(request);
         let epoch = match (self.owners.get(&header.epoch), &signer) {
             (None, _) => EpochState::Unknown,
             (Some(owner), Some(signer)) if owner == signer => EpochState::Own,
@@ -309,7 +303,8 @@ impl ReceiverState {
     }
 
     /// Verifies the seal of a batch. The attacker's key is enrolled too.
-    fn verify(&self, header: &BatchHeader) -> (SealState, Option<VerifierKey>) {
+    fn verify(&self, request: &Request) -> (SealState, Option<VerifierKey>) {
+        let header = &request.header;
         let Some(note) = &header.seal else { return (SealState::None, None) };
         let attacker = SigningKey::from_seed("ai-agent-device", [66; 32]).unwrap();
         let keys = [self.device.clone(), attacker.key().clone()];
@@ -318,8 +313,10 @@ impl ReceiverState {
         let fits = seal.receiver.as_deref() == Some(RECEIVER)
             && (&seal.machine, &seal.user, &seal.epoch)
                 == (&header.machine_id, &header.user, &header.epoch)
-            && Some(seal.last_seq) == header.last_seq
-            && header.chain.is_some_and(|chain| chain.after == seal.chain);
+            && (seal.first_seq, Some(seal.last_seq)) == (header.first_seq, header.last_seq)
+            && seal.dead_lettered == Seal::dead_letters(&header.dead_lettered)
+            && header.chain.is_some_and(|chain| chain.after == seal.chain)
+            && check(header, &request.lines).is_ok();
         if !fits {
             return (SealState::Invalid, None);
         }
@@ -333,9 +330,6 @@ impl ReceiverState {
     /// Stores a batch of the device.
     fn take(&mut self, request: &Request) -> Answer {
         let Request { header, lines } = request;
-        if let Err(wrong) = check(header, lines) {
-            self.wrong.get_or_insert(wrong);
-        }
         self.owners.insert(header.epoch.clone(), self.device.clone());
         let known = self.epochs.entry(header.epoch.clone()).or_default();
         if lines.iter().any(|(seq, line)| known.get(seq).is_some_and(|known| known != line)) {

@@ -29,8 +29,10 @@ fn seal() -> Seal {
         machine: "m-1".into(),
         user: "DOMAIN\\Jörg Müller".into(),
         epoch: "01932c1e".into(),
+        first_seq: Some(101),
         last_seq: 103,
         chain: Digest::of(b"chain"),
+        dead_lettered: None,
         config: Digest::of(b"config"),
         receipt: None,
         instance: Some("3f0c".into()),
@@ -318,11 +320,24 @@ proptest! {
     #[test]
     fn seal_round_trips(
         (receiver, instance) in (optional(any::<String>()), optional(any::<String>())),
-        (machine, user, epoch, last_seq) in any::<(String, String, String, u64)>(),
-        (chain, config, receipt) in (digests(), digests(), optional(digests())),
+        (machine, user, epoch) in any::<(String, String, String)>(),
+        (first_seq, last_seq) in any::<(Option<u64>, u64)>(),
+        (chain, config) in (digests(), digests()),
+        (dead_lettered, receipt) in (optional(digests()), optional(digests())),
     ) {
-        let seal =
-            Seal { receiver, machine, user, epoch, last_seq, chain, config, receipt, instance };
+        let seal = Seal {
+            receiver,
+            machine,
+            user,
+            epoch,
+            first_seq,
+            last_seq,
+            chain,
+            dead_lettered,
+            config,
+            receipt,
+            instance,
+        };
         check_round_trip(&seal, &device())?;
     }
 

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc, task::Poll, thread, time::SystemTime};
 
 use siem_protocol::{
-    BatchHeader, Chain, Digest, Identity,
+    BatchHeader, Chain, ChainPoint, Digest, Identity,
     note::{NoteSigner as _, SigningKey},
     statement::{Confirmation, Enroll, Seal, Statement as _, TrustLevel},
 };
@@ -153,7 +153,7 @@ impl Agent {
         header.seal = Some(self.seal(&header)?);
         let text = format!("{}\n{heartbeat}\n{record}\n", serde_json::to_string(&header)?);
         let mut batch = Batch::parse(text.into_bytes(), now())?;
-        batch.seal = BatchSeal::verify(&batch.header, registry);
+        batch.seal = BatchSeal::verify(&batch, registry);
         Ok(batch)
     }
 
@@ -163,17 +163,8 @@ impl Agent {
     }
 
     fn seal(&self, header: &BatchHeader) -> Outcome<String> {
-        let seal = Seal {
-            receiver: Some(RECEIVER.into()),
-            machine: header.machine_id.clone(),
-            user: header.user.clone(),
-            epoch: header.epoch.clone(),
-            last_seq: self.seq,
-            chain: self.value,
-            config: header.config_hash,
-            receipt: None,
-            instance: header.instance.clone(),
-        };
+        let point = ChainPoint { seq: self.seq, hash: self.value };
+        let seal = Seal::of(header, Some(RECEIVER.into()), point, None);
         Ok(seal.sign(&[&self.device])?)
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use siem_protocol::{
-    BatchHeader, Chain, Content, Digest, Encoding, EnrollRequest, Identity,
+    BatchHeader, Chain, ChainPoint, Content, Digest, Encoding, EnrollRequest, Identity,
     entry::{PathText, RecordLine},
     names::{content_type, header, path},
     note::{NoteSigner as _, SigningKey},
@@ -190,17 +190,8 @@ impl<'a> Agent<'a> {
     }
 
     fn seal(&self, device: &SigningKey, header: &BatchHeader) -> String {
-        let seal = Seal {
-            receiver: Some(RECEIVER.into()),
-            machine: header.machine_id.clone(),
-            user: header.user.clone(),
-            epoch: header.epoch.clone(),
-            last_seq: self.seq,
-            chain: self.value,
-            config: header.config_hash,
-            receipt: None,
-            instance: header.instance.clone(),
-        };
+        let point = ChainPoint { seq: self.seq, hash: self.value };
+        let seal = Seal::of(header, Some(RECEIVER.into()), point, None);
         seal.sign(&[device]).expect("a key in memory signs")
     }
 

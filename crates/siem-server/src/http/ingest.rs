@@ -377,7 +377,7 @@ fn run_step(shared: &Shared, sent: ReceivedBody, step: DecodeStep) -> Result<Ste
         }
     };
     if let Some(registry) = &shared.registry {
-        batch.seal = BatchSeal::verify(&batch.header, registry);
+        batch.seal = BatchSeal::verify(&batch, registry);
     }
     memory.shrink_to(batch.size());
     Ok(StepOutput::Batch(Box::new(batch.with_memory(memory)), body))

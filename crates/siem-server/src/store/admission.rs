@@ -38,6 +38,8 @@ pub(super) struct AdmittedDevice {
     pub(super) adopts: bool,
     /// The adoption confirms the key.
     pub(super) confirms: bool,
+    /// Another key replaced this one.
+    pub(super) is_replaced: bool,
 }
 
 impl Admission {
@@ -65,12 +67,13 @@ pub(super) fn admit(
     let sealer = registry.and_then(|registry| Some((registry, sealer(registry, batch)?)));
     let facts = facts(catalog, registry, sealer.as_ref(), batch, key);
     let owner = |mark, adopts, confirms| {
-        sealer.as_ref().map(|(_, (seal, _))| AdmittedDevice {
+        sealer.as_ref().map(|(_, (seal, device))| AdmittedDevice {
             key: seal.device,
             mark,
             level: facts.level,
             adopts,
             confirms,
+            is_replaced: device.next.is_some(),
         })
     };
     let keyed = registry.is_some_and(|registry| registry.receiver_key().is_some());
@@ -150,7 +153,7 @@ fn epoch_state(
         None => EpochState::Keyless(match batch.covers() {
             Some(_) if !of_user => Reach::OfOther,
             Some((_, last)) if last + 1 >= epoch.next_seq => {
-                if catalog.is_first_line(key) {
+                if own_device && catalog.is_first_line(key) {
                     Reach::Head
                 } else {
                     Reach::HeadOfLater

@@ -10,7 +10,7 @@ use std::{
 
 use proptest::prelude::*;
 use siem_protocol::{
-    Chain, Digest,
+    BatchHeader, Chain, Digest,
     statement::{self, Confirmation, DeviceState, Enroll, TrustLevel},
 };
 use tempfile::TempDir;
@@ -100,7 +100,7 @@ impl Receiver {
         self.now += 1;
         let at = UNIX_EPOCH + Duration::from_secs(self.now);
         let mut batch = Batch::parse(text.text().into_bytes(), at).unwrap();
-        batch.seal = BatchSeal::verify(&batch.header, &self.registry);
+        batch.seal = BatchSeal::verify(&batch, &self.registry);
         tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap()

@@ -282,6 +282,12 @@ impl Devices {
         self.lineages.get(&root).cloned().unwrap_or_else(|| vec![*key])
     }
 
+    /// Returns the keys that replaced `key`, the next one first.
+    pub(super) fn successors(&self, key: &DeviceKey) -> Vec<DeviceKey> {
+        let next = |key: &DeviceKey| self.devices.get(key)?.next;
+        std::iter::successors(next(key), next).collect()
+    }
+
     /// Reports whether a new key may replace `previous`: one of the same machine and user that was
     /// neither replaced, revoked nor cloned.
     fn can_continue(&self, previous: &DeviceKey, enrolled: &Enrolled) -> bool {

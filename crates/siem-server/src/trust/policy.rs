@@ -20,8 +20,8 @@
 //! | any, but for another user | keyless | dead letters are stored, all else is refused as `conflict`: the agent starts a new epoch |
 //!
 //! Anyone with the secrets of the fleet can begin a keyless epoch and adopt it. So only the first
-//! line of epochs that is held of a machine and user confirms a key, and the user of an epoch without
-//! a device never changes.
+//! line of epochs that is held of a machine and user confirms a key, and only one that is enrolled for
+//! them; and the user of an epoch without a device never changes.
 //!
 //! A dead letter is stored only if it has the hash that the owner of its epoch declared, so any
 //! device of the same machine and user may bring it: an agent that lost its key redelivers those of
@@ -103,10 +103,11 @@ pub enum Reach {
     /// They end below the highest number held, or are dead letters.
     Below,
     /// They reach the highest number held, or go beyond it. The epoch, or one that it continues, is
-    /// the first that is held of the machine and user.
+    /// the first that is held of the machine and user, and the sealer is enrolled for these two.
     Head,
-    /// As `Head`, but another epoch of the machine and user was there before: anyone with the
-    /// secrets of the fleet may have begun this one, so it proves nothing.
+    /// As `Head`, but another epoch of the machine and user was there before, so that anyone with the
+    /// secrets of the fleet may have begun this one; or the sealer is enrolled for others, about whom
+    /// the epoch says nothing. It proves nothing.
     HeadOfLater,
     /// They are no dead letters, and the epoch has another user.
     OfOther,

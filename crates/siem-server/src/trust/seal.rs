@@ -1,12 +1,13 @@
 //! Verification of the seal of a batch, outside the thread that stores batches.
 
 use siem_protocol::{
-    BatchHeader, Digest,
+    Digest,
     note::{Note, NoteError, VerifierKey},
     statement::{Seal, Statement as _, StatementError},
 };
 
 use super::{DEVICE_KEY_NAME, DeviceKey, Registry};
+use crate::batch::Batch;
 
 /// Number of known keys with the same id that are tried.
 const CANDIDATES: usize = 8;
@@ -36,11 +37,13 @@ pub struct VerifiedSeal {
 }
 
 impl BatchSeal {
-    /// Verifies the seal in `header` with the keys of `registry`.
+    /// Verifies the seal in the header of `batch` with the keys of `registry`, and that it is the
+    /// seal of these lines.
     ///
     /// The numbers and the chain of a redelivery are not compared: the store knows which it holds.
     #[must_use]
-    pub fn verify(header: &BatchHeader, registry: &Registry) -> Self {
+    pub fn verify(batch: &Batch, registry: &Registry) -> Self {
+        let header = &batch.header;
         let Some(text) = &header.seal else { return Self::None };
         let Ok(note) = Note::parse(text) else { return Self::Invalid("it is not a note") };
         let keys = candidates(&note, registry);
@@ -57,7 +60,7 @@ impl BatchSeal {
             return Self::Invalid("several devices signed it");
         };
         let seal = opened.statement;
-        match difference(&seal, header, registry.receiver_name()) {
+        match difference(&seal, batch, registry.receiver_name()) {
             Some(difference) => Self::Invalid(difference),
             None => Self::Valid(VerifiedSeal {
                 device: DeviceKey::from(signer),
@@ -90,10 +93,19 @@ fn candidates(note: &Note, registry: &Registry) -> Vec<VerifierKey> {
     devices.take(CANDIDATES).filter_map(|device| device.key.verifier().ok()).collect()
 }
 
-/// Returns what a seal says otherwise than the header that carries it.
-fn difference(seal: &Seal, header: &BatchHeader, receiver: Option<String>) -> Option<&'static str> {
-    let covers = header.last_seq == Some(seal.last_seq)
-        && header.chain.is_some_and(|chain| chain.after == seal.chain);
+/// Returns what a seal says otherwise than the batch that carries it.
+///
+/// The chain is computed from the lines: what the header says about them is not theirs.
+fn difference(seal: &Seal, batch: &Batch, receiver: Option<String>) -> Option<&'static str> {
+    let header = &batch.header;
+    let covers = batch.covers().is_some_and(|(_, last)| {
+        last == seal.last_seq
+            && batch.chain(last, last) == [seal.chain]
+            && header.chain.is_some_and(|chain| chain.after == seal.chain)
+    });
+    // A redelivery has neither.
+    let leaves_out = seal.first_seq != header.first_seq
+        || seal.dead_lettered != Seal::dead_letters(&header.dead_lettered);
     let differences = [
         (seal.receiver != receiver, "it is for another receiver"),
         (seal.machine != header.machine_id, "it is for another machine"),
@@ -101,7 +113,7 @@ fn difference(seal: &Seal, header: &BatchHeader, receiver: Option<String>) -> Op
         (seal.epoch != header.epoch, "it is for another epoch"),
         (seal.config != header.config_hash, "it names another configuration"),
         (seal.instance != header.instance, "it is by another run of the agent"),
-        (!header.redelivery && !covers, "it covers other entries"),
+        (leaves_out || !header.redelivery && !covers, "it covers other entries"),
     ];
     differences.into_iter().find(|(differs, _)| *differs).map(|(_, text)| text)
 }

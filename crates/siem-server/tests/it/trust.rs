@@ -102,7 +102,7 @@ async fn refusals_that_cost_entries_have_a_verdict_about_the_body() {
     let other = r#"{"seq":3,"kind":"event","x":1}"#;
     let invalid = r#"{"seq":4,"kind":"event","data":nul}"#;
     let large = format!(r#"{{"seq":4,"kind":"event","x":"{}"}}"#, "x".repeat(5000));
-    let conflict = BatchText::new(3, 3).line(3, other).seal(&device).text();
+    let conflict = BatchText::new(3, 3).line(3, other).chained().seal(&device).text();
     let entry = BatchText::new(4, 4).line(4, invalid).seal(&device).text();
     let large = BatchText::new(4, 4).line(4, &large).seal(&device).text();
     let cases = [

@@ -44,7 +44,7 @@ fn gaps_and_breaks_are_stored_in_an_epoch_with_a_device() {
     let other = Digest::of(b"other");
     let broken = BatchText::new(13, 13)
         .with(|header| header.chain = Some(Chain { before: other, after: other }));
-    receiver.take(&broken.seal(&device)).unwrap();
+    receiver.take(&broken.chained().seal(&device)).unwrap();
     let redelivery = BatchText::redelivery(&[4]).seal_at(&device, Some((12, chain(12))));
     let taken = receiver.take(&redelivery).unwrap();
     assert_eq!(taken.receipt.accepted_seqs, Some(vec![4]));
@@ -53,7 +53,7 @@ fn gaps_and_breaks_are_stored_in_an_epoch_with_a_device() {
     let epoch = &before.epochs[0];
     assert_eq!(epoch.gaps, [Range { first: 1, last: 2 }, Range { first: 7, last: 7 }]);
     assert_eq!(epoch.holes, [Range { first: 5, last: 5 }]);
-    assert_eq!((epoch.breaks.len(), epoch.duplicates), (2, 2));
+    assert_eq!((epoch.breaks.len(), epoch.duplicates), (1, 2));
     let device = epoch.device.as_ref().unwrap();
     assert_eq!((device.state, device.adopted_at), (DeviceState::Confirmed, None));
     assert_eq!(device.sealed, Some(13));
@@ -159,7 +159,8 @@ fn sealed_batch_with_an_unknown_chain_adopts_nothing() {
     for text in [
         BatchText::new(8, 9),
         BatchText::new(6, 6)
-            .with(|header| header.chain = Some(Chain { before: other, after: other })),
+            .with(|header| header.chain = Some(Chain { before: other, after: other }))
+            .chained(),
     ] {
         assert_eq!(conflict(receiver.take(&text.seal(&device))), 6);
     }
@@ -203,4 +204,25 @@ fn adoption_of_a_later_epoch_confirms_nothing() {
     let machine = receiver.machine();
     assert_eq!((machine.entries, machine.epochs.len()), (9, 1));
     assert_eq!((machine.unconfirmed.len(), machine.unconfirmed[0].entries), (1, 2));
+}
+
+/// A key is confirmed for the machine and user that it is enrolled for, and a stranger can begin an
+/// epoch of a made-up machine.
+#[test]
+fn adoption_of_an_epoch_of_others_confirms_nothing() {
+    let (stranger, device) = (TestDevice::new(1), TestDevice::new(2));
+    let mut receiver = Receiver::new(TrustLevel::FirstUse);
+    receiver.enroll(&stranger);
+    let made_up: [fn(&mut BatchHeader); 2] =
+        [|header| header.machine_id = "m-2".into(), |header| header.user = "v".into()];
+    for (edit, epoch) in made_up.into_iter().zip(["epoch-2", "epoch-3"]) {
+        receiver.take(&of(epoch, 1, 1).with(edit)).unwrap();
+        receiver.take(&of(epoch, 2, 2).with(edit).seal(&stranger)).unwrap();
+        assert_eq!(receiver.state(&stranger), DeviceState::Unconfirmed, "{epoch}");
+    }
+    // The machine itself is not locked out, and its own first epoch confirms its key.
+    receiver.take(&BatchText::new(1, 5)).unwrap();
+    receiver.enroll(&device);
+    receiver.take(&BatchText::new(6, 6).seal(&device)).unwrap();
+    assert_eq!(receiver.state(&device), DeviceState::Confirmed);
 }

@@ -51,7 +51,7 @@ fn repeated_numbers_of_any_batch_are_compared_with_its_values() {
             assert_eq!(taken.unwrap().receipt.accepted, 0, "{first} {last}");
         }
         let other = BatchText::new(first, first).line(first, &line(first).replace("agent", "b"));
-        conflict(receiver.take(&other.seal(&device)));
+        conflict(receiver.take(&other.chained().seal(&device)));
     }
 }
 

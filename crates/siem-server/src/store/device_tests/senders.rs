@@ -226,6 +226,27 @@ fn rotated_key_owns_the_epochs_of_its_lineage() {
     assert_eq!(receiver.machine().entries, 7);
 }
 
+/// A device is rotated because its key may have been copied.
+#[test]
+fn replaced_key_adds_nothing_once_its_successor_does() {
+    let (old, new) = (TestDevice::new(1), TestDevice::new(2));
+    let mut receiver = Receiver::new(TrustLevel::FirstUse);
+    receiver.confirm(&old);
+    receiver.take(&BatchText::new(1, 3).seal(&old)).unwrap();
+    receiver.enroll_after(&new, Some(&old));
+    // The response to the enrollment may be lost.
+    receiver.take(&BatchText::new(4, 4).seal(&old)).unwrap();
+    receiver.take(&BatchText::new(5, 5).seal(&new)).unwrap();
+    let mut receiver = receiver.restart();
+    for text in [BatchText::new(6, 6), of("epoch-2", 1, 1)] {
+        assert_eq!(denied(receiver.take(&text.seal(&old))), Denial::DeviceCloned);
+    }
+    assert_eq!((receiver.events().clone, receiver.machine().entries), (2, 5));
+    let again = receiver.take(&BatchText::new(1, 3).seal(&old)).unwrap();
+    assert_eq!(again.receipt.duplicates, 3);
+    receiver.take(&BatchText::new(6, 6).seal(&new)).unwrap();
+}
+
 #[test]
 fn revoked_device_is_refused_and_its_ratchet_stays() {
     let device = TestDevice::new(1);

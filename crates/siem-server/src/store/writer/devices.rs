@@ -79,22 +79,30 @@ impl Writer {
     }
 
     /// Observes the instance of the agent that sealed a batch with new entries; returns an error if
-    /// two of them use the key.
+    /// two of them use the key, or if it was replaced and its successor is in use: a copy of the old
+    /// key must not outlive a rotation.
     pub(super) fn find_clone(
         &self,
         batch: &Batch,
         admission: &Admission,
         note: &Note,
     ) -> Option<StoreError> {
-        let (owner, instance) = (admission.owner?, batch.header.instance.as_ref()?);
+        let (owner, registry) = (admission.owner?, self.registry.as_ref()?);
         if note.change.new.is_empty() {
             // Anyone can repeat a batch, with another instance.
             return None;
         }
-        let found = self.registry.as_ref()?.observe_instance(&owner.key, instance)?;
+        let successor = owner.is_replaced.then(|| registry.successor_in_use(&owner.key)).flatten();
+        let detail = match successor {
+            Some(successor) => format!("the key was replaced by `{successor}`, which is in use"),
+            None => {
+                let instance = batch.header.instance.as_ref()?;
+                let found = registry.observe_instance(&owner.key, instance)?;
+                format!("instances `{}` and `{}`", found.instances[0], found.instances[1])
+            }
+        };
         let mut event = batch.event(EventKind::Clone);
-        event.detail =
-            Some(format!("instances `{}` and `{}`", found.instances[0], found.instances[1]));
+        event.detail = Some(detail);
         self.record([event]);
         Some(StoreError::Denied(Denial::DeviceCloned))
     }

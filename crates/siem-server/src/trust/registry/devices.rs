@@ -133,6 +133,13 @@ impl Registry {
         Some(found)
     }
 
+    /// Returns a key that replaced `key`, directly or through others, and has stored entries.
+    pub(crate) fn successor_in_use(&self, key: &DeviceKey) -> Option<DeviceKey> {
+        let successors = self.devices.read(|devices| devices.successors(key));
+        let owners = lock(&self.owners);
+        successors.into_iter().find(|successor| owners.contains(successor))
+    }
+
     /// Notes that a key owns an epoch, so that keys without one are evicted before it.
     pub(crate) fn note_owner(&self, key: DeviceKey) {
         lock(&self.owners).insert(key);
