@@ -232,6 +232,7 @@ fn rewrite(path: &Path, erased: &[(u64, u64)], shortens: bool) -> io::Result<u64
     io::copy(&mut from, &mut to)?;
     to.sync_all()?;
     let kept = to.metadata()?.len();
+    drop((from, to));
     if kept == 0 {
         fs::remove_file(&aside)?;
         fs::remove_file(path)?;

@@ -34,7 +34,7 @@ struct Owner {
 /// - its record has the id as `sessionId` or `session_id`; or
 /// - it is an event about the session, which has the id as `session_id`, or about such a file.
 ///
-/// A text that is no JSON object, such as a part of a line, cannot be told apart: it is of the session.
+/// A text that is no JSON object, such as a part of a line, does not say its session: it counts as one of it.
 pub(super) fn relation(line: &[u8], id: &str) -> Relation {
     if memmem::find(line, id.as_bytes()).is_none() {
         return Relation::None;

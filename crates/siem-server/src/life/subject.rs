@@ -33,9 +33,7 @@ impl Subject {
     /// Returns the relation of a line of an epoch to the entries. `user` sent it.
     pub(super) fn relation(&self, machine: &str, user: &str, line: &[u8]) -> Relation {
         match self.selector.relation(machine, user, line) {
-            Relation::Part
-                if !self.until.is_none_or(|it| time(line).is_some_and(|at| at <= it)) =>
-            {
+            Relation::Part if self.until.is_some_and(|it| time(line).is_none_or(|at| at > it)) => {
                 Relation::None
             }
             relation => relation,

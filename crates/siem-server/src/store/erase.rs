@@ -191,8 +191,13 @@ impl StoreHandle {
     /// Returns the epochs beside whose lines a recovery left others.
     pub(crate) fn with_surplus(&self) -> io::Result<impl Iterator<Item = io::Result<EpochLines>>> {
         let stems = recover::stems(&self.machines)?;
-        let stems = stems.into_iter().filter(|stem| stem.path(&self.machines, "surplus").exists());
-        Ok(stems.map(move |stem| EpochLines::read(&self.machines, &stem, 0)))
+        Ok(stems.into_iter().filter_map(move |stem| {
+            match stem.path(&self.machines, "surplus").try_exists() {
+                Ok(false) => None,
+                Ok(true) => Some(EpochLines::read(&self.machines, &stem, 0)),
+                Err(error) => Some(Err(error)),
+            }
+        }))
     }
 
     /// Returns the epochs whose index is longer than `known` says by their names, each with the lines
