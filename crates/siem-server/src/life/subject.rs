@@ -198,3 +198,22 @@ impl Swept {
         self.remains = remains;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn forgotten_epoch_is_compared_from_its_start() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(directory(root.path())).unwrap();
+        let mut swept = Swept::default();
+        swept.set("m/one", 7);
+        swept.set("m/other", 9);
+        swept.write(root.path()).unwrap();
+        let names = ["m/one", "m/unknown"].map(str::to_owned);
+        forget_swept(root.path(), names.into_iter()).unwrap();
+        let swept = Swept::read(root.path());
+        assert_eq!((swept.position("m/one"), swept.position("m/other")), (0, 9));
+    }
+}
