@@ -353,6 +353,21 @@ fn status_of_updates_names_program_and_settings() {
     assert!(text.text().contains("no newer release (mode `install`)"), "{}", text.text());
 }
 
+/// Regression: JSON output panicked, since a path in it was not UTF-8.
+#[cfg(target_os = "linux")]
+#[test]
+fn status_of_updates_names_a_program_at_any_path() {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    let machine = Machine::new();
+    let folder = machine.home.path().join(std::ffi::OsStr::from_bytes(b"bin\xff"));
+    fs::rename(machine.program.parent().unwrap(), &folder).unwrap();
+    let program = folder.join("ai-agent");
+    let status = AgentCommand::of(&program, machine.home.path(), &["update", "status", "--json"]);
+    let status: Value = serde_json::from_slice(&status.succeed().stdout).unwrap();
+    assert_eq!(status["program"], program.display().to_string());
+}
+
 /// A program that passes the self-test and is no agent: its supervisor brings the previous one back, which
 /// does not try it again.
 #[test]
