@@ -14,7 +14,7 @@ pub(crate) fn remove_downloads(dir: &Path) {
     }
 }
 
-/// Same as [`remove_downloads`], whoever uses them.
+/// Same as [`remove_downloads`], even while another process uses them.
 pub(super) fn remove_all_downloads(dir: &Path) {
     remove_others(dir, Path::new(""));
     remove_copies(dir);

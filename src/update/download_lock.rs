@@ -14,8 +14,8 @@ use crate::platform::secure_file;
 /// Name of the lock's file.
 pub(super) const FILE: &str = "download.lock";
 
-/// Lock of a directory of downloads, held while a release is downloaded and tested. Updates of the program
-/// itself have [another one](super::UpdateLock), so that a download keeps nobody from going back. Released
+/// Lock of a directory of downloads, held while a release is downloaded and tested. The program has
+/// [another one](super::program_files::UpdateLock), so that a rollback does not wait for a download. Released
 /// when dropped, and by the system when the process dies.
 #[derive(Debug)]
 pub(crate) struct DownloadLock {

@@ -207,7 +207,7 @@ pub(crate) fn ask_previous(config: Option<&Path>) {
     if let Some(config) = config {
         command.arg("--config").arg(config);
     }
-    // If it cannot be asked, the start counts.
+    // If it does not run, the start counts.
     drop(outside::run(move || child::run(&mut command, START_TEST_TIMEOUT)));
 }
 

@@ -64,7 +64,7 @@ impl<'a> SupervisorJob<'a> {
         command.args(["--user", "--collect", "--quiet"]);
         command.args(name.map(|name| format!("--unit={name}")));
         command.arg("--").arg(self.program).stdin(std::process::Stdio::null());
-        command.args(self.arguments.iter().map(|argument| unexpanded(argument)));
+        command.args(self.arguments.iter().map(unexpanded));
         let failure = match command.output() {
             Ok(output) if output.status.success() => return Ok(()),
             Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
