@@ -41,21 +41,28 @@ pub(crate) fn fields(fields: &[(&str, String)]) -> Result<(), Failure> {
     fields.iter().try_for_each(|(name, value)| line(&format!("{name:width$}  {}", plain(value))))
 }
 
-/// Escapes control characters and those that change the direction or the visible order of a text:
-/// names come from senders, who could otherwise control the terminal or pass for others.
+/// Escapes control characters, those that are invisible or change the order of a text, and spaces at
+/// its ends: names come from senders, who could otherwise control the terminal or pass for others.
 pub(crate) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
-    for c in text.chars() {
-        if is_deceptive(c) { plain.extend(c.escape_default()) } else { plain.push(c) }
+    let inner = text.len() - text.trim_start_matches(' ').len()..text.trim_end_matches(' ').len();
+    for (at, c) in text.char_indices() {
+        match c {
+            ' ' if !inner.contains(&at) => plain.extend(c.escape_unicode()),
+            c if is_deceptive(c) => plain.extend(c.escape_default()),
+            c => plain.push(c),
+        }
     }
     if plain.is_empty() { "-".to_owned() } else { plain }
 }
 
 fn is_deceptive(c: char) -> bool {
     c.is_control()
+        || c.is_whitespace() && c != ' '
         || matches!(c,
-            '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}' | '\u{feff}')
+            '\u{ad}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
+            | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
+            | '\u{feff}' | '\u{ffa0}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 /// Shortens a text to `longest` characters.
@@ -86,6 +93,9 @@ mod tests {
     #[test]
     fn control_characters_are_escaped() {
         assert_eq!(plain("a\u{1b}[2Jb\n"), "a\\u{1b}[2Jb\\n");
+        assert_eq!(plain(" a b  "), "\\u{20}a b\\u{20}\\u{20}");
+        assert_eq!(plain("a\u{a0}b\u{3164}"), "a\\u{a0}b\\u{3164}");
+        assert_eq!(plain(" "), "\\u{20}");
         assert_eq!(plain("a\u{202e}b\u{200b}"), "a\\u{202e}b\\u{200b}");
         assert_eq!(plain("büro"), "büro");
         assert_eq!(plain(""), "-");
