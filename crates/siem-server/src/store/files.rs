@@ -42,7 +42,7 @@ const REMOVALS: Duration = Duration::from_secs(3600);
 /// Time between two looks for requests of commands.
 const REQUESTS: Duration = Duration::from_millis(250);
 
-/// Time between two looks whether a thread has ended.
+/// Longest time between two looks whether a thread has ended.
 const JOINS: Duration = Duration::from_millis(5);
 
 /// Options of a [`FileStore`].
@@ -294,9 +294,11 @@ impl RequestThread {
 
 /// Waits for a thread to end, until a deadline; `None` if it has not ended by then.
 fn join_until<T>(thread: thread::JoinHandle<T>, deadline: Instant) -> Option<thread::Result<T>> {
+    let mut pause = Duration::from_micros(50);
     while !thread.is_finished() {
         let rest = deadline.checked_duration_since(Instant::now())?;
-        thread::sleep(rest.min(JOINS));
+        thread::sleep(rest.min(pause));
+        pause = (2 * pause).min(JOINS);
     }
     Some(thread.join())
 }
