@@ -31,7 +31,7 @@ use crate::{
         ingest::{Inbox, OnProgress, Until},
         runner::Pipeline,
     },
-    platform::{Sandbox, StateLock, service::Notify},
+    platform::{Sandbox, StateLock, service::Notify, test_limits},
     stages::AgentContext,
 };
 
@@ -309,8 +309,9 @@ async fn catch_up(
     let mut running = pipeline.start(settings, Until::CaughtUp, report);
     manager.handle.set_running(running.handle());
     let refusals = running.refusals();
+    let patience = test_limits::limit("AI_AGENT_TEST_CATCH_UP_MS", CATCH_UP_PATIENCE);
     let done = tokio::select! {
-        done = running.catch_up(CATCH_UP_PATIENCE) => Some(done),
+        done = running.catch_up(patience) => Some(done),
         () = orders.stop.given() => None,
         () = device_key::restart_wanted(&manager.context.device, &*manager.context.clock) => {
             manager.handle.set_starting();

@@ -40,6 +40,7 @@ pub mod service;
 mod signals;
 pub mod state_dir;
 pub mod tcp;
+pub mod test_limits;
 pub mod watch;
 
 pub use certificates::system_certificates;

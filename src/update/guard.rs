@@ -19,7 +19,7 @@ use super::{
     swap::{self, RestoreError},
 };
 use crate::{
-    platform::{Environment, own_program, service},
+    platform::{Environment, own_program, service, test_limits},
     text::causes,
     version::version,
 };
@@ -28,6 +28,8 @@ use crate::{
 const MAX_STARTS: u32 = 3;
 /// Longest time that a new program may take until it is confirmed.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(120);
+/// Variable with a shorter time for tests, in milliseconds.
+pub(super) const TEST_TIMEOUT: &str = "AI_AGENT_TEST_UPDATE_TIMEOUT_MS";
 /// Longest time to wait for another process that holds the lock; the program then starts uncounted.
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 
@@ -70,7 +72,9 @@ pub(super) fn enter(arguments: &[OsString]) -> Option<ExitCode> {
     // A process of the previous program, started just before the swap, proves nothing about the new one.
     if started == Started::New && record.to == version() {
         UNCONFIRMED.get_or_init(|| files.clone());
-        thread::spawn(move || roll_back_after(&files, timeout(CONFIRM_TIMEOUT)));
+        thread::spawn(move || {
+            roll_back_after(&files, test_limits::limit(TEST_TIMEOUT, CONFIRM_TIMEOUT))
+        });
     }
     None
 }
@@ -97,14 +101,6 @@ pub(super) fn invocation() -> Option<String> {
     let process = variable("SYSTEMD_EXEC_PID");
     let is_started = process.is_none_or(|process| process == std::process::id().to_string());
     variable("INVOCATION_ID").filter(|_| is_started)
-}
-
-/// Returns a timeout, which tests with a debug build can shorten.
-pub(super) fn timeout(production: Duration) -> Duration {
-    let shorter = cfg!(debug_assertions)
-        .then(|| std::env::var("AI_AGENT_TEST_UPDATE_TIMEOUT_MS").ok()?.parse().ok())
-        .flatten();
-    shorter.map_or(production, |millis| production.min(Duration::from_millis(millis)))
 }
 
 /// Program that was started.

@@ -20,6 +20,7 @@ use super::{
 use crate::platform::{
     Environment, Paths,
     service::{Service, SupervisorJob},
+    test_limits,
 };
 
 /// First argument of the supervisor's command line.
@@ -53,7 +54,7 @@ pub(crate) fn start(files: &ProgramFiles) -> io::Result<()> {
 }
 
 fn arguments(files: &ProgramFiles) -> [OsString; 3] {
-    let timeout = guard::timeout(TIMEOUT);
+    let timeout = test_limits::limit(guard::TEST_TIMEOUT, TIMEOUT);
     [
         SUPERVISE.into(),
         files.program().as_os_str().to_owned(),

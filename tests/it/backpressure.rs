@@ -111,7 +111,8 @@ fn once_exits_when_the_outbox_stays_full() {
     home.write("-work/a.jsonl", lines(&mut random(), 0, 30 * MB));
     let receiver = ScriptedReceiver::by_rule(|_| Answer::Status(503, &[("Retry-After", "1")], ""));
     let config = "[outbox]\nmax_bytes = \"32 MiB\"";
-    let error = home.agent(&["run", "--once"]).config(config).ships_to(&receiver.url()).fail(1);
+    let once = home.agent(&["run", "--once"]).config(config).ships_to(&receiver.url());
+    let error = once.env("AI_AGENT_TEST_CATCH_UP_MS", "5000").fail(1);
     assert!(error.contains("`siem`") && error.contains("503"), "{error}");
 }
 

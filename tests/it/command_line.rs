@@ -102,6 +102,7 @@ fn once_exits_1_when_the_receiver_is_unreachable() {
     let ended = home
         .agent(&["run", "--once"])
         .ships_to(&unused_address())
+        .env("AI_AGENT_TEST_CATCH_UP_MS", "3000")
         .start()
         .wait(2 * crate::support::PATIENCE);
     assert_eq!(ended.code, Some(1));

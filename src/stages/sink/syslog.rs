@@ -20,7 +20,11 @@ use super::{
     connection::{ConnectionOptions, default_timeout},
     siem::Adapter,
 };
-use crate::{platform::tcp, stages::AgentContext, text::causes};
+use crate::{
+    platform::{tcp, test_limits},
+    stages::AgentContext,
+    text::causes,
+};
 use config_text::{Size, Time};
 
 inventory::submit! {
@@ -159,10 +163,15 @@ impl SinkOptions for Options {
             max_event_bytes: usize::try_from(self.max_event_bytes.0).unwrap_or(usize::MAX),
             time: self.time,
             timeout: self.timeout.0,
-            window: WindowSize::default(),
+            window: window(),
             system: Arc::new(System),
         })))
     }
+}
+
+fn window() -> WindowSize {
+    let WindowSize { bytes, time } = WindowSize::default();
+    WindowSize { bytes, time: test_limits::limit("AI_AGENT_TEST_SYSLOG_WINDOW_MS", time) }
 }
 
 /// The operating system.
