@@ -77,20 +77,8 @@ pub(super) fn build(dist: &mut Dist, manual: &Path) -> Result<(), Failure> {
     let version = dist.version.clone();
     let archive = dist.file(&format!("ai-agent-{version}-{}-linux.tar.gz", env::consts::ARCH));
     package::tar(&tree, "usr", &archive)?;
-    if sh::has_program("dpkg-deb") {
-        println!("── .deb");
-        let deb = dist.file(&format!("ai-agent_{version}_{}.deb", package::DEBIAN));
-        package::deb(
-            &package::AGENT,
-            &tree,
-            &dist.parts,
-            &version,
-            package::Compression::Small,
-            &deb,
-        )?;
+    if let Some(deb) = dist.deb(&package::AGENT, &tree)? {
         check::deb(dist, package::AGENT.name, &deb, &tree, check::agent)?;
-    } else {
-        dist.skip(".deb", "dpkg-deb is not installed");
     }
     if sh::has_program("rpmbuild") || (sh::apt_install(&["rpm"]) && sh::has_program("rpmbuild")) {
         println!("── .rpm");

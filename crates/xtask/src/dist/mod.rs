@@ -25,7 +25,10 @@ use std::{
 use clap::Args;
 use serde::Deserialize;
 
-use self::lifecycle::Format;
+use self::{
+    lifecycle::Format,
+    package::{Compression, Package},
+};
 use crate::{Failure, machine, sh};
 
 /// Build the release files below `target/dist`: a static Linux program, `.deb` and `.rpm` with the
@@ -64,6 +67,19 @@ impl Dist {
     fn skip(&mut self, part: &str, reason: &str) {
         println!("skipped: {part}: {reason}");
         self.skipped.push(format!("{part}: {reason}"));
+    }
+
+    /// Makes the Debian package of a tree. Returns `None` if the tool is missing.
+    fn deb(&mut self, package: &Package, tree: &Path) -> Result<Option<PathBuf>, Failure> {
+        let name = package.name;
+        if !sh::has_program("dpkg-deb") {
+            self.skip(&format!(".deb of {name}"), "dpkg-deb is not installed");
+            return Ok(None);
+        }
+        println!("── .deb of {name}");
+        let deb = self.file(&format!("{name}_{}_{}.deb", self.version, package::DEBIAN));
+        package::deb(package, tree, &self.parts, &self.version, Compression::Small, &deb)?;
+        Ok(Some(deb))
     }
 
     /// Returns the path of a release file.

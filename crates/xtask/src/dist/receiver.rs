@@ -29,24 +29,12 @@ pub(super) fn build(dist: &mut Dist) -> Result<(), Failure> {
     let version = dist.version.clone();
     let archive = dist.file(&format!("siem-server-{version}-{}-linux.tar.gz", env::consts::ARCH));
     package::tar(&tree, "usr", &archive)?;
-    if sh::has_program("dpkg-deb") {
-        println!("── .deb of the receiver");
-        let deb = dist.file(&format!("siem-server_{version}_{}.deb", package::DEBIAN));
-        package::deb(
-            &package::RECEIVER,
-            &tree,
-            &dist.parts,
-            &version,
-            package::Compression::Small,
-            &deb,
-        )?;
+    if let Some(deb) = dist.deb(&package::RECEIVER, &tree)? {
         if sh::has_program("systemd-sysusers") {
             check::deb(dist, package::RECEIVER.name, &deb, &tree, check::receiver)?;
         } else {
             dist.skip("the .deb of the receiver installed", "systemd-sysusers is not installed");
         }
-    } else {
-        dist.skip(".deb of the receiver", "dpkg-deb is not installed");
     }
     Ok(())
 }
