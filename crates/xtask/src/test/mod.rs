@@ -5,6 +5,7 @@ mod release_0_1;
 
 use std::{
     process::{Command, ExitCode},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -253,7 +254,11 @@ fn lints() -> Outcome {
 fn tests(full: bool) -> Outcome {
     let nextest = sh::has_subcommand("nextest");
     let mut command = if nextest {
-        sh::cargo(["nextest", "run", "--workspace", "--no-fail-fast"])
+        let mut nextest = sh::cargo(["nextest", "run", "--workspace", "--no-fail-fast"]);
+        // Most tests wait for other processes; those that compute count twice, see `.config/nextest.toml`.
+        let cores = thread::available_parallelism().map_or(2, usize::from);
+        nextest.args(["--test-threads", &(2 * cores).to_string()]);
+        nextest
     } else {
         sh::cargo(["test", "--workspace", "--lib", "--bins", "--tests"])
     };
