@@ -54,7 +54,7 @@ impl World {
 
     fn command(&self) -> AgentCommand {
         let command = AgentCommand::of(&self.program(), self.home.path(), &["run"]);
-        command.ships_to(&self.receiver.url())
+        command.config("shipping.flush_interval = \"0s\"").ships_to(&self.receiver.url())
     }
 
     /// Starts the program in place until one is running, and returns it and the number of starts that

@@ -168,7 +168,8 @@ fn release_by_another_key_is_refused_and_reported_once() {
     let data = machine.wait_for_event("update_refused");
     assert_eq!((&data["to"], &data["reason"]), (&json!(NEXT), &json!("unknown_key")));
     machine.check_again(&agent);
-    assert_eq!(machine.status("install")["state"], "failed");
+    let has_failed = || machine.status("install")["state"] == "failed";
+    eventually("it is refused again", || has_failed().then_some(()));
     agent.stop();
     assert_eq!(machine.events().len(), 1);
     machine.assert_untouched();

@@ -25,7 +25,8 @@ fn main() -> ExitCode {
     match words.next().unwrap_or("none") {
         "abort" if is("run") => std::process::abort(),
         "abort-later" if is("run") => drop(thread::spawn(|| {
-            thread::sleep(Duration::from_millis(300));
+            // Its start is counted by then, also on a busy machine.
+            thread::sleep(Duration::from_secs(1));
             std::process::abort();
         })),
         "hang" if is("run") => loop {
