@@ -2,9 +2,6 @@
 
 pub mod device;
 mod enrollment;
-#[path = "../crates/siem-protocol/tests/support/minisign.rs"]
-#[cfg(test)]
-pub(crate) mod minisign;
 pub mod pins;
 pub mod receipts;
 pub mod releases;

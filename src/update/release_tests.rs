@@ -8,19 +8,16 @@ use siem_protocol::{
     update::UpdateRelease,
 };
 use siem_sinks::http::ClientSettings;
+use test_support::{
+    minisign::Minisign,
+    release_server::{Fault, ReleaseServer, platform, release},
+};
 
-use self::release_server::{Fault, ReleaseServer, platform, release};
 use super::*;
 use crate::{
     config::Secret,
-    siem::{Connection, Revision, minisign::Minisign},
+    siem::{Connection, Revision},
 };
-
-mod minisign {
-    pub(crate) use crate::siem::minisign::Minisign;
-}
-#[path = "../../tests/support/release_server.rs"]
-mod release_server;
 
 const SECRET: &str = "a secret of the fleet";
 

@@ -1,7 +1,6 @@
 //! The agent as a service of a plain user, against a real systemd user manager.
 //!
-//! The first test needs root. A script of the shared tools creates a user with a systemd manager
-//! and runs the second test there.
+//! The first test needs root. It runs the second one as another user.
 #![cfg(target_os = "linux")]
 
 use std::{
@@ -9,7 +8,7 @@ use std::{
     io::Write as _,
     os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
+    process::Command,
 };
 
 use crate::support::{
@@ -18,40 +17,18 @@ use crate::support::{
     eventually,
     home::append_to,
     receiver::{Receiver, wait_for},
-    shared,
+    systemd_user::{self, record, run_as_user, systemctl},
 };
 use serde_json::Value;
 use test_requires::requires;
 
-/// Set for the test that runs as the user.
-const INSIDE: &str = "AI_AGENT_TEST_AS_USER";
-
 #[requires(systemd_user)]
 #[test]
 fn service_of_a_user_installs_upgrades_and_restarts() {
-    let tool = shared().join("tools/with-systemd-user");
-    // Each clone has its own user, so that two clones do not interfere.
-    let clone = fs::canonicalize(env!("CARGO_MANIFEST_DIR")).unwrap();
-    let number = clone
-        .as_os_str()
-        .as_encoded_bytes()
-        .iter()
-        .fold(7_u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(*byte)));
-    let user = format!("agent-test-{number:08x}");
-    let mut command = Command::new(tool);
-    command.arg(std::env::current_exe().unwrap());
-    command.args(["--exact", "systemd::as_a_user", "--ignored", "--nocapture"]);
-    command.env("SVC_USER", &user).env(format!("PASS_{INSIDE}"), "1").current_dir("/");
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    let streams =
-        [output.stdout, output.stderr].map(|it| String::from_utf8_lossy(&it).into_owned());
-    // The next run must not find anything of this one.
-    let removed = Command::new("userdel").args(["--remove", "--force", &user]).output();
-    assert!(output.status.success(), "{}\n{}", streams[0], streams[1]);
-    assert!(streams[0].contains("1 passed"), "{}", streams[0]);
-    eprintln!("{}", streams[1]);
-    assert!(removed.unwrap().status.success());
+    run_as_user("systemd::as_a_user");
 }
+
+const CONFIG: &str = "shipping.flush_interval = \"0s\"\n";
 
 /// The user, the program in two versions, and a receiver.
 struct World {
@@ -63,9 +40,8 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let home = PathBuf::from(std::env::var_os("HOME").unwrap());
         let world = Self {
-            home,
+            home: systemd_user::home(),
             folder: tempfile::tempdir().unwrap(),
             receiver: Receiver::start(),
             lines: 0,
@@ -79,7 +55,13 @@ impl World {
             file.set_permissions(fs::Permissions::from_mode(0o755)).unwrap();
         }
         fs::create_dir_all(world.home.join(".claude/projects/p")).unwrap();
+        fs::create_dir_all(world.home.join(".config/ai-agent")).unwrap();
+        world.configure(CONFIG);
         world
+    }
+
+    fn configure(&self, text: &str) {
+        fs::write(self.home.join(".config/ai-agent/config.toml"), text).unwrap();
     }
 
     fn program(&self, version: &str) -> PathBuf {
@@ -103,8 +85,7 @@ impl World {
     }
 
     fn agent(&self, program: &Path, arguments: &[&str]) -> AgentCommand {
-        let runtime = std::env::var_os("XDG_RUNTIME_DIR").unwrap();
-        AgentCommand::of(program, &self.home, arguments).env("XDG_RUNTIME_DIR", runtime)
+        systemd_user::agent(program, &self.home, arguments)
     }
 
     fn run(&self, version: &str, arguments: &[&str]) -> Finished {
@@ -139,20 +120,10 @@ impl World {
     }
 }
 
-fn record(number: u32) -> String {
-    format!("{{\"type\":\"user\",\"uuid\":\"{number}\"}}")
-}
-
-fn systemctl(arguments: &[&str]) -> String {
-    let output = Command::new("systemctl").arg("--user").args(arguments).output().unwrap();
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
 /// The body of the test above, which runs it as another user.
 #[ignore = "run by service_of_a_user_installs_upgrades_and_restarts"]
 #[test]
 fn as_a_user() {
-    assert!(std::env::var_os(INSIDE).is_some(), "this would install the agent for this user");
     let mut world = World::new();
 
     // Nothing is installed while settings are missing.
@@ -215,12 +186,11 @@ fn as_a_user() {
     world.arrives();
     let before = world.pid().unwrap();
     // The running agent keeps its configuration, though the file is invalid now.
-    let wrong = world.home.join(".config/ai-agent/config.toml");
-    fs::write(&wrong, "[filter.sidechain]\nenabeld = true").unwrap();
+    world.configure("[filter.sidechain]\nenabeld = true");
     let error = world.agent(&world.installed(), &["restart"]).fail(2);
     assert!(error.contains("filter.sidechain.enabeld"), "{error}");
     assert_eq!(world.pid(), Some(before), "it was not stopped for one that would not begin");
-    fs::remove_file(&wrong).unwrap();
+    world.configure(CONFIG);
     world.agent(&world.installed(), &["restart"]).succeed();
     assert_ne!(world.pid(), Some(before));
     world.ship();

@@ -1,12 +1,11 @@
 //! Updates of a service against a real systemd user manager, with records that are written all the time.
 //!
-//! As in `systemd`, the first test needs root, and a script runs the second one as a user.
+//! As in `systemd`, the first test needs root, and runs the second one as another user.
 #![cfg(target_os = "linux")]
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -30,11 +29,10 @@ use crate::support::{
     receiver::{Receiver, wait_for},
     release_server::platform,
     releases::{small_program, write_release},
-    shared, within,
+    systemd_user::{self, record, run_as_user, systemctl},
+    within,
 };
 
-/// Set for the test that runs as the user.
-const INSIDE: &str = "AI_AGENT_TEST_AS_USER";
 /// Time after which a release that hangs is replaced, in milliseconds.
 const TIMEOUT: &str = "20000";
 /// Longest time until a release is in place, or the one before is back.
@@ -45,18 +43,7 @@ const PATIENCE: Duration = Duration::from_secs(180);
 fn service_updates_itself_and_comes_back_from_bad_releases() {
     // The user cannot write it.
     small_program();
-    let user = format!("agent-update-{:08x}", fastrand::u32(..));
-    let mut command = Command::new(shared().join("tools/with-systemd-user"));
-    command.arg(std::env::current_exe().unwrap());
-    command.args(["--exact", "update_systemd::as_a_user", "--ignored", "--nocapture"]);
-    command.env("SVC_USER", &user).env(format!("PASS_{INSIDE}"), "1").current_dir("/");
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    let streams =
-        [output.stdout, output.stderr].map(|it| String::from_utf8_lossy(&it).into_owned());
-    let removed = Command::new("userdel").args(["--remove", "--force", &user]).output();
-    assert!(output.status.success(), "{}\n{}", streams[0], streams[1]);
-    assert!(streams[0].contains("1 passed"), "{}", streams[0]);
-    assert!(removed.unwrap().status.success());
+    run_as_user("update_systemd::as_a_user");
 }
 
 /// The user's service, and the receiver with the releases.
@@ -68,7 +55,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let home = PathBuf::from(std::env::var_os("HOME").unwrap());
+        let home = systemd_user::home();
         fs::create_dir_all(home.join(".claude/projects/p")).unwrap();
         let data = tempfile::tempdir().unwrap();
         fs::create_dir(data.path().join("dist")).unwrap();
@@ -98,8 +85,7 @@ impl World {
     }
 
     fn agent(&self, program: &Path, arguments: &[&str]) -> AgentCommand {
-        let runtime = std::env::var_os("XDG_RUNTIME_DIR").unwrap();
-        AgentCommand::of(program, &self.home, arguments).env("XDG_RUNTIME_DIR", runtime)
+        systemd_user::agent(program, &self.home, arguments)
     }
 
     /// Adds a release to those of the receiver.
@@ -166,11 +152,6 @@ impl World {
     }
 }
 
-fn systemctl(arguments: &[&str]) -> String {
-    let output = Command::new("systemctl").arg("--user").args(arguments).output().unwrap();
-    String::from_utf8(output.stdout).unwrap().trim().to_owned()
-}
-
 /// Appends numbered records until it is stopped.
 struct Writer {
     stop: Arc<AtomicBool>,
@@ -202,15 +183,10 @@ impl Writer {
     }
 }
 
-fn record(number: u32) -> String {
-    format!("{{\"type\":\"user\",\"uuid\":\"{number}\"}}")
-}
-
 /// The body of the test above, which runs it as another user.
 #[ignore = "run by service_updates_itself_and_comes_back_from_bad_releases"]
 #[test]
 fn as_a_user() {
-    assert!(std::env::var_os(INSIDE).is_some(), "this would install the agent for this user");
     let world = World::new();
     let folder = tempfile::tempdir().unwrap();
     let first = folder.path().join("first");

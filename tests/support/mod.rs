@@ -6,17 +6,9 @@
 )]
 
 pub(crate) mod agent;
-#[cfg(unix)]
-#[allow(dead_code, reason = "tests of siem-sinks use the rest")]
-#[path = "../../crates/siem-sinks/tests/it/support/assembly.rs"]
-pub(crate) mod assembly;
 pub(crate) mod claude_client;
 pub(crate) mod entries;
 pub(crate) mod forger;
-#[cfg(unix)]
-#[allow(dead_code, reason = "tests of siem-sinks use the rest")]
-#[path = "../../crates/siem-sinks/tests/it/support/hec_server.rs"]
-pub(crate) mod hec_server;
 pub(crate) mod home;
 #[cfg(target_os = "linux")]
 pub(crate) mod hostile_answers;
@@ -24,44 +16,29 @@ pub(crate) mod hostile_answers;
 pub(crate) mod hostile_configs;
 #[cfg(target_os = "linux")]
 pub(crate) mod hostile_files;
-#[cfg(unix)]
-#[allow(dead_code, reason = "tests of siem-sinks use the rest")]
-#[path = "../../crates/siem-sinks/tests/it/support/http_server.rs"]
-pub(crate) mod http_server;
 pub(crate) mod in_process_delivery;
 pub(crate) mod middle;
-#[path = "../../crates/siem-protocol/tests/support/minisign.rs"]
-pub(crate) mod minisign;
-#[cfg(unix)]
-#[path = "../../crates/siem-sinks/tests/it/support/osmem.rs"]
-pub(crate) mod osmem;
-#[cfg(unix)]
-#[allow(dead_code, reason = "tests of siem-sinks use the rest")]
-#[path = "../../crates/siem-sinks/tests/it/support/otlp_server.rs"]
-pub(crate) mod otlp_server;
 pub(crate) mod proxy;
 pub(crate) mod receiver;
 pub(crate) mod reference_reader;
 pub(crate) mod relay;
-#[allow(dead_code, reason = "unit tests use the rest")]
-pub(crate) mod release_server;
 #[cfg(unix)]
 pub(crate) mod releases;
-#[cfg(unix)]
-#[allow(dead_code, reason = "tests of siem-sinks use the rest")]
-#[path = "../../crates/siem-sinks/tests/it/support/rotel.rs"]
-pub(crate) mod rotel;
-#[cfg(unix)]
-#[allow(dead_code, reason = "tests of siem-sinks use the rest")]
-#[path = "../../crates/siem-sinks/tests/it/support/rsyslog.rs"]
-pub(crate) mod rsyslog;
 pub(crate) mod scripted_receiver;
 #[cfg(unix)]
 pub(crate) mod session_tree;
 #[cfg(unix)]
 pub(crate) mod siem;
+#[cfg(target_os = "linux")]
+pub(crate) mod systemd_user;
 #[cfg(unix)]
 pub(crate) mod tls;
+
+#[cfg(unix)]
+pub(crate) use test_support::{
+    assembly, hec_server, http_server, osmem, otlp_server, rotel, rsyslog,
+};
+pub(crate) use test_support::{minisign, release_server};
 
 use std::{
     fs,

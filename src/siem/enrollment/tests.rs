@@ -7,11 +7,9 @@ use siem_protocol::{
     note::{NoteSigner, SigningKey, VerifierKey},
     statement::{KeyList, Statement as _},
 };
+use test_support::minisign;
 
-use super::{
-    super::{minisign, pins::Pins},
-    key_list::check,
-};
+use super::{super::pins::Pins, key_list::check};
 
 const NAME: &str = "siem.test";
 

@@ -2,9 +2,6 @@
 //! version 1, and properties.
 #![allow(clippy::unwrap_used, reason = "a test ends there")]
 
-#[path = "../support/minisign.rs"]
-mod minisign_signer;
-
 mod minisign;
 mod notes;
 mod statements;

@@ -3,8 +3,7 @@
 
 use proptest::prelude::*;
 use siem_protocol::minisign::{MinisignError, OrganisationKey};
-
-use crate::minisign_signer::Minisign;
+use test_support::minisign::Minisign;
 
 const KEY: &str = "RWQf6LRCGA9i53mlYecO4IzT51TGPpvWucNSCh1CBM0QTaLn73Y7GFO3";
 const COMMENT: &str = "timestamp:1556193335\tfile:test";

@@ -12,8 +12,9 @@ use siem_protocol::{
         StatementError, StoredReceipt, TrustLevel, Verdict, digest,
     },
 };
+use test_support::minisign::Minisign;
 
-use crate::{key, minisign_signer::Minisign, public};
+use crate::{key, public};
 
 fn device() -> SigningKey {
     key("device/m-1", 1)

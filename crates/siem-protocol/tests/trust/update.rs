@@ -8,8 +8,7 @@ use siem_protocol::{
     minisign::OrganisationKey,
     update::{ArtifactError, CatalogArtifact, CatalogRelease, Platform, Rollout, UpdateRelease},
 };
-
-use crate::minisign_signer::Minisign;
+use test_support::minisign::Minisign;
 
 const PROGRAM: &[u8] = b"the program";
 const COMMENT: &str = "ai-agent 0.3.0 linux x86_64";

@@ -25,11 +25,13 @@ use siem_protocol::{
     },
 };
 
+use test_support::minisign;
+
 use super::*;
 use crate::{
     frame::FrameBuilder,
     platform::Timestamp,
-    siem::{Device, device::KeyFile, minisign},
+    siem::{Device, device::KeyFile},
     stages::sink::{Custody, build},
 };
 

@@ -6,32 +6,32 @@ use data_encoding::BASE64;
 
 /// An event as a server has it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ServerEvent {
+pub struct ServerEvent {
     /// `event.id`.
-    pub(crate) id: String,
+    pub id: String,
     /// `ai_agent.part.of`, with the number of the part from 1 and the number of parts.
-    pub(crate) part: Option<(String, u64, u64)>,
+    pub part: Option<(String, u64, u64)>,
     /// `event.hash`: SHA-256 of the whole content, in hexadecimal digits.
-    pub(crate) hash: String,
+    pub hash: String,
     /// Content, after its encoding was undone.
-    pub(crate) content: Vec<u8>,
+    pub content: Vec<u8>,
 }
 
 /// Contents that a server has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Assembled {
+pub struct Assembled {
     /// Content of each entry by its id.
-    pub(crate) contents: BTreeMap<String, Vec<u8>>,
+    pub contents: BTreeMap<String, Vec<u8>>,
     /// Number of events that the server has more than once, each repetition counted.
-    pub(crate) repetitions: usize,
+    pub repetitions: usize,
     /// Ids of entries of which parts are missing.
-    pub(crate) incomplete: Vec<String>,
+    pub incomplete: Vec<String>,
 }
 
 /// Joins the parts of entries. Fails if two events with the same id differ, or if a content has another hash
 /// than its events say.
 #[track_caller]
-pub(crate) fn assemble(events: impl IntoIterator<Item = ServerEvent>) -> Assembled {
+pub fn assemble(events: impl IntoIterator<Item = ServerEvent>) -> Assembled {
     let mut assembled = Assembled::default();
     let mut by_id: BTreeMap<String, ServerEvent> = BTreeMap::new();
     for event in events {
@@ -66,7 +66,7 @@ pub(crate) fn assemble(events: impl IntoIterator<Item = ServerEvent>) -> Assembl
 
 /// Undoes the encoding that `ai_agent.encoding` names; empty for text.
 #[track_caller]
-pub(crate) fn decode(content: &str, encoding: &str) -> Vec<u8> {
+pub fn decode(content: &str, encoding: &str) -> Vec<u8> {
     match encoding {
         "" => content.as_bytes().to_vec(),
         "base64" => BASE64.decode(content.as_bytes()).unwrap(),

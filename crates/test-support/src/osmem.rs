@@ -1,7 +1,5 @@
 //! `osmem-server`, an imitation of OpenSearch that keeps its documents in memory. It has no data
 //! streams and no security.
-//!
-//! The file has no dependency on this crate: tests of other packages include it by its path.
 
 use std::{
     env, fs,
@@ -14,14 +12,14 @@ use std::{
 use serde_json::Value;
 
 /// The server. It stops when dropped, and when the test ends without dropping it.
-pub(crate) struct Osmem {
+pub struct Osmem {
     process: Child,
     address: String,
 }
 
 impl Osmem {
     /// Starts a server without documents on a free port of the loopback interface.
-    pub(crate) fn start() -> Self {
+    pub fn start() -> Self {
         let mut process = Command::new(program())
             .args(["-addr", "127.0.0.1:0", "-no-ja"])
             .stdin(Stdio::piped())
@@ -37,12 +35,12 @@ impl Osmem {
     }
 
     /// URL of the server, without a path.
-    pub(crate) fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// Sends a request and returns the body of the response.
-    pub(crate) fn call(&self, method: &str, path: &str, body: &str) -> Value {
+    pub fn call(&self, method: &str, path: &str, body: &str) -> Value {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         let request = format!(
             "{method} {path} HTTP/1.0\r\nHost: {}\r\nContent-Type: application/json\r\n\
@@ -58,7 +56,7 @@ impl Osmem {
     }
 
     /// Returns `_id` and source of all documents of an index.
-    pub(crate) fn documents(&self, index: &str) -> Vec<(String, Value)> {
+    pub fn documents(&self, index: &str) -> Vec<(String, Value)> {
         let mut documents = Vec::new();
         self.call("POST", &format!("/{index}/_refresh"), "");
         // Pages in the order of their ids: a response is at most 10,000 documents.

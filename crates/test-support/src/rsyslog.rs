@@ -8,12 +8,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::assembly::{ServerEvent, decode};
+use crate::assembly::{ServerEvent, decode};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A running rsyslog that appends each message to a file as it was received.
-pub(crate) struct Rsyslog {
+pub struct Rsyslog {
     child: Option<Child>,
     folder: tempfile::TempDir,
     port: u16,
@@ -22,13 +22,13 @@ pub(crate) struct Rsyslog {
 
 impl Rsyslog {
     /// Starts a server on a port of its own, with a certificate for `localhost` if `with_tls`.
-    pub(crate) fn start(with_tls: bool) -> Self {
+    pub fn start(with_tls: bool) -> Self {
         Self::configured(with_tls, |folder, port| configuration(folder, port, with_tls))
     }
 
     /// Starts a server with a configuration for a folder and a port. With TLS, the folder has `ca.pem`,
     /// `server.pem` and `server.key`.
-    pub(crate) fn configured(with_tls: bool, configuration: impl Fn(&Path, u16) -> String) -> Self {
+    pub fn configured(with_tls: bool, configuration: impl Fn(&Path, u16) -> String) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let authority = with_tls.then(|| certificates(folder.path()));
@@ -40,28 +40,28 @@ impl Rsyslog {
     }
 
     /// Port of the server.
-    pub(crate) fn port(&self) -> u16 {
+    pub fn port(&self) -> u16 {
         self.port
     }
 
     /// Folder of the server.
-    pub(crate) fn folder(&self) -> &Path {
+    pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
     /// Certificate of the authority in PEM, if the server uses TLS.
-    pub(crate) fn authority(&self) -> Option<&str> {
+    pub fn authority(&self) -> Option<&str> {
         self.authority.as_deref()
     }
 
     /// Starts the server again.
-    pub(crate) fn run(&mut self) {
+    pub fn run(&mut self) {
         self.child = Some(spawn(self.folder.path()));
         self.wait_until_it_listens();
     }
 
     /// Stops the server, which writes what it has received.
-    pub(crate) fn stop(&mut self) {
+    pub fn stop(&mut self) {
         let Some(mut child) = self.child.take() else { return };
         let pid = child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
@@ -81,7 +81,7 @@ impl Rsyslog {
     }
 
     /// Messages in the order in which they were received. Some may be missing while the server runs.
-    pub(crate) fn messages(&self) -> Vec<Message> {
+    pub fn messages(&self) -> Vec<Message> {
         let received = fs::read(self.folder.path().join("received")).unwrap_or_default();
         let lines = received.split_inclusive(|byte| *byte == b'\n');
         let whole = lines.filter_map(|line| line.strip_suffix(b"\n"));
@@ -89,19 +89,19 @@ impl Rsyslog {
     }
 
     /// Stops the server, and returns the events of its messages.
-    pub(crate) fn into_events(mut self) -> Vec<ServerEvent> {
+    pub fn into_events(mut self) -> Vec<ServerEvent> {
         self.stop();
         self.messages().into_iter().map(|message| message.event).collect()
     }
 }
 
 /// A message with the structured data of the sink.
-pub(crate) struct Message {
-    pub(crate) event: ServerEvent,
+pub struct Message {
+    pub event: ServerEvent,
     /// `log.file.path`; empty if there is none.
-    pub(crate) path: String,
+    pub path: String,
     /// `ai_agent.generation`; empty if there is none.
-    pub(crate) generation: String,
+    pub generation: String,
 }
 
 impl Drop for Rsyslog {
@@ -152,7 +152,7 @@ input(type="imtcp" address="127.0.0.1" port="{port}" ruleset="keep")
 }
 
 /// Writes an authority, and a certificate for `localhost`, and returns the authority in PEM.
-pub(crate) fn certificates(folder: &Path) -> String {
+pub fn certificates(folder: &Path) -> String {
     let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
     authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
     let authority_key = rcgen::KeyPair::generate().unwrap();

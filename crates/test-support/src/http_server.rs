@@ -1,6 +1,4 @@
 //! An HTTP server whose responses are computed by a function, with faults on demand.
-//!
-//! The file has no dependency on this crate: tests of other packages include it by its path.
 
 use std::{
     collections::VecDeque,
@@ -15,55 +13,55 @@ use std::{
 
 /// A request as received.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Request {
-    pub(crate) method: String,
+pub struct Request {
+    pub method: String,
     /// Path without the query.
-    pub(crate) path: String,
+    pub path: String,
     /// Query without the question mark; empty if there is none.
-    pub(crate) query: String,
+    pub query: String,
     /// Headers in their order, with names in lower case.
-    pub(crate) headers: Vec<(String, String)>,
+    pub headers: Vec<(String, String)>,
     /// Body as received.
-    pub(crate) raw_body: Vec<u8>,
+    pub raw_body: Vec<u8>,
     /// Body after the content encoding was undone.
-    pub(crate) body: Vec<u8>,
+    pub body: Vec<u8>,
 }
 
 impl Request {
     /// Returns the value of a header; empty if it is absent.
-    pub(crate) fn header(&self, name: &str) -> &str {
+    pub fn header(&self, name: &str) -> &str {
         let found = self.headers.iter().find(|(known, _)| known == name);
         found.map_or("", |(_, value)| value)
     }
 
     /// Returns the body as JSON.
     #[track_caller]
-    pub(crate) fn json(&self) -> serde_json::Value {
+    pub fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap()
     }
 }
 
 /// A response.
 #[derive(Clone, Debug)]
-pub(crate) struct Reply {
-    pub(crate) status: u16,
-    pub(crate) headers: Vec<(String, String)>,
-    pub(crate) body: Vec<u8>,
+pub struct Reply {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub body: Vec<u8>,
 }
 
 impl Reply {
     /// Creates a response with a body.
-    pub(crate) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
+    pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
         Self { status, headers: Vec::new(), body: body.into() }
     }
 
     /// Creates a response with a JSON body.
-    pub(crate) fn json(status: u16, body: &serde_json::Value) -> Self {
+    pub fn json(status: u16, body: &serde_json::Value) -> Self {
         Self::new(status, body.to_string()).header("Content-Type", "application/json")
     }
 
     /// Adds a header.
-    pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
+    pub fn header(mut self, name: &str, value: &str) -> Self {
         self.headers.push((name.to_owned(), value.to_owned()));
         self
     }
@@ -71,7 +69,7 @@ impl Reply {
 
 /// What happens to one request.
 #[derive(Clone, Debug)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// The request is processed as without a fault.
     None,
     /// This response is sent, and the request is not processed.
@@ -95,7 +93,7 @@ type Process = Box<dyn FnMut(&Request) -> Reply + Send>;
 type Script = (String, VecDeque<Fault>);
 
 /// The server. It stops when dropped, and closes its connections.
-pub(crate) struct HttpServer {
+pub struct HttpServer {
     address: SocketAddr,
     shared: Arc<Shared>,
     accepting: Option<thread::JoinHandle<()>>,
@@ -116,12 +114,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl HttpServer {
     /// Starts a server on a free port of the loopback interface. `process` computes the responses.
-    pub(crate) fn start(process: impl FnMut(&Request) -> Reply + Send + 'static) -> Self {
+    pub fn start(process: impl FnMut(&Request) -> Reply + Send + 'static) -> Self {
         Self::on(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), process)
     }
 
     /// Starts a server on an address, such as the one of a server that was dropped.
-    pub(crate) fn on(
+    pub fn on(
         address: SocketAddr,
         process: impl FnMut(&Request) -> Reply + Send + 'static,
     ) -> Self {
@@ -150,7 +148,7 @@ impl HttpServer {
     }
 
     /// Adds faults for the next requests whose path ends with `path`.
-    pub(crate) fn fail(&self, path: &str, faults: impl IntoIterator<Item = Fault>) {
+    pub fn fail(&self, path: &str, faults: impl IntoIterator<Item = Fault>) {
         let mut script = lock(&self.shared.script);
         if let Some((_, known)) = script.iter_mut().find(|(known, _)| known == path) {
             known.extend(faults);
@@ -160,27 +158,27 @@ impl HttpServer {
     }
 
     /// Number of faults that have not happened yet.
-    pub(crate) fn faults_left(&self) -> usize {
+    pub fn faults_left(&self) -> usize {
         lock(&self.shared.script).iter().map(|(_, faults)| faults.len()).sum()
     }
 
     /// URL of the server, without a path.
-    pub(crate) fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// Address of the server.
-    pub(crate) fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Returns the requests so far, with any outcome.
-    pub(crate) fn requests(&self) -> Vec<Request> {
+    pub fn requests(&self) -> Vec<Request> {
         lock(&self.shared.requests).clone()
     }
 
     /// Number of requests so far, with any outcome.
-    pub(crate) fn request_count(&self) -> usize {
+    pub fn request_count(&self) -> usize {
         lock(&self.shared.requests).len()
     }
 }

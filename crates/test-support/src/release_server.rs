@@ -1,5 +1,4 @@
-//! Releases as a receiver serves them, with faults. Needs only `siem-protocol` and the module `minisign`
-//! beside it, so that unit tests can include it.
+//! Releases as a receiver serves them, with faults.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -20,11 +19,11 @@ use siem_protocol::{
     },
 };
 
-use super::minisign::Minisign;
+use crate::minisign::Minisign;
 
 /// How one response with a file differs from an honest one.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Fault {
+pub enum Fault {
     /// The connection ends after this many bytes of the body.
     CutAfter(usize),
     /// No byte follows after this many.
@@ -41,9 +40,9 @@ pub(crate) enum Fault {
 
 /// A request for a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct FileRequest {
-    pub(crate) range: Option<String>,
-    pub(crate) if_range: Option<String>,
+pub struct FileRequest {
+    pub range: Option<String>,
+    pub if_range: Option<String>,
 }
 
 #[derive(Default)]
@@ -59,15 +58,15 @@ struct State {
 
 /// The releases of a receiver.
 #[derive(Clone, Default)]
-pub(crate) struct Releases(Arc<Mutex<State>>);
+pub struct Releases(Arc<Mutex<State>>);
 
 /// Platform of this machine.
-pub(crate) fn platform() -> Platform {
+pub fn platform() -> Platform {
     Platform::new(std::env::consts::OS, std::env::consts::ARCH).unwrap()
 }
 
 /// Returns a release whose file is `program`, signed with `key` as that version for this platform.
-pub(crate) fn release(version: &str, program: &[u8], key: &Minisign) -> UpdateRelease {
+pub fn release(version: &str, program: &[u8], key: &Minisign) -> UpdateRelease {
     let version: Version = version.parse().unwrap();
     let comment = TrustedComment { version: version.clone(), platform: platform() };
     UpdateRelease {
@@ -83,39 +82,39 @@ pub(crate) fn release(version: &str, program: &[u8], key: &Minisign) -> UpdateRe
 
 impl Releases {
     /// Offers these releases for this platform.
-    pub(crate) fn offer(&self, releases: &[UpdateRelease]) {
+    pub fn offer(&self, releases: &[UpdateRelease]) {
         let manifest = UpdateManifest::new(&platform(), releases.to_vec());
         self.offer_text(manifest.to_json());
     }
 
     /// Sends this text as the list of releases.
-    pub(crate) fn offer_text(&self, text: impl Into<Vec<u8>>) {
+    pub fn offer_text(&self, text: impl Into<Vec<u8>>) {
         self.state().manifest = Some(text.into());
     }
 
     /// Signs lists of releases, if they are requested with a nonce.
-    pub(crate) fn sign_with(&self, secret: &str) {
+    pub fn sign_with(&self, secret: &str) {
         self.state().secret = Some(secret.to_owned());
     }
 
     /// Serves the file of a release.
-    pub(crate) fn serve(&self, release: &UpdateRelease, program: &[u8], etag: &str) {
+    pub fn serve(&self, release: &UpdateRelease, program: &[u8], etag: &str) {
         let etag = format!("\"{etag}\"");
         self.state().files.insert(release.artifact.to_string(), (program.to_vec(), etag));
     }
 
     /// Applies a fault to the next response with a file without one.
-    pub(crate) fn fault(&self, fault: Fault) {
+    pub fn fault(&self, fault: Fault) {
         self.state().faults.push_back(fault);
     }
 
     /// Returns the requests for files.
-    pub(crate) fn requests(&self) -> Vec<FileRequest> {
+    pub fn requests(&self) -> Vec<FileRequest> {
         self.state().requests.clone()
     }
 
     /// Returns the queries of the requests for the list of releases.
-    pub(crate) fn queries(&self) -> Vec<String> {
+    pub fn queries(&self) -> Vec<String> {
         self.state().queries.clone()
     }
 
@@ -123,7 +122,7 @@ impl Releases {
     ///
     /// # Errors
     /// The connection must be closed.
-    pub(crate) fn answer(
+    pub fn answer(
         &self,
         path: &str,
         header: &dyn Fn(&str) -> Option<String>,
@@ -231,15 +230,15 @@ fn respond(out: &mut impl Write, status: u16, headers: &str, body: &[u8]) -> io:
 }
 
 /// A server with releases and nothing else. It stops when dropped.
-pub(crate) struct ReleaseServer {
+pub struct ReleaseServer {
     address: SocketAddr,
-    pub(crate) releases: Releases,
+    pub releases: Releases,
     ended: Arc<AtomicBool>,
 }
 
 impl ReleaseServer {
     /// Starts a server without releases.
-    pub(crate) fn start() -> Self {
+    pub fn start() -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         let (releases, ended) = (Releases::default(), Arc::new(AtomicBool::new(false)));
@@ -257,7 +256,7 @@ impl ReleaseServer {
     }
 
     /// Returns the URL of the endpoint.
-    pub(crate) fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://{}/", self.address)
     }
 }

@@ -1,6 +1,4 @@
 //! An HTTP Event Collector that behaves as Splunk 10.4 does, or as LogScale is documented.
-//!
-//! The file has no dependency on this crate: tests of other packages include it by its path.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,10 +8,10 @@ use std::{
 
 use serde_json::{Value, json};
 
-use super::http_server::{HttpServer, Reply, Request};
+use crate::http_server::{HttpServer, Reply, Request};
 
 /// Token that the server accepts.
-pub(crate) const HEC_TOKEN: &str = "11111111-2222-3333-4444-555555555555";
+pub const HEC_TOKEN: &str = "11111111-2222-3333-4444-555555555555";
 /// Path of the collector.
 const COLLECTOR: &str = "/services/collector";
 /// Keys of an envelope.
@@ -21,62 +19,62 @@ const KEYS: [&str; 7] = ["time", "host", "source", "sourcetype", "index", "event
 
 /// State of the collector, which survives a restart of its server.
 #[derive(Default)]
-pub(crate) struct Collector {
+pub struct Collector {
     /// Objects in the order of their storage.
-    pub(crate) stored: Vec<Value>,
+    pub stored: Vec<Value>,
     /// True if the token requires a channel and gives ids.
-    pub(crate) uses_ack: bool,
+    pub uses_ack: bool,
     /// Number of polls after which a request is indexed; `None` for never.
-    pub(crate) polls_until_indexed: Option<u32>,
+    pub polls_until_indexed: Option<u32>,
     /// Requests that are not indexed, by channel and id, with the number of polls they have had. A
     /// request that was reported as indexed is removed.
-    pub(crate) pending: BTreeMap<(String, u64), u32>,
+    pub pending: BTreeMap<(String, u64), u32>,
     /// Requests that another indexer behind the load balancer has indexed, by channel and id. It answers
     /// the polls for them.
-    pub(crate) elsewhere: BTreeSet<(String, u64)>,
+    pub elsewhere: BTreeSet<(String, u64)>,
     /// Next id of each channel.
-    pub(crate) next_ids: BTreeMap<String, u64>,
+    pub next_ids: BTreeMap<String, u64>,
     /// Indexes that the token allows; empty for any.
-    pub(crate) indexes: Vec<String>,
+    pub indexes: Vec<String>,
     /// Maximum size of a request, answered with 413.
-    pub(crate) max_request_bytes: Option<usize>,
+    pub max_request_bytes: Option<usize>,
     /// Size above which Splunk Cloud answers with code 6 for the first object.
-    pub(crate) cloud_max_request_bytes: Option<usize>,
+    pub cloud_max_request_bytes: Option<usize>,
     /// An event that contains this text is refused with the code.
-    pub(crate) poison: Option<(String, u16)>,
+    pub poison: Option<(String, u16)>,
     /// Number of objects after which the next request is answered with code 9.
-    pub(crate) busy_after: Option<usize>,
+    pub busy_after: Option<usize>,
     /// True if the receiver is LogScale.
-    pub(crate) is_logscale: bool,
+    pub is_logscale: bool,
     /// Ids that were polled, in their order.
-    pub(crate) polled: Vec<Vec<u64>>,
+    pub polled: Vec<Vec<u64>>,
 }
 
 /// The server.
-pub(crate) struct HecServer {
+pub struct HecServer {
     http: Option<HttpServer>,
     collector: Arc<Mutex<Collector>>,
 }
 
 impl HecServer {
     /// Starts a server.
-    pub(crate) fn start(collector: Collector) -> Self {
+    pub fn start(collector: Collector) -> Self {
         let collector = Arc::new(Mutex::new(collector));
         let http = HttpServer::start(process(&collector));
         Self { http: Some(http), collector }
     }
 
-    pub(crate) fn http(&self) -> &HttpServer {
+    pub fn http(&self) -> &HttpServer {
         self.http.as_ref().expect("the server runs")
     }
 
-    pub(crate) fn collector(&self) -> MutexGuard<'_, Collector> {
+    pub fn collector(&self) -> MutexGuard<'_, Collector> {
         self.collector.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Replaces the indexer by another one behind the same load balancer. The first one has indexed its
     /// requests in the meantime, and still answers polls for them.
-    pub(crate) fn change_indexer(&self) {
+    pub fn change_indexer(&self) {
         let mut collector = self.collector();
         let indexed = std::mem::take(&mut collector.pending);
         collector.elsewhere.extend(indexed.into_keys());
@@ -85,7 +83,7 @@ impl HecServer {
 
     /// Stops the server, calls `meanwhile`, and starts it again at the same address. What it has stored is
     /// still there, and its acknowledgements are forgotten.
-    pub(crate) fn restart(&mut self, meanwhile: impl FnOnce()) {
+    pub fn restart(&mut self, meanwhile: impl FnOnce()) {
         let address: SocketAddr = self.http().address();
         self.http = None;
         meanwhile();
@@ -114,7 +112,7 @@ fn numbered(status: u16, code: u16, text: &str, number: usize) -> Reply {
 
 impl Collector {
     /// Processes a request.
-    pub(crate) fn process(&mut self, request: &Request) -> Reply {
+    pub fn process(&mut self, request: &Request) -> Reply {
         if self.is_logscale {
             return self.logscale(request);
         }

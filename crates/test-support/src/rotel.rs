@@ -1,6 +1,4 @@
 //! The collector rotel as a process: it receives OTLP and forwards everything to another receiver.
-//!
-//! The file has no dependency on this crate: tests of other packages include it by its path.
 
 use std::{
     env,
@@ -15,7 +13,7 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A running collector. Killed when dropped.
-pub(crate) struct Rotel {
+pub struct Rotel {
     process: Child,
     address: SocketAddr,
     /// Its log and the file with its id.
@@ -24,13 +22,13 @@ pub(crate) struct Rotel {
 
 impl Rotel {
     /// Starts a collector on a free port that forwards to the URL `to`.
-    pub(crate) fn start(to: &str) -> Self {
+    pub fn start(to: &str) -> Self {
         Self::on(free(), to)
     }
 
     /// Starts a collector on an address, such as that of one that was stopped.
     #[track_caller]
-    pub(crate) fn on(address: SocketAddr, to: &str) -> Self {
+    pub fn on(address: SocketAddr, to: &str) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let mut command = Command::new(program());
         command.env_clear().arg("start");
@@ -49,18 +47,18 @@ impl Rotel {
     }
 
     /// URL for the sink.
-    pub(crate) fn url(&self) -> String {
+    pub fn url(&self) -> String {
         format!("http://{}", self.address)
     }
 
     /// Address on which it listens.
-    pub(crate) fn address(&self) -> SocketAddr {
+    pub fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// Stops the collector in an orderly way: what it has in memory is forwarded first.
     #[track_caller]
-    pub(crate) fn stop(mut self) {
+    pub fn stop(mut self) {
         let pid = self.process.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
         wait_for("rotel stops", || self.process.try_wait().unwrap().is_some());
@@ -88,7 +86,7 @@ fn free() -> SocketAddr {
 
 /// Waits until a condition holds.
 #[track_caller]
-pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+pub fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
     let started_at = Instant::now();
     while !condition() {
         assert!(started_at.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");

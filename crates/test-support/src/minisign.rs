@@ -1,29 +1,28 @@
-//! Makes minisign keys and signatures for tests, as `minisign -G` and `minisign -S` do. Needs only
-//! `siem-protocol`, `blake2` and `data-encoding`, so that tests of other crates can include it.
+//! Makes minisign keys and signatures for tests, as `minisign -G` and `minisign -S` do.
 
 use blake2::{Blake2b512, Digest as _};
 use data_encoding::BASE64;
 use siem_protocol::note::{NoteSigner, SigningKey};
 
 /// A private key.
-pub(crate) struct Minisign {
+pub struct Minisign {
     key: SigningKey,
     id: [u8; 8],
 }
 
 impl Minisign {
     /// Makes the key of a seed; the seed is its id, too.
-    pub(crate) fn new(seed: u8) -> Self {
+    pub fn new(seed: u8) -> Self {
         Self { key: SigningKey::from_seed("minisign", [seed; 32]).unwrap(), id: [seed; 8] }
     }
 
     /// Returns the base64 line of the public key.
-    pub(crate) fn public(&self) -> String {
+    pub fn public(&self) -> String {
         BASE64.encode(&[b"Ed".as_slice(), &self.id, self.key.key().public()].concat())
     }
 
     /// Returns the text of a `.minisig` file.
-    pub(crate) fn sign(&self, body: &[u8], comment: &str) -> String {
+    pub fn sign(&self, body: &[u8], comment: &str) -> String {
         let signature = self.key.sign(&Blake2b512::digest(body)).unwrap();
         let global = self.key.sign(&[&signature, comment.as_bytes()].concat()).unwrap();
         format!(

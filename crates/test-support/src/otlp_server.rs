@@ -1,6 +1,4 @@
 //! A receiver of OTLP that keeps log records and responds by a script.
-//!
-//! The file has no dependency on this crate: tests of other packages include it by its path.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -17,27 +15,25 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message as _;
 
-use super::{
+use crate::{
     assembly::ServerEvent,
     http_server::{HttpServer, Reply, Request},
 };
 
 /// The receiver. It stops when dropped.
-pub(crate) struct OtlpServer {
+pub struct OtlpServer {
     http: HttpServer,
     stored: Arc<Mutex<Vec<ResourceLogs>>>,
 }
 
 impl OtlpServer {
     /// Starts a receiver that accepts everything.
-    pub(crate) fn start() -> Self {
+    pub fn start() -> Self {
         Self::by_rule(|_| None)
     }
 
     /// Starts a receiver that stores no log record of a request for which `rule` returns a response.
-    pub(crate) fn by_rule(
-        mut rule: impl FnMut(&[LogRecord]) -> Option<Reply> + Send + 'static,
-    ) -> Self {
+    pub fn by_rule(mut rule: impl FnMut(&[LogRecord]) -> Option<Reply> + Send + 'static) -> Self {
         let stored = Arc::new(Mutex::new(Vec::new()));
         let storing = Arc::clone(&stored);
         let process = move |request: &Request| {
@@ -59,23 +55,23 @@ impl OtlpServer {
     }
 
     /// The server, for faults and requests.
-    pub(crate) fn http(&self) -> &HttpServer {
+    pub fn http(&self) -> &HttpServer {
         &self.http
     }
 
     /// Log records that were stored, with their resources.
-    pub(crate) fn stored(&self) -> Vec<ResourceLogs> {
+    pub fn stored(&self) -> Vec<ResourceLogs> {
         self.stored.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Log records that were stored, without their resources.
-    pub(crate) fn log_records(&self) -> Vec<LogRecord> {
+    pub fn log_records(&self) -> Vec<LogRecord> {
         log_records(&self.stored()).cloned().collect()
     }
 
     /// Log records that were stored, as events. Fails if one has no resource.
     #[track_caller]
-    pub(crate) fn events(&self) -> Vec<ServerEvent> {
+    pub fn events(&self) -> Vec<ServerEvent> {
         let stored = self.stored();
         for logs in &stored {
             if log_records(slice::from_ref(logs)).next().is_none() {
@@ -95,12 +91,12 @@ fn log_records(logs: &[ResourceLogs]) -> impl Iterator<Item = &LogRecord> {
 }
 
 /// Returns the response to a request whose log records were all accepted.
-pub(crate) fn accepted() -> Reply {
+pub fn accepted() -> Reply {
     Reply::new(200, "").header("Content-Type", "application/x-protobuf")
 }
 
 /// Returns the response to a request of which `rejected` log records were refused.
-pub(crate) fn rejected(rejected: i64, message: &str) -> Reply {
+pub fn rejected(rejected: i64, message: &str) -> Reply {
     let error_message = message.to_owned();
     let partial_success =
         ExportLogsPartialSuccess { rejected_log_records: rejected, error_message };
@@ -109,14 +105,14 @@ pub(crate) fn rejected(rejected: i64, message: &str) -> Reply {
 }
 
 /// Returns the text of an attribute.
-pub(crate) fn attribute(record: &LogRecord, name: &str) -> Option<String> {
+pub fn attribute(record: &LogRecord, name: &str) -> Option<String> {
     let found = record.attributes.iter().find(|attribute| attribute.key == name)?;
     text(found.value.as_ref())
 }
 
 /// Returns the content of a log record.
 #[track_caller]
-pub(crate) fn content(record: &LogRecord) -> Vec<u8> {
+pub fn content(record: &LogRecord) -> Vec<u8> {
     match record.body.as_ref().and_then(|body| body.value.as_ref()) {
         Some(Value::StringValue(text)) => text.as_bytes().to_vec(),
         Some(Value::BytesValue(bytes)) => bytes.clone(),
