@@ -34,6 +34,9 @@ impl World {
     fn new(fault: &str) -> Self {
         let world = Self { home: Home::new(), receiver: Receiver::start(), lines: 0 };
         fs::create_dir(world.home.path().join("bin")).unwrap();
+        let config = world.home.path().join(".config/ai-agent");
+        fs::create_dir_all(&config).unwrap();
+        fs::write(config.join("config.toml"), "shipping.flush_interval = \"0s\"").unwrap();
         write_release(&world.program(), "0.1.0", "none");
         write_release(&world.staged(), "0.2.0", fault);
         world
@@ -54,7 +57,7 @@ impl World {
 
     fn command(&self) -> AgentCommand {
         let command = AgentCommand::of(&self.program(), self.home.path(), &["run"]);
-        command.config("shipping.flush_interval = \"0s\"").ships_to(&self.receiver.url())
+        command.ships_to(&self.receiver.url())
     }
 
     /// Starts the program in place until one is running, and returns it and the number of starts that
