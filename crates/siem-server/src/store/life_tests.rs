@@ -544,7 +544,7 @@ fn held_lines_that_a_repair_moved_aside_stay() {
 
 /// What a recovery leaves after an erasure is searched without a later entry of its subject.
 #[test]
-fn erased_lines_in_files_of_a_recovery_are_erased_without_a_later_entry() {
+fn lines_of_a_recovery_are_erased_without_a_later_entry() {
     let root = keyed();
     let store = open(&root);
     take(&store, &lines("epoch-1", 1, 4)).unwrap();
