@@ -6,6 +6,7 @@ use tracing::error;
 
 use super::{
     super::{
+        group::Group,
         group_life_cycle::GroupChange,
         outbox::{Outbox, OutboxError},
     },
@@ -20,8 +21,11 @@ impl Ingest {
     /// Stores the open group and waits until everything is stored. After a failure everything
     /// continues from the store, after the pause that is returned.
     pub(super) fn commit(&mut self) -> Result<(), Duration> {
-        self.hand_over()?;
         self.await_writer()?;
+        if let Some(group) = self.seal_group() {
+            self.writer.start_here(group);
+            self.await_writer()?;
+        }
         self.state.backfill.stored(&self.outbox);
         self.state.store_failure = None;
         Ok(())
@@ -30,17 +34,24 @@ impl Ingest {
     /// Hands the open group to the writer once the group before it is stored.
     pub(super) fn hand_over(&mut self) -> Result<(), Duration> {
         self.await_writer()?;
+        if let Some(group) = self.seal_group() {
+            self.writer.start(group, self.state.is_backfill);
+        }
+        if self.state.groups.must_confirm() { self.commit() } else { Ok(()) }
+    }
+
+    /// Seals the open group, which the writer must be given; `None` if it is empty.
+    fn seal_group(&mut self) -> Option<Group> {
         if self.builder.is_empty() {
-            return Ok(());
+            return None;
         }
         // Read before the writer starts, since the writer counts the group.
         let number = self.outbox.group_count() + 1;
         self.state.backfill.seal(self.builder.raw_bytes(), &self.outbox);
         let group = self.builder.finish_unencoded(self.clock.now());
-        self.writer.start(group, self.state.is_backfill);
         let change = self.state.groups.seal(number);
         self.notify(change);
-        if self.state.groups.must_confirm() { self.commit() } else { Ok(()) }
+        Some(group)
     }
 
     /// Waits for the group that is being stored, if any.

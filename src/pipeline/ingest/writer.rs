@@ -1,8 +1,9 @@
-//! Compresses and stores groups on a thread of its own, while the next group is read.
+//! Compresses and stores groups: on a thread of its own while the next group is read, and otherwise on
+//! the calling thread, which would only wait.
 
 use std::{
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         mpsc::{Receiver, SyncSender, sync_channel},
     },
     thread::{self, JoinHandle},
@@ -21,20 +22,20 @@ type Stored = Result<(), OutboxError>;
 
 /// Stores one group at a time.
 pub struct Writer {
-    mode: Mode,
-    /// True if a group has been started and not finished.
-    is_busy: bool,
+    storage: Arc<Mutex<GroupStorage>>,
+    /// `None` if every group is stored on the calling thread: for a simulation in which one thing
+    /// happens at a time.
+    thread: Option<WriterThread>,
+    /// The group that was started and not finished.
+    started: Option<Started>,
 }
 
-enum Mode {
-    /// Stores on the calling thread, in `finish`: for a simulation in which one thing happens at a
-    /// time.
-    #[cfg(test)]
-    Inline {
-        storage: Box<GroupStorage>,
-        group: Option<Box<Group>>,
-    },
-    Threaded(WriterThread),
+/// A group that was started.
+enum Started {
+    /// [`Writer::finish`] stores it.
+    Here(Box<Group>),
+    /// The thread stores it.
+    OnThread,
 }
 
 struct WriterThread {
@@ -50,6 +51,10 @@ struct GroupStorage {
 }
 
 impl GroupStorage {
+    fn new(outbox: Arc<Outbox>, codec: Codec) -> Arc<Mutex<Self>> {
+        Arc::new(Mutex::new(Self { outbox, encoder: Encoder::new(codec) }))
+    }
+
     fn store(&mut self, mut group: Group) -> Stored {
         group.encode(&mut self.encoder);
         self.outbox.commit(&group)
@@ -74,15 +79,18 @@ impl Writer {
     /// If the system cannot start a thread.
     #[must_use]
     pub fn new(outbox: Arc<Outbox>, codec: Codec) -> Self {
-        let mut storage = GroupStorage { outbox, encoder: Encoder::new(codec) };
+        let storage = GroupStorage::new(outbox, codec);
         let (groups, jobs) = sync_channel(1);
         let (done, stored) = sync_channel(1);
+        let of_thread = Arc::clone(&storage);
         let run = move || {
             for (group, is_background) in jobs {
+                let mut storage = of_thread.lock().unwrap_or_else(PoisonError::into_inner);
                 let stored = match is_background {
                     true => storage.store_in_background(group),
                     false => storage.store(group),
                 };
+                drop(storage);
                 if done.send(stored).is_err() {
                     return;
                 }
@@ -91,14 +99,13 @@ impl Writer {
         let spawned = thread::Builder::new().name("writer".into()).spawn(run);
         let thread = Some(spawned.expect("the system can start a thread"));
         let thread = WriterThread { groups: Some(groups), stored, thread };
-        Self { mode: Mode::Threaded(thread), is_busy: false }
+        Self { storage, thread: Some(thread), started: None }
     }
 
     /// Creates a writer that stores on the calling thread.
     #[cfg(test)]
     pub(crate) fn inline(outbox: Arc<Outbox>, codec: Codec) -> Self {
-        let storage = Box::new(GroupStorage { outbox, encoder: Encoder::new(codec) });
-        Self { mode: Mode::Inline { storage, group: None }, is_busy: false }
+        Self { storage: GroupStorage::new(outbox, codec), thread: None, started: None }
     }
 
     /// Starts to store `group`, which begins where the previous one ends, with low priority if
@@ -107,18 +114,24 @@ impl Writer {
     /// # Panics
     /// If the previous group has not been finished, or the thread has panicked.
     pub(super) fn start(&mut self, group: Group, is_background: bool) {
-        assert!(!self.is_busy, "one group at a time");
-        self.is_busy = true;
-        match &mut self.mode {
-            #[cfg(test)]
-            Mode::Inline { group: waiting, .. } => *waiting = Some(Box::new(group)),
-            Mode::Threaded(WriterThread { groups, .. }) => {
-                let groups = groups.as_ref();
-                let is_sent =
-                    groups.is_some_and(|groups| groups.send((group, is_background)).is_ok());
-                assert!(is_sent, "the writer thread runs");
-            }
-        }
+        let Some(WriterThread { groups, .. }) = &self.thread else {
+            return self.start_here(group);
+        };
+        assert!(self.started.is_none(), "one group at a time");
+        let groups = groups.as_ref();
+        let is_sent = groups.is_some_and(|groups| groups.send((group, is_background)).is_ok());
+        assert!(is_sent, "the writer thread runs");
+        self.started = Some(Started::OnThread);
+    }
+
+    /// Starts to store `group`, which begins where the previous one ends. [`finish`](Self::finish), which
+    /// must follow at once, does so on the calling thread: two threads fewer have to wake up.
+    ///
+    /// # Panics
+    /// If the previous group has not been finished.
+    pub(super) fn start_here(&mut self, group: Group) {
+        assert!(self.started.is_none(), "one group at a time");
+        self.started = Some(Started::Here(Box::new(group)));
     }
 
     /// Waits until the started group is stored; `None` if there is none.
@@ -126,16 +139,16 @@ impl Writer {
     /// # Panics
     /// If the thread has panicked: nothing can be stored after that.
     pub(super) fn finish(&mut self) -> Option<Stored> {
-        if !std::mem::take(&mut self.is_busy) {
-            return None;
-        }
-        match &mut self.mode {
-            #[cfg(test)]
-            Mode::Inline { storage, group } => group.take().map(|group| storage.store(*group)),
-            Mode::Threaded(WriterThread { stored, .. }) => {
-                Some(stored.recv().expect("the writer thread runs"))
+        Some(match self.started.take()? {
+            Started::Here(group) => {
+                self.storage.lock().unwrap_or_else(PoisonError::into_inner).store(*group)
             }
-        }
+            Started::OnThread => {
+                let thread = self.thread.as_ref();
+                let stored = thread.and_then(|thread| thread.stored.recv().ok());
+                stored.expect("the writer thread runs")
+            }
+        })
     }
 }
 
