@@ -14,7 +14,7 @@ use crate::{
     logging,
     platform::{
         LogReader,
-        watch::{DirectoryWatcher, WatchEvent},
+        watch::{ChangeKind, DirectoryWatcher, WatchEvent},
     },
 };
 
@@ -87,7 +87,7 @@ impl Changes {
         // One notification is enough, however many changes there are.
         let (sender, changed) = mpsc::sync_channel(1);
         let watcher = DirectoryWatcher::new(move |event| {
-            if !matches!(event, WatchEvent::Changed { is_metadata: true, .. }) {
+            if !matches!(event, WatchEvent::Changed { kind: ChangeKind::Metadata, .. }) {
                 sender.try_send(()).ok();
             }
         });

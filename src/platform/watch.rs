@@ -29,13 +29,24 @@ pub enum WatchEvent {
     Changed {
         /// Path below a root, as given or with resolved symlinks.
         path: PathBuf,
-        /// True if only metadata changed.
-        is_metadata: bool,
+        /// Kind of the change.
+        kind: ChangeKind,
     },
     /// Notifications were lost.
     Lost,
     /// Notifications are incomplete from now on: a new watcher is required.
     Failed(WatchError),
+}
+
+/// Kind of a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChangeKind {
+    /// Only metadata changed.
+    Metadata,
+    /// Bytes of the file changed. Another file at the path is reported as [`Other`](Self::Other).
+    Data,
+    /// Any change.
+    Other,
 }
 
 /// Reason why a directory cannot be watched.
@@ -147,14 +158,15 @@ fn forward(event: notify::Event, notify_change: &mut impl FnMut(WatchEvent)) {
     if event.need_rescan() {
         notify_change(WatchEvent::Lost);
     }
-    let is_metadata = match event.kind {
+    let kind = match event.kind {
         // Reads, including our own.
         EventKind::Access(_) => return,
-        EventKind::Modify(ModifyKind::Metadata(_)) => true,
-        _ => false,
+        EventKind::Modify(ModifyKind::Metadata(_)) => ChangeKind::Metadata,
+        EventKind::Modify(ModifyKind::Data(_)) => ChangeKind::Data,
+        _ => ChangeKind::Other,
     };
     for path in event.paths {
-        notify_change(WatchEvent::Changed { path, is_metadata });
+        notify_change(WatchEvent::Changed { path, kind });
     }
 }
 

@@ -20,7 +20,7 @@ use super::{
     file_table::{KnownFile, Lane, age},
     is_absent,
     links::LinkProblem,
-    watcher::{Hinted, WatchAttempt, WatchOutcome, Watcher, may_be_directory},
+    watcher::{Hint, Hinted, WatchAttempt, WatchOutcome, Watcher, may_be_directory},
 };
 use crate::platform::{
     bounded::DoesNotAnswer,
@@ -111,18 +111,23 @@ impl Tail {
             return;
         }
         let roots = std::mem::take(&mut self.roots);
-        for path in hinted.paths {
-            self.apply_hint(&roots, &path);
+        for (path, hint) in hinted.paths {
+            self.apply_hint(&roots, &path, hint);
         }
         self.roots = roots;
     }
 
-    fn apply_hint(&mut self, roots: &[RootDirectory], hinted: &Path) {
+    fn apply_hint(&mut self, roots: &[RootDirectory], hinted: &Path, hint: Hint) {
         // The innermost link comes first.
         let links = self.followed.iter().rev();
         let translated =
             |root: &RootDirectory| Some((root.configured.clone(), root.configured_path(hinted)?));
         let Some((root, path)) = links.chain(roots).find_map(translated) else { return };
+        if hint == Hint::Data
+            && let Some((key, stamp)) = self.stamp_of_open(&path)
+        {
+            return self.check_known(key, stamp, FoundBy::Check);
+        }
         let is_file = self.options.names.matches(&path);
         let may_be_directory = |path: &Path| may_be_directory(path, self.access.calls());
         let FileInfo { kind, stamp } = match self.access.inspect_below(&root, &path) {
@@ -151,6 +156,16 @@ impl Tail {
         } else if kind == FileKind::File && is_file {
             self.check_path(&path, stamp);
         }
+    }
+
+    /// Returns the stamp of the known file at a path if it can be read from an open handle without a
+    /// helper thread, which costs as much as reading a line.
+    fn stamp_of_open(&self, path: &Path) -> Option<(FileKey, Stamp)> {
+        let key = self.files.at(path)?;
+        // Otherwise another file is at the path by now.
+        self.files.get(key).filter(|known| known.replaced_by.is_none())?;
+        let open = self.open.get(&key).filter(|open| open.drain.is_none())?;
+        open.file.local_stamp().map(|stamp| (key, stamp))
     }
 
     /// Checks all files below a directory.

@@ -1,7 +1,7 @@
 //! Change notifications of the operating system, used as hints: they may be late, repeated or lost.
 
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     ffi::OsStr,
     path::{Path, PathBuf},
     sync::{
@@ -15,7 +15,7 @@ use tracing::{debug, warn};
 use super::directory_walk::{Names, RootDirectory};
 use crate::platform::{
     bounded::{BoundedCalls, CurrentPlace},
-    watch::{DirectoryWatcher, WatchError, WatchEvent},
+    watch::{ChangeKind, DirectoryWatcher, WatchError, WatchEvent},
 };
 
 /// Largest number of paths that are kept; beyond it everything is swept.
@@ -24,12 +24,21 @@ const MAX_PATHS: usize = 4096;
 /// Hints since they were last drained.
 #[derive(Debug, Default)]
 pub(super) struct Hinted {
-    /// Paths that may have changed.
-    pub(super) paths: HashSet<PathBuf>,
+    /// Paths that may have changed, each with what may have.
+    pub(super) paths: HashMap<PathBuf, Hint>,
     /// True if hints were lost.
     pub(super) is_incomplete: bool,
     /// True if some directories are not watched.
     pub(super) has_failed: bool,
+}
+
+/// Change that a path may have had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hint {
+    /// Bytes of the file changed, and it is still the same file.
+    Data,
+    /// Any change.
+    Any,
 }
 
 /// Collects hints from any thread.
@@ -46,10 +55,13 @@ impl Hints {
     }
 
     /// Adds a path that may have changed.
-    pub(super) fn add(&self, path: PathBuf) {
+    pub(super) fn add(&self, path: PathBuf, hint: Hint) {
         self.change(|hinted| {
             if hinted.paths.len() < MAX_PATHS {
-                hinted.paths.insert(path);
+                let known = hinted.paths.entry(path).or_insert(hint);
+                if hint == Hint::Any {
+                    *known = hint;
+                }
             } else {
                 hinted.is_incomplete = true;
             }
@@ -98,9 +110,12 @@ impl Watcher {
     ) -> Option<Arc<Self>> {
         let (sender, names, calls) = (Arc::clone(hints), names.clone(), calls.clone());
         let notify = move |event| match event {
-            WatchEvent::Changed { path, is_metadata } => {
-                if names.matches(&path) || (!is_metadata && may_be_directory(&path, &calls)) {
-                    sender.add(path);
+            WatchEvent::Changed { path, kind } => {
+                let hint = if kind == ChangeKind::Data { Hint::Data } else { Hint::Any };
+                if names.matches(&path)
+                    || (kind != ChangeKind::Metadata && may_be_directory(&path, &calls))
+                {
+                    sender.add(path, hint);
                 }
             }
             WatchEvent::Lost => {
@@ -218,8 +233,8 @@ mod tests {
             counter.fetch_add(1, Ordering::Relaxed);
         }));
         assert!(hints.drain().is_none());
-        hints.add("/a".into());
-        hints.add("/b".into());
+        hints.add("/a".into(), Hint::Data);
+        hints.add("/b".into(), Hint::Any);
         assert_eq!(woken.load(Ordering::Relaxed), 1);
         assert_eq!(hints.drain().unwrap().paths.len(), 2);
         hints.add_loss();
@@ -228,10 +243,22 @@ mod tests {
     }
 
     #[test]
+    fn any_change_outweighs_a_change_of_bytes() {
+        let hints = Hints::new(Arc::new(|| {}));
+        for (path, hint) in [("/a", Hint::Data), ("/a", Hint::Any), ("/b", Hint::Data)] {
+            hints.add(path.into(), hint);
+        }
+        hints.add("/a".into(), Hint::Data);
+        let paths = hints.drain().unwrap().paths;
+        assert_eq!(paths[Path::new("/a")], Hint::Any);
+        assert_eq!(paths[Path::new("/b")], Hint::Data);
+    }
+
+    #[test]
     fn too_many_hints_are_marked_incomplete() {
         let hints = Hints::new(Arc::new(|| {}));
         for n in 0..=MAX_PATHS {
-            hints.add(n.to_string().into());
+            hints.add(n.to_string().into(), Hint::Any);
         }
         let hinted = hints.drain().unwrap();
         assert_eq!((hinted.paths.len(), hinted.is_incomplete), (MAX_PATHS, true));

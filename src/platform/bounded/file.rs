@@ -81,6 +81,14 @@ impl BoundedFile {
         self.run(Stamp::of)
     }
 
+    /// Returns the stamp of the file if its file system is on a disk of this machine; `None` otherwise,
+    /// or if the system reports an error.
+    #[must_use]
+    pub fn local_stamp(&self) -> Option<Stamp> {
+        let file = self.file.as_ref().filter(|_| self.remote.is_none())?;
+        Stamp::of(file).ok()
+    }
+
     /// Runs `call` with the file, on a helper thread if its file system is not on a disk of this
     /// machine.
     ///

@@ -108,7 +108,7 @@ fn live_file_is_read_between_chunks_of_a_backlog() {
     world.pass(Duration::from_secs(400));
     assert_eq!(world.tail.read(&mut world.store), Progress::More);
     world.append("live.jsonl", "live\n");
-    world.tail.hints.add(world.path("live.jsonl"));
+    world.tail.hints.add(world.path("live.jsonl"), Hint::Any);
     world.store.commit();
     world.tail.sealed();
     world.tail.committed();

@@ -227,7 +227,7 @@ impl Scene {
     fn hint(&mut self, names: &[&str]) {
         let paths = names.iter().map(|name| self.world.path(name));
         match self.watching {
-            Watching::On => paths.for_each(|path| self.world.tail.hints.add(path)),
+            Watching::On => paths.for_each(|path| self.world.tail.hints.add(path, Hint::Any)),
             Watching::Late => self.hints.extend(paths),
             _ => {}
         }
@@ -237,7 +237,7 @@ impl Scene {
         self.advance_to_next_check();
         self.world.read_on();
         for path in std::mem::take(&mut self.hints) {
-            self.world.tail.hints.add(path);
+            self.world.tail.hints.add(path, Hint::Any);
         }
     }
 

@@ -35,7 +35,7 @@ use std::{
 use siem_protocol::names::event;
 use tempfile::TempDir;
 
-use super::{testing::MemoryStore, *};
+use super::{testing::MemoryStore, watcher::Hint, *};
 use crate::tail::testing::ShiftedClock;
 
 /// A directory, a tail on it, and everything that the tail handed over.

@@ -107,7 +107,7 @@ impl TailFixture {
     fn write_now(&self, name: &str, bytes: &str) {
         self.write(name, bytes);
         self.touch(name, self.clock.now().0);
-        self.tail.hints.add(self.path(name));
+        self.tail.hints.add(self.path(name), Hint::Data);
     }
 
     fn touch(&self, name: &str, millis: u64) {
@@ -139,7 +139,7 @@ fn file_rewritten_with_the_same_bytes_continues() {
         assert_eq!(world.apply_hints(), lines([]), "{step:?}");
         // Other files do not wait for it.
         world.append("b.jsonl", "more\n");
-        world.tail.hints.add(world.path("b.jsonl"));
+        world.tail.hints.add(world.path("b.jsonl"), Hint::Any);
         assert_eq!(world.apply_hints(), lines(["more"]));
     }
     world.write_now("a.jsonl", "one\ntwo\nthree\nfour\n");

@@ -14,15 +14,40 @@ fn hints_find_changes_and_wrong_hints_are_harmless() {
     world.write("new/b.jsonl", "new\n");
     let root = world.path("");
     for path in ["a.jsonl", "new", "absent.jsonl", "new/c.jsonl", "../outside.jsonl"] {
-        world.tail.hints.add(root.join(path));
+        world.tail.hints.add(root.join(path), Hint::Any);
     }
-    world.tail.hints.add("/".into());
-    world.tail.hints.add(Path::new("").into());
+    world.tail.hints.add("/".into(), Hint::Any);
+    world.tail.hints.add(Path::new("").into(), Hint::Any);
     world.read_on();
     let (mut came, events) = world.take();
     came.sort();
     assert_eq!((came, events), lines(["new", "two"]));
     assert_eq!(world.tail.survey().sweeps, sweeps);
+}
+
+/// A hint about bytes costs no look at the path; one about another file there does.
+#[test_requires::requires(not_wine)]
+#[test]
+fn hint_about_bytes_reads_the_open_file() {
+    let mut world = TailFixture::new();
+    world.write("a.jsonl", "one\n");
+    world.read();
+    world.take();
+    let path = world.path("a.jsonl");
+    let hinted = |world: &mut TailFixture, hint| {
+        world.tail.schedule.is_watching = true;
+        world.tail.hints.add(path.clone(), hint);
+        world.read_on();
+        world.take()
+    };
+    world.append("a.jsonl", "two\n");
+    assert_eq!(hinted(&mut world, Hint::Data), lines(["two"]));
+    world.write("new", "one\ntwo\nthree\n");
+    fs::rename(world.path("new"), &path).unwrap();
+    assert_eq!(hinted(&mut world, Hint::Data), lines([]));
+    assert_eq!(hinted(&mut world, Hint::Any), lines(["three"]));
+    world.append("a.jsonl", "four\n");
+    assert_eq!(hinted(&mut world, Hint::Data), lines(["four"]));
 }
 
 #[test]
