@@ -340,6 +340,20 @@ impl Encoder {
     }
 }
 
+/// Returns a zstd frame that holds `bytes` uncompressed; `None` if they are too many for one block.
+#[must_use]
+pub fn uncompressed_zstd(bytes: &[u8]) -> Option<Vec<u8>> {
+    /// Magic number, and a descriptor: one segment, the content size in four bytes, no checksum.
+    /// <https://www.rfc-editor.org/rfc/rfc8878#section-3.1.1>
+    const START: [u8; 5] = [0x28, 0xb5, 0x2f, 0xfd, 0xa0];
+    const MAX_BLOCK: u32 = 128 << 10;
+    const LAST_AND_RAW: u32 = 1;
+
+    let length = u32::try_from(bytes.len()).ok().filter(|length| *length <= MAX_BLOCK)?;
+    let block = (length << 3 | LAST_AND_RAW).to_le_bytes();
+    Some([&START, &length.to_le_bytes()[..], &block[..3], bytes].concat())
+}
+
 /// Collects entries for a frame. The buffer is reused for the next one.
 #[derive(Debug, Default)]
 pub struct FrameBuilder {
@@ -458,6 +472,18 @@ mod tests {
         let mut frame = builder.seal(next, chain, Digest::ZERO, Timestamp(1)).unwrap();
         Encoder::new(codec).encode(&mut frame);
         (frame, chains)
+    }
+
+    #[test]
+    fn uncompressed_zstd_is_decoded_by_zstd() {
+        for length in [0, 1, 255, 256, 65_536, 128 << 10] {
+            let bytes: Vec<u8> = (0..length).map(|n: usize| n as u8).collect();
+            let frame = uncompressed_zstd(&bytes).unwrap();
+            assert_eq!(frame.len(), 12 + length);
+            assert_eq!(zstd::decode_all(&*frame).unwrap(), bytes);
+            assert_eq!(zstd::bulk::decompress(&frame, length).unwrap(), bytes);
+        }
+        assert_eq!(uncompressed_zstd(&vec![0; (128 << 10) + 1]), None);
     }
 
     #[test]
