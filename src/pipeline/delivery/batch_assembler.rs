@@ -5,7 +5,7 @@ use std::{error::Error, ops::ControlFlow, time::Duration};
 use siem_protocol::{BatchHeader, Chain, ChainPoint, DeadLettered, Digest, Identity};
 
 use super::{
-    super::outbox::{Cursor, Outbox, OutboxError},
+    super::outbox::{Cursor, Outbox, OutboxError, Snapshot},
     DecidedEntries,
     schedule::{SendRule, Waiting},
 };
@@ -53,7 +53,7 @@ pub enum AssembleError {
 /// Assembles batches for one sink.
 pub struct Assembler<'a> {
     /// The outbox with the entries.
-    pub outbox: &'a Outbox,
+    pub snapshot: &'a Snapshot<'a>,
     /// Instance name of the sink.
     pub sink: &'a str,
     /// Encoding of frames that the sink requires.
@@ -80,26 +80,31 @@ impl Assembler<'_> {
         rule: &SendRule,
     ) -> Result<NextBatch, AssembleError> {
         let first = cursor.acknowledged.seq + 1;
-        let head = *self.outbox.watch().borrow();
-        if self.outbox.epoch() != cursor.epoch {
-            return Ok(NextBatch::Waiting(Duration::ZERO));
-        }
+        let head = self.snapshot.head();
         if head.last_seq < first {
             return Ok(NextBatch::Nothing);
         }
         let sent_through = rule.sent.map_or(0, |sent| sent.through);
         let new_fill =
             || BatchFill { shipping: self.shipping, border, sent_through, ..BatchFill::default() };
-        // Only heads are read at first: most of the time entries wait, and nothing is copied.
         let (mut fit, mut oldest) = (new_fill(), None);
         let first_unsent = first.max(sent_through.saturating_add(1));
-        self.outbox.heads(first, |head| {
-            fit.add(&head, first)?;
+        let mut add = |head: &FrameHead| {
+            fit.add(head, first)?;
             if head.last_seq() >= first_unsent {
                 oldest.get_or_insert(head.sealed_at);
             }
             ControlFlow::Continue(())
-        })?;
+        };
+        // Only heads are read at first: most of the time entries wait, and nothing is copied. For a few
+        // entries that costs more than it saves.
+        let is_small = head.last_group.is_small() && head.last_group.after_seq + 1 == first;
+        let mut frames = None;
+        if is_small {
+            frames = Some(self.snapshot.frames(first, add)?);
+        } else {
+            self.snapshot.heads(first, |head| add(&head))?;
+        }
         let Some(oldest) = oldest else {
             let in_transit = rule.sent.map(|sent| NextBatch::InTransit(sent.recheck));
             return Ok(in_transit.unwrap_or(NextBatch::Nothing));
@@ -118,14 +123,15 @@ impl Assembler<'_> {
         if !wait.is_zero() {
             return Ok(NextBatch::Waiting(wait));
         }
-        let mut fit = new_fill();
-        let frames = self.outbox.frames(first, |head| fit.add(head, first))?;
+        let frames = match frames {
+            Some(frames) => frames,
+            None => {
+                fit = new_fill();
+                self.snapshot.frames(first, |head| fit.add(head, first))?
+            }
+        };
         let dead =
-            self.outbox.dead_letters_after(self.sink, &cursor.epoch, cursor.acknowledged.seq)?;
-        // Everything must be read under one epoch.
-        if self.outbox.epoch() != cursor.epoch {
-            return Ok(NextBatch::Waiting(Duration::ZERO));
-        }
+            self.snapshot.dead_letters_after(self.sink, &cursor.epoch, cursor.acknowledged.seq)?;
         let (batch, end) = self.batch(cursor, frames, border, &dead, now)?;
         Ok(NextBatch::Ready { batch: Box::new(batch), end, is_full: fit.full })
     }

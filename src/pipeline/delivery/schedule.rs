@@ -186,6 +186,12 @@ impl Schedule {
         })
     }
 
+    /// Returns true if everything is delivered but the last group, and that is small.
+    pub(super) fn lacks_little(&self, head: &Head) -> bool {
+        let last = head.last_group;
+        last.is_small() && self.delivered == Some(Position::in_numbering_of(head, last.after_seq))
+    }
+
     /// Records that entries up to `through` were sent without an acknowledgement. The first counts as
     /// delivered after `recheck`. `has_moved` is true if the cursor has moved.
     pub(super) fn in_transit(
@@ -271,7 +277,7 @@ impl Schedule {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::super::outbox::LastGroup, *};
     use crate::config::ShippingSettings;
 
     const INTERVAL: Duration = Duration::from_secs(300);
@@ -324,6 +330,23 @@ mod tests {
         assert_eq!(schedule.next_rule(&head(9), &control, NOW).unwrap().flush_through, 7);
         let renumbered = Head { renumbered_at: Timestamp(1), ..head(9) };
         assert_eq!(schedule.next_rule(&renumbered, &control, NOW).unwrap().flush_through, 0);
+    }
+
+    /// Otherwise the network's thread would read what may be on the disk only.
+    #[test]
+    fn little_is_lacking_only_after_all_but_a_small_group() {
+        let lacks_little = |delivered, after_seq, bytes, renumbered_at| {
+            let mut schedule = Schedule::default();
+            schedule.acknowledged(Position::end_of(&head(delivered)), true, Duration::ZERO);
+            let last_group = LastGroup { after_seq, bytes };
+            schedule.lacks_little(&Head { last_group, renumbered_at, ..head(9) })
+        };
+        let before = Timestamp::default();
+        assert!(lacks_little(8, 8, 1000, before));
+        assert!(!lacks_little(7, 8, 1000, before), "two groups");
+        assert!(!lacks_little(8, 8, 100_000, before), "a large group");
+        assert!(!lacks_little(8, 8, 1000, Timestamp(1)), "another numbering");
+        assert!(!Schedule::default().lacks_little(&head(9)), "nothing is known to be delivered");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use tokio::{
 };
 
 use super::{
-    super::outbox::Head,
+    super::outbox::{Head, Snapshot},
     AssembleError, Assembler, DeadLetterRetry, NextBatch, SinkControl, SinkTask, StopMode,
     batch_sender::{AfterBatch, CursorMove, DeliveryState, Sent, hand_over_requested},
     dead_letter_retry::retry_dead_letter,
@@ -90,7 +90,7 @@ impl TaskLoop {
         self.take_retries(control.stop).await;
         let next = match self.schedule.next_rule(&end, &control, self.elapsed()) {
             None => Ok(NextBatch::Nothing),
-            Some(rule) => self.next_batch(&control, rule).await,
+            Some(rule) => self.next_batch(&end, &control, rule).await,
         };
         match next {
             Err(failure) => Round::Pause(Pause::fixed(self.task.read_failed(&failure))),
@@ -111,9 +111,11 @@ impl TaskLoop {
         }
     }
 
-    /// Assembles the next batch on a blocking thread.
+    /// Assembles the next batch: on this thread if it only lacks a small group that was just stored, and
+    /// so is in the memory of the store, and otherwise on a blocking thread.
     async fn next_batch(
         &mut self,
+        end: &Head,
         control: &SinkControl,
         rule: SendRule,
     ) -> Result<NextBatch, AssembleError> {
@@ -121,14 +123,21 @@ impl TaskLoop {
         let DeliveryState { policy, decided, .. } = self.state.clone();
         let shipping = control.shipping;
         let identity = Arc::clone(&self.task.identity);
-        let next = self.task.on_outbox(move |outbox, sink| {
+        let assemble = move |snapshot: &Snapshot<'_>, sink: &str| {
             let (identity, clock, decided) = (&*identity, &*clock, &decided);
-            let assembler = Assembler { outbox, sink, codec, identity, shipping, clock, decided };
-            let cursor = outbox.cursor(sink)?;
+            let assembler = Assembler { snapshot, sink, codec, identity, shipping, clock, decided };
+            let cursor = snapshot.cursor(sink)?;
             let border = policy.border(cursor.acknowledged.seq);
             let next = assembler.next(&cursor, border, &rule)?;
             Ok::<_, AssembleError>((next, cursor.refusals))
-        });
+        };
+        if self.is_resumed
+            && self.schedule.lacks_little(end)
+            && let Some(snapshot) = self.task.outbox.snapshot_now()
+        {
+            return assemble(&snapshot, &self.task.name).map(|(next, _)| next);
+        }
+        let next = self.task.on_outbox(move |outbox, sink| assemble(&outbox.snapshot()?, sink));
         let (next, refusals) = next.await?;
         if !std::mem::replace(&mut self.is_resumed, true) {
             self.state.policy.resume(refusals);

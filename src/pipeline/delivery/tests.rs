@@ -281,18 +281,20 @@ fn entry_stored_after_the_time_is_read_waits_for_the_interval() {
     let outbox = outbox_with(folder.path(), &[]);
     let clock = StoringClock { outbox: &outbox, calls: AtomicU64::new(0) };
     let flush_interval = Duration::from_secs(3600);
-    let assembler = Assembler {
-        outbox: &outbox,
-        sink: "siem",
-        codec: Codec::Zstd,
-        identity: &identity(),
-        shipping: shipping(100),
-        clock: &clock,
-        decided: &DecidedEntries::default(),
-    };
-    let cursor = outbox.cursor("siem").unwrap();
     let rule = SendRule { flush: false, flush_through: 0, flush_interval, sent: None };
-    let next = || assembler.next(&cursor, None, &rule).unwrap();
+    let next = || {
+        let snapshot = &outbox.snapshot().unwrap();
+        let assembler = Assembler {
+            snapshot,
+            sink: "siem",
+            codec: Codec::Zstd,
+            identity: &identity(),
+            shipping: shipping(100),
+            clock: &clock,
+            decided: &DecidedEntries::default(),
+        };
+        assembler.next(&snapshot.cursor("siem").unwrap(), None, &rule).unwrap()
+    };
     assert!(!matches!(next(), NextBatch::Ready { .. }));
     clock.now();
     let next = next();

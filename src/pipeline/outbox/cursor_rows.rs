@@ -81,17 +81,15 @@ pub(super) fn apply_acks(
     if acks.is_empty() {
         return Ok(());
     }
-    let mut cursors = transaction.open_table(CURSORS)?;
-    for (sink, ack) in acks {
-        let sink = sink.as_str();
-        let known = cursors.get(sink)?.map(|row| open_cursor(sink, row.value()));
-        if let Some(cursor) = known.transpose()? {
-            let cursor = ack.clone().apply_to(cursor);
-            cursors.insert(sink, protect_json(sink, &cursor).as_slice())?;
+    let mut rows = transaction.open_table(CURSORS)?;
+    let mut cursors = read_cursors(&rows)?;
+    for (sink, cursor) in &mut cursors {
+        if let Some(ack) = acks.get(sink) {
+            *cursor = ack.clone().apply_to(cursor.clone());
+            rows.insert(sink.as_str(), protect_json(sink.as_str(), cursor).as_slice())?;
         }
     }
-    let slowest = slowest(&read_cursors(&cursors)?);
-    delete_blocks(transaction, state, slowest.unwrap_or_default())
+    delete_blocks(transaction, state, slowest(&cursors).unwrap_or_default())
 }
 
 /// Gives every sink a cursor. Cursors of other sinks stay, and with them the entries that these

@@ -12,7 +12,7 @@ use super::{
     super::group::Group,
     Outbox, OutboxError, SinkRegistration,
     append::append_group,
-    cursor_rows::{self, Ack, Acks, delete_blocks, open_cursor, read_cursors, slowest},
+    cursor_rows::{self, Ack, Acks, delete_blocks, read_cursors, slowest},
     rows::Cursor,
     tables::CURSORS,
 };
@@ -34,7 +34,7 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
     pub fn cursor(&self, sink: &str) -> Result<Cursor, OutboxError> {
-        self.known_cursor(sink)?.ok_or_else(|| self.damaged("a cursor is missing"))
+        self.snapshot()?.cursor(sink)
     }
 
     /// Returns the progress of `sink`; `None` if it has no cursor.
@@ -42,16 +42,7 @@ impl Outbox {
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
     pub fn known_cursor(&self, sink: &str) -> Result<Option<Cursor>, OutboxError> {
-        // Before the row is read: an acknowledgement stored in between is only applied twice.
-        let pending = self.pending_acks().get(sink).cloned();
-        let cursor = self.read("read", |transaction| {
-            let row = transaction.open_table(CURSORS)?.get(sink)?;
-            row.map(|row| open_cursor(sink, row.value())).transpose()
-        })?;
-        Ok(match (cursor, pending) {
-            (Some(cursor), Some(ack)) => Some(ack.apply_to(cursor)),
-            (cursor, _) => cursor,
-        })
+        self.snapshot()?.known_cursor(sink)
     }
 
     /// Returns the sinks that have a cursor and are not registered.

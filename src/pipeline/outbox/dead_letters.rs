@@ -13,7 +13,7 @@ use siem_protocol::{
 
 use super::{
     super::group::Group,
-    Cursor, DeadLetter, Outbox, OutboxError,
+    Cursor, DeadLetter, Outbox, OutboxError, Snapshot,
     append::append_group,
     checksum::{protect_json, verify_json},
     cursor_rows::{open_cursor, read_cursors},
@@ -192,13 +192,29 @@ impl Outbox {
     ///
     /// # Errors
     /// [`OutboxError`] when the store cannot be read.
+    #[cfg(test)]
     pub fn dead_letters_after(
         &self,
         sink: &str,
         epoch: &str,
         seq: u64,
     ) -> Result<Vec<DeadLettered>, OutboxError> {
-        self.read("read", |transaction| {
+        self.snapshot()?.dead_letters_after(sink, epoch, seq)
+    }
+}
+
+impl Snapshot<'_> {
+    /// Returns the entries after `seq` of `epoch` that `sink` refused permanently, in order.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read.
+    pub fn dead_letters_after(
+        &self,
+        sink: &str,
+        epoch: &str,
+        seq: u64,
+    ) -> Result<Vec<DeadLettered>, OutboxError> {
+        self.read(|transaction| {
             let letters = transaction.open_table(DEAD_LETTERS)?;
             let mut dead = Vec::new();
             for row in letters.range((sink, epoch, seq + 1)..=(sink, epoch, u64::MAX))? {

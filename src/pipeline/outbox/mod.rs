@@ -37,6 +37,7 @@ mod rows;
 mod salvage;
 #[cfg(test)]
 pub(crate) mod simulated_disk;
+mod snapshot;
 mod stats;
 mod store;
 mod store_file;
@@ -57,7 +58,8 @@ pub use recover::OpenOutcome;
 pub use renumber::RenumberOutcome;
 pub use rows::{Cursor, DeadLetter, EndedEpoch, EpochDevice, RescuedDeadLetters};
 pub use siem_protocol::agent_event::DeadLetterId;
+pub use snapshot::Snapshot;
 pub use stats::{OutboxStats, SinkStats};
-pub use store::{Head, Outbox};
+pub use store::{Head, LastGroup, Outbox};
 #[cfg(test)]
 pub(super) use store_file::builder;

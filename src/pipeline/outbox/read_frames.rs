@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use super::{Outbox, OutboxError, block, tables::BLOCKS};
+use super::{Outbox, OutboxError, Snapshot, block, tables::BLOCKS};
 use crate::frame::{Frame, FrameHead};
 
 /// Size of the bodies that [`Outbox::frame_chunk`] reads at once. No transaction stays open between
@@ -17,15 +17,9 @@ impl Outbox {
     pub fn frames(
         &self,
         seq: u64,
-        mut want: impl FnMut(&FrameHead) -> ControlFlow<()>,
+        want: impl FnMut(&FrameHead) -> ControlFlow<()>,
     ) -> Result<Vec<Frame>, OutboxError> {
-        let mut frames = Vec::new();
-        self.visit(seq, |head, body| {
-            want(&head)?;
-            frames.push(Frame { head, body: body.to_vec() });
-            ControlFlow::Continue(())
-        })?;
-        Ok(frames)
+        self.snapshot()?.frames(seq, want)
     }
 
     /// Reads about 1 MiB of frames in order, starting with the one that holds `seq`; at least one
@@ -42,6 +36,26 @@ impl Outbox {
             bytes += head.stored;
             ControlFlow::Continue(())
         })
+    }
+}
+
+impl Snapshot<'_> {
+    /// Reads frames in order, starting with the one that holds `seq`, until `want` breaks.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read or a block in it is damaged.
+    pub fn frames(
+        &self,
+        seq: u64,
+        mut want: impl FnMut(&FrameHead) -> ControlFlow<()>,
+    ) -> Result<Vec<Frame>, OutboxError> {
+        let mut frames = Vec::new();
+        self.visit(seq, |head, body| {
+            want(&head)?;
+            frames.push(Frame { head, body: body.to_vec() });
+            ControlFlow::Continue(())
+        })?;
+        Ok(frames)
     }
 
     /// Passes the heads of frames to `visit` in order, starting with the frame that holds `seq`,
@@ -84,7 +98,7 @@ impl Outbox {
         seq: u64,
         mut visit: impl FnMut(&[u8]) -> Option<ControlFlow<()>>,
     ) -> Result<(), OutboxError> {
-        let is_intact = self.read("read", |transaction| {
+        let is_intact = self.read(|transaction| {
             let blocks = transaction.open_table(BLOCKS)?;
             let holder = blocks.range(..=seq)?.next_back().transpose()?;
             let first = holder.map_or(seq, |(key, _)| key.value());
@@ -97,6 +111,6 @@ impl Outbox {
             }
             Ok(true)
         })?;
-        if is_intact { Ok(()) } else { Err(self.damaged("a block cannot be decoded")) }
+        if is_intact { Ok(()) } else { Err(self.outbox.damaged("a block cannot be decoded")) }
     }
 }

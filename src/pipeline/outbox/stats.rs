@@ -91,7 +91,7 @@ impl Outbox {
     /// Returns the time at which the frame with `seq`, or the next stored one, was sealed.
     fn sealed_at(&self, seq: u64) -> Result<Option<Timestamp>, OutboxError> {
         let mut sealed_at = None;
-        self.heads(seq, |head| {
+        self.snapshot()?.heads(seq, |head| {
             sealed_at = Some(head.sealed_at);
             ControlFlow::Break(())
         })?;

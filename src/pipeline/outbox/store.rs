@@ -55,6 +55,8 @@ pub struct Outbox {
 pub struct Head {
     /// Sequence number of the last entry.
     pub last_seq: u64,
+    /// The entries that were appended last.
+    pub last_group: LastGroup,
     /// Sequence number of the last entry that must be sent without delay; 0 for none.
     pub urgent_seq: u64,
     /// Sequence number of the last entry up to which a batch is sent although it is not full, since
@@ -62,6 +64,23 @@ pub struct Head {
     pub due_seq: u64,
     /// Time at which the current epoch replaced another; 0 if it is the first.
     pub renumbered_at: Timestamp,
+}
+
+/// The group that was appended last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LastGroup {
+    /// Sequence number of the last entry before it.
+    pub after_seq: u64,
+    /// Bytes that it occupies in the store.
+    pub bytes: u64,
+}
+
+impl LastGroup {
+    /// Returns true if the group is small enough to be read where nothing may wait.
+    #[must_use]
+    pub fn is_small(&self) -> bool {
+        self.bytes <= 16 << 10
+    }
 }
 
 /// Reason for opening the database.

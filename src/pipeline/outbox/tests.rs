@@ -210,15 +210,25 @@ fn urgent_event_moves_the_urgent_sequence_number() {
     event.severity = "high";
     builder.add_event(&event, &mut [], Timestamp(1));
     store.outbox.commit(&builder.finish(Timestamp(1))).unwrap();
-    assert_eq!(
-        *store.outbox.watch().borrow(),
-        Head { last_seq: 2, urgent_seq: 2, due_seq: 0, renumbered_at: Timestamp(0) }
-    );
+    let head = *store.outbox.watch().borrow();
+    assert_eq!((head.last_seq, head.urgent_seq, head.due_seq), (2, 2, 0));
     let store = store.reopen(&SINKS);
-    assert_eq!(
-        *store.outbox.watch().borrow(),
-        Head { last_seq: 2, urgent_seq: 2, due_seq: 0, renumbered_at: Timestamp(0) }
-    );
+    let head = *store.outbox.watch().borrow();
+    assert_eq!((head.last_seq, head.urgent_seq, head.due_seq), (2, 2, 0));
+}
+
+#[test]
+fn size_of_the_last_group_is_unknown_after_opening() {
+    let store = store();
+    let last_group = |store: &TestStore| store.outbox.watch().borrow().last_group;
+    commit(&store.outbox, 3);
+    commit(&store.outbox, 2);
+    store.outbox.persist_acks().unwrap();
+    let group = last_group(&store);
+    assert_eq!(group.after_seq, 3);
+    assert!((1..4096).contains(&group.bytes), "{group:?}");
+    let store = store.reopen(&SINKS);
+    assert_eq!(last_group(&store), LastGroup { after_seq: 0, bytes: u64::MAX });
 }
 
 #[test]

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tokio::sync::watch;
 
 use super::{
-    Head, Outbox, OutboxError,
+    Head, LastGroup, Outbox, OutboxError,
     backlog::Backlog,
     checksum::{self, StateRow},
     cursor_rows::{Acks, apply_acks},
@@ -60,8 +60,8 @@ impl Outbox {
         let mut acks = Acks::default();
         let commit = || {
             let database = self.database();
-            let mut transaction =
-                database.as_ref().ok_or(redb::Error::DatabaseClosed)?.begin_write()?;
+            let database = database.as_ref().ok_or(redb::Error::DatabaseClosed)?;
+            let mut transaction = database.begin_write()?;
             transaction.set_durability(Durability::Immediate)?;
             acks = self.pending_acks().clone();
             apply_acks(&transaction, &mut state, &acks)?;
@@ -175,9 +175,20 @@ impl Outbox {
         let last_seq = state.next_seq - 1;
         self.backlog().update(&state.epoch, last_seq, state.appended, state.stored);
         let is_same_epoch = state.renumbered_at == current.renumbered_at;
-        let due_seq = if is_same_epoch { self.head.borrow().due_seq } else { 0 };
+        let known = *self.head.borrow();
+        let due_seq = if is_same_epoch { known.due_seq } else { 0 };
+        let last_group = match (is_same_epoch, last_seq > known.last_seq) {
+            (true, false) => known.last_group,
+            (true, true) => {
+                // Unknown after the store was opened again.
+                let bytes = state.appended.checked_sub(current.appended).filter(|it| *it > 0);
+                LastGroup { after_seq: known.last_seq, bytes: bytes.unwrap_or(u64::MAX) }
+            }
+            (false, _) => LastGroup { after_seq: last_seq, bytes: u64::MAX },
+        };
         let head = Head {
             last_seq,
+            last_group,
             due_seq,
             urgent_seq: state.urgent_seq,
             renumbered_at: state.renumbered_at,
@@ -222,7 +233,7 @@ impl Outbox {
         Err(error)
     }
 
-    fn failed(&self, action: &'static str, source: redb::Error) -> OutboxError {
+    pub(super) fn failed(&self, action: &'static str, source: redb::Error) -> OutboxError {
         // The next call reopens it.
         self.close_handle();
         self.store_error(action, source)
