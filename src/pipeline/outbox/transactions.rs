@@ -61,6 +61,9 @@ impl Outbox {
         let commit = || {
             let database = self.database();
             let database = database.as_ref().ok_or(redb::Error::DatabaseClosed)?;
+            // Dropped after the commit. While the state before is being read, redb leaves the pages that
+            // the commit frees to the next one, and saves a second pass over its tables.
+            let _reader = database.begin_read()?;
             let mut transaction = database.begin_write()?;
             transaction.set_durability(Durability::Immediate)?;
             acks = self.pending_acks().clone();
