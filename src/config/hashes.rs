@@ -12,29 +12,12 @@ use figment::value::{Dict, Value};
 use siem_protocol::{Digest, agent_event::LayerHash};
 
 use super::{
-    layer::Layer,
+    layer::{Layer, SECTIONS},
     origin::LayerOrigin,
     pipeline::KINDS,
     redact::{OpenPaths, is_secret_path, without_url_secrets},
     secret,
 };
-
-/// Sections: tables in the order in which they are shown.
-pub(super) const SECTIONS: [&str; 13] = [
-    "locked",
-    "agent",
-    "shipping",
-    "outbox",
-    "metrics",
-    "managed",
-    "update",
-    "compliance",
-    "pipeline",
-    "source",
-    "filter",
-    "enricher",
-    "sink",
-];
 
 /// Hashes of a configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

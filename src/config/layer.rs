@@ -8,6 +8,23 @@ use figment::{
 use super::origin::{LayerOrigin, Location};
 use config_text::toml_text::LineIndex;
 
+/// Sections: tables in the order in which they are shown.
+pub(super) const SECTIONS: [&str; 13] = [
+    "locked",
+    "agent",
+    "shipping",
+    "outbox",
+    "metrics",
+    "managed",
+    "update",
+    "compliance",
+    "pipeline",
+    "source",
+    "filter",
+    "enricher",
+    "sink",
+];
+
 /// Values of one origin.
 #[derive(Clone)]
 pub(super) struct Layer {

@@ -72,17 +72,10 @@ impl Locks {
 
     /// Returns why a layer must not set the value at `path`; `None` if it may.
     pub(super) fn refusal(&self, origin: &LayerOrigin, path: &[String]) -> Option<&'static str> {
-        let is_managed = match origin {
-            // The machine's file overrides credentials anyway.
-            LayerOrigin::Defaults | LayerOrigin::Credential(_) | LayerOrigin::Machine(_) => {
-                return None;
-            }
-            LayerOrigin::Managed(_) => true,
-            LayerOrigin::User(_)
-            | LayerOrigin::Explicit(_)
-            | LayerOrigin::Environment(_)
-            | LayerOrigin::ServiceVariable(..) => false,
-        };
+        if !is_restricted(origin) {
+            return None;
+        }
+        let is_managed = matches!(origin, LayerOrigin::Managed(_));
         let top = path.first()?;
         if path.len() == 1 && top == "locked" {
             return Some("only the machine's file can lock keys");
@@ -106,6 +99,11 @@ impl Locks {
             self.has_machine && key.len() > path.len() && key.iter().zip(path).all(|(a, b)| a == b)
         });
         written.chain(single.map(|key| key.join("."))).collect()
+    }
+
+    /// Returns true if a key below `path` is locked.
+    fn locks_below(&self, path: &[String]) -> bool {
+        self.locked.iter().any(|pattern| pattern.is_below(path)) || !self.below(path).is_empty()
     }
 
     /// Returns true if the machine's file locks the value at `path`, or a table around it.
@@ -133,6 +131,11 @@ impl Locks {
         values.retain(|key, value| {
             path.push(key.clone());
             let refusal = self.refusal(&layer.origin, path);
+            let is_table = value.as_dict().is_some();
+            // In place of a table, it would replace the locked keys in it.
+            let hides = || !is_table && is_restricted(&layer.origin) && self.locks_below(path);
+            let refusal =
+                refusal.or_else(|| hides().then_some("the machine's file locks a part of it"));
             match (refusal, value) {
                 (Some(why), _) => {
                     let location = layer.location(path);
@@ -144,6 +147,18 @@ impl Locks {
             path.pop();
             refusal.is_none()
         });
+    }
+}
+
+/// Returns true if locks apply to a layer. The machine's file overrides credentials anyway.
+fn is_restricted(origin: &LayerOrigin) -> bool {
+    match origin {
+        LayerOrigin::Defaults | LayerOrigin::Credential(_) | LayerOrigin::Machine(_) => false,
+        LayerOrigin::Managed(_)
+        | LayerOrigin::User(_)
+        | LayerOrigin::Explicit(_)
+        | LayerOrigin::Environment(_)
+        | LayerOrigin::ServiceVariable(..) => true,
     }
 }
 

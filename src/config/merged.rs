@@ -8,10 +8,13 @@ use serde::de::DeserializeOwned;
 
 use super::{
     error::{self, ConfigError},
-    layer::{self, Layer},
+    layer::{self, Layer, SECTIONS},
     origin::{LayerOrigin, Location},
     sink,
 };
+
+/// Sections whose texts are paths, addresses and names.
+const WITH_PATHS: [&str; 4] = ["agent", "metrics", "source", "sink"];
 
 /// Merged values of all layers.
 pub(super) struct Merged {
@@ -30,8 +33,37 @@ impl Merged {
     }
 
     /// Deserializes the merged values as `T`.
+    ///
+    /// # Errors
+    /// The first value of a wrong type, or of a form that no option may have.
     pub(super) fn read<T: DeserializeOwned>(&self) -> Result<T, ConfigError> {
+        self.check_sections()?;
+        self.check_texts()?;
         T::deserialize(&self.root).map_err(|error| self.explain_error(&[], error))
+    }
+
+    /// Checks that no section is a list: serde would accept one of the values of its options.
+    fn check_sections(&self) -> Result<(), ConfigError> {
+        for (name, section) in self.root.as_dict().into_iter().flatten() {
+            let is_list = matches!(name.as_str(), "locked" | "test");
+            if section.as_array().is_some() && !is_list && SECTIONS.contains(&name.as_str()) {
+                return Err(self.value_error(name, "is a list, expected a table"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that no text of a section with paths contains a NUL, with which no file can be opened.
+    fn check_texts(&self) -> Result<(), ConfigError> {
+        let sections = self.root.as_dict().into_iter().flatten();
+        for (name, section) in sections.filter(|(name, _)| WITH_PATHS.contains(&name.as_str())) {
+            if let Some(path) = path_of_nul(section, vec![name.clone()]) {
+                let location = self.location(&path, self.nearest(&path));
+                let problem = "contains a NUL character".to_owned();
+                return Err(ConfigError::Value { key: error::key_text(&path), location, problem });
+            }
+        }
+        Ok(())
     }
 
     /// Returns the value under `KIND.NAME`, which may not be a table.
@@ -96,6 +128,20 @@ impl Merged {
         path.iter()
             .try_fold(&self.root, |value, part| step(value, part).ok_or(value))
             .unwrap_or_else(|value| value)
+    }
+}
+
+/// Returns the path of a text with a NUL in `value`, which is at `path`.
+fn path_of_nul(value: &Value, path: Vec<String>) -> Option<Vec<String>> {
+    let below = |part: &str| [path.as_slice(), &[part.to_owned()]].concat();
+    match value {
+        Value::String(_, text) => text.contains('\0').then_some(path),
+        Value::Dict(_, table) => table.iter().find_map(|(key, it)| path_of_nul(it, below(key))),
+        Value::Array(_, items) => {
+            let mut items = items.iter().enumerate();
+            items.find_map(|(index, item)| path_of_nul(item, below(&index.to_string())))
+        }
+        _ => None,
     }
 }
 

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     error::key_text,
-    hashes::SECTIONS,
+    layer::SECTIONS,
     loaded::LoadedConfig,
     locks::KeyPattern,
     merged::step,

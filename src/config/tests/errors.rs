@@ -101,6 +101,12 @@ fn error_names_layer_key_and_accepted_value() {
         ),
         ("agent = true", "`agent` in FILE is `true`, expected a table"),
         ("filter = []", "`filter` in FILE is a list, expected a table"),
+        ("outbox = ['900 MiB', '64 MiB']", "`outbox` in FILE is a list, expected a table"),
+        ("agent.state_dir = \"/a\\u0000b\"", "`agent.state_dir` in FILE contains a NUL character"),
+        (
+            "sink.siem.ca_file = \"/a\\u0000b\"",
+            "`sink.siem.ca_file` in FILE contains a NUL character",
+        ),
         ("filter.meta = true", "`filter.meta` in FILE must be a table, `[filter.meta]`"),
         (
             "filter.meta.enabled = \"yes\"",

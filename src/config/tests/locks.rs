@@ -66,6 +66,31 @@ fn locking_enabled_does_not_lock_the_type() {
     assert_eq!(machine.warnings(), Vec::<String>::new());
 }
 
+/// A list in the place of a table, with the values of its options in their order, replaced what the
+/// machine's file had locked in it.
+#[test]
+fn list_in_place_of_a_table_does_not_replace_locked_keys() {
+    let machine = Machine::new()
+        .machine(
+            "locked = [\"shipping.batch_size\", \"sink.siem.endpoint\"]\n[agent]\nrequire_tls = true\n\
+             [shipping]\nbatch_size = 9\n[sink.siem]\nendpoint = \"https://machine\"",
+        )
+        .user(
+            "agent = ['/tmp/s', '60s', 'text', false]\nshipping = [7, '4 MiB', '5s']\n\
+             [sink]\nsiem = ['x']",
+        );
+    let Settings { agent, shipping, pipeline, .. } = machine.settings();
+    assert!(agent.require_tls);
+    assert_eq!(shipping.batch_size, 9);
+    let endpoint = pipeline.sinks[0].options.get("endpoint").unwrap();
+    assert_eq!(endpoint.as_str(), Some("https://machine"));
+    let part = "has no effect: the machine's file locks a part of it";
+    let line = |key: &str, line| {
+        format!("`{key}` in the user's file `DIR/home/config.toml:{line}` {part}")
+    };
+    assert_eq!(machine.warnings(), [line("agent", 1), line("shipping", 2), line("sink.siem", 4)]);
+}
+
 #[test]
 fn only_the_machine_file_locks_keys() {
     let machine = user("locked = [\"shipping\"]").explicit("shipping.batch_size = 7");
