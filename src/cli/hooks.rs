@@ -99,18 +99,32 @@ fn program(paths: &Paths) -> Result<String, Failure> {
         Failure::failed(format!("cannot determine the path of this program: {error}"))
     })?;
     let home = paths.home.canonicalize().unwrap_or_else(|_| paths.home.clone());
-    let text = match program.strip_prefix(&home) {
-        Ok(below) if cfg!(unix) => format!("$HOME/{}", below.display()),
-        _ => program.display().to_string(),
+    command_text(&program, &home).map_err(Failure::failed)
+}
+
+/// Returns the text with which a shell runs `program`, a path without links.
+fn command_text(program: &Path, home: &Path) -> Result<String, String> {
+    let shown = program.display();
+    if !client_settings::is_known_name(program) {
+        return Err(format!(
+            "`{shown}` must be named `ai-agent`, by which its hooks are recognized: rename the program"
+        ));
+    }
+    let (prefix, path) = match program.strip_prefix(home) {
+        Ok(below) if cfg!(unix) => ("$HOME/", below),
+        _ => ("", program),
     };
+    // Within quotes, a shell replaces variables and commands.
+    let special: &[char] =
+        if cfg!(unix) { &['"', '`', '\n', '$', '\\'] } else { &['"', '`', '\n'] };
+    let path = path.to_str().filter(|path| !path.contains(special));
+    let path = path.ok_or_else(|| {
+        format!("the path `{shown}` cannot be used in a shell command: move the program")
+    })?;
     // Another user's home directory may contain spaces.
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/._-+".contains(&byte);
-    if text.contains(['"', '`', '\n']) {
-        return Err(Failure::failed(format!(
-            "the path `{text}` cannot be used in a shell command: move the program"
-        )));
-    }
-    Ok(if text.bytes().all(is_plain) { text } else { format!("\"{text}\"") })
+    let is_quoted = !prefix.is_empty() || !path.bytes().all(is_plain);
+    Ok(if is_quoted { format!("\"{prefix}{path}\"") } else { format!("{prefix}{path}") })
 }
 
 /// Adds the hooks to a settings file. The text of the file without them is kept beside it, so that
@@ -183,4 +197,39 @@ fn backup_of(path: &Path) -> PathBuf {
     let mut backup = path.as_os_str().to_owned();
     backup.push(".before-ai-agent");
     backup.into()
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
+
+    use super::*;
+
+    fn text(program: &[u8]) -> Result<String, String> {
+        command_text(Path::new(OsStr::from_bytes(program)), Path::new("/home/u"))
+    }
+
+    #[test]
+    fn command_of_hooks_is_relative_to_the_home_directory() {
+        let own = text(b"/home/u/.local/bin/ai-agent");
+        assert_eq!(own.as_deref(), Ok("\"$HOME/.local/bin/ai-agent\""));
+        assert_eq!(text(b"/usr/bin/ai-agent").as_deref(), Ok("/usr/bin/ai-agent"));
+        assert_eq!(text(b"/opt/a b/ai-agent").as_deref(), Ok("\"/opt/a b/ai-agent\""));
+    }
+
+    /// With another name the hooks were not recognized, and the error blamed the settings. A shell
+    /// would have run another program than one with such a path.
+    #[test]
+    fn program_that_hooks_cannot_run_is_refused_with_the_reason() {
+        let renamed = text(b"/opt/ai-agent-linux-x64").unwrap_err();
+        assert!(renamed.contains("must be named `ai-agent`"), "{renamed}");
+        for path in [
+            &b"/opt/$x/ai-agent"[..],
+            b"/opt/\\x/ai-agent",
+            b"/opt/`x`/ai-agent",
+            b"/opt/\xff/ai-agent",
+        ] {
+            assert!(text(path).unwrap_err().ends_with("move the program"), "{path:?}");
+        }
+    }
 }

@@ -4,6 +4,8 @@
 //! The file belongs to the user or the administrator: everything else stays unchanged, byte for
 //! byte. The result is checked against the intended change before it is returned.
 
+use std::path::Path;
+
 use jsonc_parser::{
     ParseOptions,
     cst::{CstArray, CstInputValue, CstNode, CstObject, CstObjectProp, CstRootNode},
@@ -16,6 +18,8 @@ use super::hook_response::Hook;
 /// Seconds that the client waits for a response before the prompt continues. The hook needs
 /// milliseconds.
 const TIMEOUT: u32 = 10;
+/// File names of this program.
+const NAMES: [&str; 2] = ["ai-agent", "ai-agent.exe"];
 /// Member that contains all hooks.
 const HOOKS: &str = "hooks";
 
@@ -256,7 +260,13 @@ fn is_our_command(command: &str, hook: Hook) -> bool {
     let Some((program, rest)) = command.split_once(" check --hook") else { return false };
     let name = program.trim().trim_matches('"').rsplit(['/', '\\']).next().unwrap_or_default();
     let event = rest.trim_start_matches([' ', '=']).split(' ').next();
-    ["ai-agent", "ai-agent.exe"].contains(&name) && event == Some(hook.name())
+    NAMES.contains(&name) && event == Some(hook.name())
+}
+
+/// Returns true if a hook that runs `program` is recognized as one of this program.
+#[must_use]
+pub fn is_known_name(program: &Path) -> bool {
+    program.file_name().is_some_and(|name| NAMES.iter().any(|known| name == *known))
 }
 
 /// Returns the text if the hooks of this program are as intended and everything else is unchanged.
