@@ -24,11 +24,13 @@ use crate::{
     text::causes,
 };
 
-/// Connections that are served at once. Another one takes the place of the longest idle one, and
-/// waits if none is idle.
+/// Connections that are served at once. Another one takes the place of the longest idle one, or else of
+/// the one that has waited longest for a delivery, and waits if there is neither.
 const MAX_CONNECTIONS: usize = 16;
 /// Longest time that a client may take to send its request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time for which a client may do nothing without being idle.
+const SHORT: Duration = Duration::from_secs(1);
 /// Longest time that a client may take to read one line.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longest time that a client may take to close the connection after the response.
@@ -90,21 +92,21 @@ async fn accept(mut listener: Listener, service: Arc<ControlService>) {
 #[derive(Default)]
 struct Connections {
     tasks: JoinSet<()>,
-    open: HashMap<Id, (AbortHandle, Idle)>,
+    open: HashMap<Id, (AbortHandle, CurrentWork)>,
 }
 
 impl Connections {
     fn serve(&mut self, stream: Box<dyn Stream>, service: Arc<ControlService>) {
-        let idle = Idle::new();
-        let task = self.tasks.spawn(serve_connection(stream, service, idle.clone()));
-        self.open.insert(task.id(), (task, idle));
+        let work = CurrentWork::new();
+        let task = self.tasks.spawn(serve_connection(stream, service, work.clone()));
+        self.open.insert(task.id(), (task, work));
     }
 
     /// Waits until one more connection can be served: at once if a client is idle.
     async fn make_room(&mut self) {
         while self.open.len() >= MAX_CONNECTIONS {
-            let idle = self.open.values().filter_map(|(task, idle)| Some((idle.since()?, task)));
-            if let Some((_, task)) = idle.min_by_key(|(since, _)| *since) {
+            let free = self.open.values().filter_map(|(task, work)| Some((work.rank()?, task)));
+            if let Some((_, task)) = free.min_by_key(|(rank, _)| *rank) {
                 debug!("dropped the control connection that was idle for the longest time");
                 task.abort();
             }
@@ -123,28 +125,56 @@ impl Connections {
     }
 }
 
-/// Time since when the agent has been waiting for a client; `None` while it works for the client.
+/// Work of a connection.
+#[derive(Clone, Copy)]
+enum Work {
+    /// Waiting for the client.
+    Idle,
+    /// Waiting for a delivery, for as long as the client likes.
+    Delivery,
+    /// Working for the client.
+    Busy,
+}
+
+/// Work of a connection, and since when.
 #[derive(Clone)]
-struct Idle(Arc<Mutex<Option<Instant>>>);
+struct CurrentWork(Arc<Mutex<(Work, Instant)>>);
 
-impl Idle {
+impl CurrentWork {
     fn new() -> Self {
-        Self(Arc::new(Mutex::new(Some(Instant::now()))))
+        Self(Arc::new(Mutex::new((Work::Idle, Instant::now()))))
     }
 
-    fn set(&self, is_idle: bool) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = is_idle.then(Instant::now);
+    fn set(&self, work: Work) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (work, Instant::now());
     }
 
-    fn since(&self) -> Option<Instant> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Returns the order in which connections are dropped; `None` for one that is not. A client that
+    /// has just connected comes last: its request is on its way.
+    fn rank(&self) -> Option<(u8, Instant)> {
+        let (work, since) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let class = match work {
+            Work::Idle if since.elapsed() >= SHORT => 0,
+            Work::Delivery => 1,
+            Work::Idle => 2,
+            Work::Busy => return None,
+        };
+        Some((class, since))
     }
 }
 
-async fn serve_connection(stream: Box<dyn Stream>, service: Arc<ControlService>, idle: Idle) {
+async fn serve_connection(
+    stream: Box<dyn Stream>,
+    service: Arc<ControlService>,
+    current: CurrentWork,
+) {
     let (mut read, mut write) = tokio::io::split(stream);
     let Ok(request) = timeout(REQUEST_TIMEOUT, read_request(&mut read)).await else { return };
-    idle.set(false);
+    let work = match &request {
+        Ok(Some(Request::Flush { .. } | Request::Canary { .. })) => Work::Delivery,
+        _ => Work::Busy,
+    };
+    current.set(work);
     let (responses, mut queue) = mpsc::channel(1);
     let answer = async {
         match request {
@@ -158,12 +188,12 @@ async fn serve_connection(stream: Box<dyn Stream>, service: Arc<ControlService>,
     };
     let send = async {
         while let Some(response) = queue.recv().await {
-            idle.set(true);
+            current.set(Work::Idle);
             let written = timeout(WRITE_TIMEOUT, write.write_all(&response.encode())).await;
             if !matches!(written, Ok(Ok(()))) {
                 break;
             }
-            idle.set(false);
+            current.set(work);
         }
         // Closes the queue, so that a response that is still being made ends there.
         drop(queue);
@@ -174,7 +204,7 @@ async fn serve_connection(stream: Box<dyn Stream>, service: Arc<ControlService>,
         _ = both => {}
         () = closed(&mut read) => return,
     }
-    idle.set(true);
+    current.set(Work::Idle);
     // On Windows, closing a pipe discards data that the client has not read yet.
     drop(timeout(CLOSE_TIMEOUT, closed(&mut read)).await);
 }

@@ -420,20 +420,36 @@ mod socket {
     }
 }
 
-/// Clients that sent nothing used all connections, and the agent was reported as not responding.
+/// Clients that sent nothing, or waited for a delivery that never came, used all connections, and the
+/// agent was reported as not responding.
 #[cfg(unix)]
 #[test]
 fn idle_control_clients_do_not_block_status() {
-    use std::os::unix::net::UnixStream;
+    use crate::support::scripted_receiver::{Answer, ScriptedReceiver};
+    use std::{io::Write as _, os::unix::net::UnixStream};
 
-    let (home, receiver) = (Home::new(), Receiver::start());
-    let running = delivered(&home, &receiver);
+    let home = Home::new();
+    let receiver = ScriptedReceiver::by_rule(|_| Answer::Hang);
+    let config = format!("agent.state_dir = '{}'\n{AT_ONCE}", state_dir(&home).display());
+    let agent =
+        |arguments: &[&str]| home.agent(arguments).config(&config).ships_to(&receiver.url());
+    let running = agent(&["run"]).start_and_wait();
     let socket = state_dir(&home).join("agent.sock");
-    let idle: Vec<_> = (0..300).map(|_| UnixStream::connect(&socket).unwrap()).collect();
-    let begun = std::time::Instant::now();
-    let seen = status(&home, &receiver, AT_ONCE);
-    assert_eq!(seen["state"], "running", "{seen:#}");
-    assert!(begun.elapsed().as_secs() < 5, "it took {:?}", begun.elapsed());
-    drop(idle);
-    running.stop();
+    let flush = b"{\"version\":1,\"ask\":{\"flush\":{\"within_ms\":600000}}}\n";
+    for request in [&b""[..], flush] {
+        let connect = || {
+            let mut client = UnixStream::connect(&socket).unwrap();
+            // It may have been dropped for the next one.
+            drop(client.write_all(request));
+            client
+        };
+        let clients: Vec<_> = (0..300).map(|_| connect()).collect();
+        let begun = std::time::Instant::now();
+        let seen = agent(&["status", "--json"]).run();
+        let seen: Value = serde_json::from_slice(&seen.stdout).unwrap();
+        assert_eq!(seen["state"], "running", "{seen:#}");
+        assert!(begun.elapsed().as_secs() < 5, "it took {:?}", begun.elapsed());
+        drop(clients);
+    }
+    drop(running);
 }
