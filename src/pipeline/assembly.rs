@@ -5,7 +5,9 @@ use std::{path::PathBuf, sync::Arc};
 
 use siem_protocol::names;
 
-use super::{filter_chain::FilterChain, outbox::SinkRegistration, record_stages::RecordStages};
+use super::{
+    filter_chain::FilterChain, outbox::SinkRegistration, own_files, record_stages::RecordStages,
+};
 use crate::{
     config::{ConfigError, HTTP_SIEM, LoadedConfig, PipelineSettings, StageError, StageTable},
     siem::Connection,
@@ -158,9 +160,21 @@ pub fn sink(
     table: &StageTable,
     context: &AgentContext,
 ) -> Result<Box<dyn Sink>, ConfigError> {
-    let context = &context_of(loaded, table, context);
-    sink::build(&table.stage, &table.options.to_options(), context)
+    build_sink(loaded, table, context)
         .map_err(|error| explain(loaded, StageKind::Sink, table, error))
+}
+
+fn build_sink(
+    loaded: &LoadedConfig,
+    table: &StageTable,
+    context: &AgentContext,
+) -> Result<Box<dyn Sink>, BuildError> {
+    let options = table.options.to_options();
+    for file in sink::files(&table.stage, &options)? {
+        let roots = || session_roots(loaded, context).unwrap_or_default();
+        own_files::check(&file, &loaded.settings.agent.state_dir, roots)?;
+    }
+    sink::build(&table.stage, &options, &context_of(loaded, table, context))
 }
 
 /// Returns the files that the enabled sinks write.
@@ -249,12 +263,10 @@ pub fn check_switched_off(loaded: &LoadedConfig, context: &AgentContext) -> Vec<
 /// [`LoadedConfig::missing_for_delivery`] does that.
 #[must_use]
 pub fn problems(loaded: &LoadedConfig, context: &AgentContext) -> Vec<StageError> {
-    let build_sink = |table: &StageTable| {
-        let table = loaded.with_placeholders(table);
-        let context = &context_of(loaded, &table, context);
-        sink::build(&table.stage, &table.options.to_options(), context).map(drop)
+    let build_with_placeholders = |table: &StageTable| {
+        build_sink(loaded, &loaded.with_placeholders(table), context).map(drop)
     };
-    let mut found = errors_of(loaded, context, &loaded.settings.pipeline, build_sink);
+    let mut found = errors_of(loaded, context, &loaded.settings.pipeline, build_with_placeholders);
     let reserved = loaded.settings.pipeline.enrichers.iter().filter(|it| is_reserved(it));
     found.extend(reserved.map(|table| StageError {
         kind: StageKind::Enricher.to_string(),

@@ -16,6 +16,7 @@ pub mod group_life_cycle;
 pub mod ingest;
 pub mod orphaned_sinks;
 pub mod outbox;
+mod own_files;
 pub mod record_stages;
 pub mod reload;
 pub mod runner;
