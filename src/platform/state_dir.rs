@@ -47,7 +47,7 @@ pub enum StateDirError {
         mode: u32,
     },
     /// Its owner cannot be determined.
-    #[error("cannot inspect `{}`", dir.display())]
+    #[error("`{}` cannot be inspected", dir.display())]
     Io {
         /// The directory.
         dir: PathBuf,

@@ -6,7 +6,6 @@ mod show;
 use std::{
     cell::RefCell,
     collections::BTreeMap,
-    fs,
     io::{self, Write as _},
     mem,
     path::{Path, PathBuf},
@@ -249,7 +248,7 @@ fn read(path: &Path) -> Result<Option<Rows>, Failure> {
             path.display()
         ))
     };
-    match fs::read(path) {
+    match secure_file::read_bytes(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed(&error)),
         Ok(bytes) => {

@@ -152,7 +152,7 @@ impl BackupFile {
     /// Syncs the lines of [`BackupFile::record_started`].
     pub(super) fn sync(&mut self) -> io::Result<()> {
         if self.is_unsynced {
-            File::options().append(true).open(&self.path)?.sync_data()?;
+            secure_file::open(File::options().append(true), &self.path)?.sync_data()?;
             self.is_unsynced = false;
         }
         Ok(())
@@ -228,7 +228,10 @@ impl BackupFile {
             fs::rename(&prepared, &self.path)?;
         } else {
             let mut file = secure_file::open(File::options().append(true), &self.path)?;
-            self.size += io::copy(&mut File::open(&prepared)?, &mut file)?;
+            self.size += io::copy(
+                &mut secure_file::open(File::options().read(true), &prepared)?,
+                &mut file,
+            )?;
             file.sync_data()?;
             fs::remove_file(&prepared)?;
         }
@@ -243,7 +246,7 @@ impl BackupFile {
     /// Reads the file; `None` when it does not exist. Torn and invalid lines are skipped: their
     /// files are read again from an earlier offset.
     pub(super) fn load(&self) -> io::Result<Option<BackupContents>> {
-        let text = match fs::read(&self.path) {
+        let text = match secure_file::read_bytes(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
@@ -298,6 +301,22 @@ mod tests {
 
     fn key(name: &str) -> GenerationKey {
         ("claude-sessions".to_owned(), GenerationId(name.to_owned()))
+    }
+
+    /// The agent waited for a writer when it started.
+    #[cfg(unix)]
+    #[test]
+    fn fifo_in_place_of_the_copy_does_not_block() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut backup = BackupFile::beside(&folder.path().join("outbox.redb"));
+        for path in [backup.path.clone(), backup.path.with_extension("quarantine")] {
+            let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+            assert!(made.success());
+            secure_file::read_bytes(&path).unwrap_err();
+        }
+        backup.load().unwrap_err();
+        backup.is_unsynced = true;
+        backup.sync().unwrap_err();
     }
 
     #[test]

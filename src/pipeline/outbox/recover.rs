@@ -154,7 +154,7 @@ impl QuarantineNote {
 
     /// Reads the note, if the store was indeed moved aside.
     fn read(&self) -> Option<DamageReport> {
-        let report: DamageReport = from_json(&fs::read(&self.0).ok()?)?;
+        let report: DamageReport = from_json(&secure_file::read_bytes(&self.0).ok()?)?;
         fs::symlink_metadata(&report.moved_to).is_ok().then_some(report)
     }
 

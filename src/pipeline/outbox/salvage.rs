@@ -28,7 +28,7 @@ use super::{
     tables::{CHECKPOINTS, CURSORS, DEAD_LETTERS, META},
 };
 use crate::{
-    platform::file::ReadAt as _,
+    platform::{file::ReadAt as _, secure_file},
     tail::{self, GenerationId},
 };
 
@@ -88,7 +88,7 @@ fn attempt<T>(work: impl FnOnce() -> Result<T, redb::Error>) -> Option<T> {
 }
 
 fn open(path: &Path) -> Result<Database, redb::Error> {
-    let file = File::open(path)?;
+    let file = secure_file::open(File::options().read(true), path)?;
     let written = OverlayBlocks { length: file.metadata()?.len(), ..OverlayBlocks::default() };
     let overlay = ReadOnlyOverlay { file, written: Mutex::new(written) };
     // Without the integrity check, which fails because some pages are damaged.

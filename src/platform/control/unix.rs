@@ -105,7 +105,7 @@ pub async fn connect(state_dir: &Path) -> io::Result<Box<dyn Stream>> {
         near
     } else {
         use std::os::unix::ffi::OsStringExt as _;
-        std::ffi::OsString::from_vec(fs::read(state_dir.join(POINTER))?).into()
+        std::ffi::OsString::from_vec(secure_file::read_bytes(&state_dir.join(POINTER))?).into()
     };
     let stream = UnixStream::connect(path).await?;
     let (server, me) = (stream.peer_cred()?.uid(), me());

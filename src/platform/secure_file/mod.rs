@@ -113,6 +113,16 @@ pub fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     }
 }
 
+/// Reads a file of the agent's own, as [`open`] opens it.
+///
+/// # Errors
+/// As [`open`], or the error of the system.
+pub fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(OpenOptions::new().read(true), path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 /// A FIFO, a socket or a device is in the place of a file of the agent's own.
 #[derive(Debug, thiserror::Error)]
 #[error("`{0}` is not a regular file: remove it", path.display())]
