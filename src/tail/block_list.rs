@@ -15,7 +15,8 @@ pub(super) const MAX_BLOCKS: usize = 4096;
 
 /// Hash of a block of zeros, such as a hole. Nothing is computed for it.
 pub(super) const ZEROS: u64 = 0;
-/// Hash of a block that is not verified, because it was not read as a whole.
+/// Hash of a block that was not read as a whole, or whose bytes were altered while it became part of
+/// a larger one. The next verification sets it.
 pub(super) const UNKNOWN: u64 = 1;
 /// Hash of a block that is known to have been altered after it was read.
 pub(super) const ALTERED: u64 = 2;
@@ -155,18 +156,21 @@ impl BlockList {
         whole.chain(pending)
     }
 
-    /// Replaces the hash of a block. A block that has become part of a larger one stays.
+    /// Replaces the hash of a block. If it has become part of a larger one, that is not verified until
+    /// its hash is known: the old one would be found to differ again.
     fn replace(&mut self, block: Block) {
-        let found =
-            self.blocks().position(|own| (own.first, own.level) == (block.first, block.level));
-        let Some(index) = found else { return };
+        let contains = |own: &Block| own.first <= block.first && block.end() <= own.end();
+        let Some((index, own)) = self.blocks().enumerate().find(|(_, own)| contains(own)) else {
+            return;
+        };
+        let new = if own.level == block.level { block.hash } else { UNKNOWN };
         let whole = self.hashes.len();
         let hash = match index.checked_sub(whole) {
             Some(index) => self.pending.get_mut(index),
             None => self.hashes.get_mut(index),
         };
         if let Some(hash) = hash {
-            *hash = block.hash;
+            *hash = new;
         }
     }
 
@@ -188,7 +192,7 @@ impl BlockList {
     }
 
     /// Serializes the list.
-    fn encode(&self) -> Vec<u8> {
+    pub(super) fn encode(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(HEAD + 8 * (self.hashes.len() + self.pending.len()));
         bytes.extend_from_slice(&[VERSION, self.level]);
         bytes.extend_from_slice(&self.len.to_le_bytes());
@@ -289,6 +293,11 @@ mod tests {
         list.apply(&replace(7, 0));
         let hashes: Vec<_> = list.blocks().map(|block| block.hash).collect();
         assert_eq!(hashes, [10, 11, 99, 13, 14, 15]);
+        let mut merged = BlockList::of_level(1);
+        (10..16).for_each(|hash| merged.push(hash, 1));
+        merged.apply(&replace(2, 0));
+        let hashes: Vec<_> = merged.blocks().map(|block| block.hash).collect();
+        assert_eq!(hashes, [combine(10, 11), UNKNOWN, combine(14, 15)]);
     }
 
     proptest! {

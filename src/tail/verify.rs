@@ -5,7 +5,7 @@
 
 use std::{collections::VecDeque, io, sync::Arc, time::Duration};
 
-use ai_agent_stage::{FileKey, GenerationId, Intake};
+use ai_agent_stage::{BlockUpdate, Chunk, FileKey, GenerationId, Intake, Origin};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -13,6 +13,7 @@ use super::{
     altered_lines::AlteredLines,
     block_hasher::{hash, seed},
     block_list::{ALTERED, Block, BlockList, SMALLEST, UNKNOWN, ZEROS},
+    checkpoint::CheckpointRow,
     decision::{FileDecision, FoundAt, decide},
     file_table::Lane,
     verify_schedule::{BURST, BURST_TIME, VerifySchedule},
@@ -85,6 +86,8 @@ struct FileCheck {
     /// Hashes of the smallest blocks in the next block that were read.
     part: Option<BlockList>,
     altered: AlteredBlocks,
+    /// Blocks whose hash was not known, with their present hashes.
+    learned: Vec<Block>,
     /// Open during a burst.
     file: Option<BoundedFile>,
 }
@@ -318,9 +321,9 @@ impl Tail {
         let stored = (row.offset >= SMALLEST).then(|| intake.blocks(&known.generation)).flatten();
         let list = stored.and_then(|stored| BlockList::decode(&stored));
         let list = list.unwrap_or_default();
-        let blocks = list.blocks().filter(|block| block.hash != UNKNOWN).collect();
+        let blocks = list.blocks().collect();
         let (generation, seed) = (known.generation.clone(), seed(&known.generation));
-        let (altered, offset) = (AlteredBlocks::default(), row.offset);
+        let (altered, learned, offset) = (AlteredBlocks::default(), Vec::new(), row.offset);
         Some(FileCheck {
             key,
             generation,
@@ -331,6 +334,7 @@ impl Tail {
             next: 0,
             part: None,
             altered,
+            learned,
             file: None,
         })
     }
@@ -360,14 +364,14 @@ impl Tail {
     }
 
     /// Returns what has to be handed over again of a file, if bytes of it were altered, it was not
-    /// replaced as a whole, and a report is permitted.
+    /// replaced as a whole, and a report is permitted. Stores the hashes that were not known.
     fn end_check(
         &mut self,
         check: FileCheck,
         schedule: &mut VerifySchedule,
-        intake: &dyn Intake,
+        intake: &mut dyn Intake,
     ) -> Option<AlteredLines> {
-        if check.altered.is_empty() {
+        if check.altered.is_empty() && check.learned.is_empty() {
             return None;
         }
         let (file, stamp) = self.open_checked(&check).ok().flatten()?;
@@ -377,11 +381,32 @@ impl Tail {
         if self.is_replaced(check.key, &row, &file).unwrap_or(true) {
             return None;
         }
-        if !schedule.may_report(check.key, self.schedule.now()) {
+        if !check.learned.is_empty() {
+            self.store_learned(&check, &origin, &row, intake);
+        }
+        if check.altered.is_empty() || !schedule.may_report(check.key, self.schedule.now()) {
             return None;
         }
         let lines = AlteredLines::new(check.key, origin, check.offset, check.altered, file, &stamp);
         Some(lines)
+    }
+
+    fn store_learned(
+        &mut self,
+        check: &FileCheck,
+        origin: &Origin,
+        row: &CheckpointRow,
+        intake: &mut dyn Intake,
+    ) {
+        let checkpoint = row.encode();
+        let mut chunk = Chunk::new(origin, &[], Some(&checkpoint));
+        let update = |block: &Block| {
+            let Block { first, level, hash } = *block;
+            BlockUpdate::Replace { first, level, hash }
+        };
+        chunk.blocks.extend(check.learned.iter().map(update));
+        intake.take(chunk);
+        self.uncommitted.insert(check.key, (self.group, checkpoint));
     }
 
     /// Returns true if an open file that belongs to a known one was replaced as a whole, which
@@ -389,7 +414,7 @@ impl Tail {
     pub(super) fn is_replaced(
         &mut self,
         key: FileKey,
-        row: &super::CheckpointRow,
+        row: &CheckpointRow,
         file: &BoundedFile,
     ) -> io::Result<bool> {
         let size = file.size()?;
@@ -415,6 +440,13 @@ impl FileCheck {
         let Some(block) = self.blocks.get(self.next).copied() else {
             return self.read_tail(file, buffer);
         };
+        if self.part.is_none()
+            && block.hash == ZEROS
+            && file.next_data(block.start())?.is_none_or(|data| data >= block.end())
+        {
+            self.next += 1;
+            return Ok(CheckProgress::More);
+        }
         let part = self.part.get_or_insert_with(|| BlockList::of_level(block.level));
         let at = (block.first + part.len()) * SMALLEST;
         buffer.resize(usize::try_from(SMALLEST).unwrap_or_default(), 0);
@@ -432,7 +464,9 @@ impl FileCheck {
         }
         if part.len() == block.count() {
             let found = part.first_hash().unwrap_or(ALTERED);
-            if found != block.hash {
+            if block.hash == UNKNOWN {
+                self.learned.push(Block { hash: found, ..block });
+            } else if found != block.hash {
                 self.altered.blocks.push(Block { hash: found, ..block });
             }
             self.part = None;

@@ -14,7 +14,10 @@ use siem_protocol::agent_event::AlteredRange;
 use super::*;
 use crate::{
     platform::cpu_time,
-    tail::{block_list::SMALLEST, testing::ReceivedPiece},
+    tail::{
+        block_list::{BlockList, SMALLEST},
+        testing::ReceivedPiece,
+    },
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -222,6 +225,83 @@ fn alteration_in_a_growing_block_is_reported_once() {
         tail.alter("a.jsonl", 16_000, b"\0");
         assert_eq!(ranges(&tail.next().1)[0].0, 0, "{growth}");
     }
+}
+
+/// The last blocks of a file of more than 256 MiB become parts of larger ones when it grows. If that
+/// happened before their lines were handed over again, one alteration was reported again each hour.
+#[test]
+fn alteration_in_a_block_that_is_merged_is_reported_once() {
+    let mut tail = VerifiedTail::new();
+    tail.world.write("a.jsonl", content(100_000));
+    tail.next();
+    // As if the file were larger.
+    for (generation, stored) in &mut tail.world.store.blocks {
+        if let Some(small) = BlockList::decode(stored).filter(|_| !generation.0.is_empty()) {
+            let mut large = BlockList::of_level(1);
+            small.blocks().for_each(|block| large.push(block.hash, block.count()));
+            *stored = large.encode();
+        }
+    }
+    tail.alter("a.jsonl", 30_000, b"\0");
+    tail.world.store.is_paced = true;
+    tail.next_is_nothing();
+    tail.world.append("a.jsonl", content(100_000));
+    tail.next();
+    tail.world.store.is_paced = false;
+    assert_eq!(ranges(&tail.next().1), [(0, SMALLEST)]);
+    for _ in 0..3 {
+        tail.world.pass(61 * MINUTE);
+        tail.next_is_nothing();
+    }
+    // Another alteration of the block is another report.
+    tail.alter("a.jsonl", 40_000, b"\0");
+    assert_eq!(ranges(&tail.next().1), [(0, 2 * SMALLEST)]);
+}
+
+/// A hole is neither read nor hashed, whatever its size is.
+#[test]
+fn hole_of_terabytes_is_verified_at_once() {
+    let mut tail = VerifiedTail::new();
+    let bytes = content(100_000);
+    tail.world.write("a.jsonl", &bytes);
+    let file = OpenOptions::new().write(true).open(tail.world.path("a.jsonl")).unwrap();
+    file.set_len(1 << 42).unwrap();
+    tail.world.append("a.jsonl", [b"\n", &bytes[..]].concat());
+    assert!(!tail.next().0.is_empty());
+    assert!(tail.world.tail.survey().verified_at.is_some(), "the pass is not over");
+    tail.alter("a.jsonl", (1 << 42) + 20_000, b"\0");
+    assert_eq!(ranges(&tail.next().1), [(1 << 42, (1 << 42) + SMALLEST)]);
+}
+
+/// Verification must not displace what other programs have in the cache.
+#[cfg(target_os = "linux")]
+#[test]
+fn verified_bytes_are_removed_from_the_cache() {
+    use std::io::IoSliceMut;
+
+    let is_cached = |file: &fs::File| {
+        let mut byte = [0];
+        let mut buffers = [IoSliceMut::new(&mut byte)];
+        let flags = rustix::io::ReadWriteFlags::NOWAIT;
+        rustix::io::preadv2(file, &mut buffers, 100_000, flags).is_ok()
+    };
+    let mut tail = VerifiedTail::new();
+    tail.is_on_battery.store(true, Ordering::Relaxed);
+    tail.world.write("a.jsonl", content(300_000));
+    tail.next();
+    let file = fs::File::open(tail.world.path("a.jsonl")).unwrap();
+    file.sync_all().unwrap();
+    assert!(is_cached(&file));
+    crate::platform::file::drop_from_cache(&file, 0, 300_000);
+    // Not in every file system.
+    let stays_cached = is_cached(&file);
+    fs::read(tail.world.path("a.jsonl")).unwrap();
+    assert!(is_cached(&file));
+    tail.is_on_battery.store(false, Ordering::Relaxed);
+    tail.world.pass(10 * MINUTE);
+    tail.next_is_nothing();
+    assert!(tail.world.tail.survey().verified_at.is_some());
+    assert_eq!(is_cached(&file), stays_cached);
 }
 
 /// The line is not handed over again, and the ones behind it in the block were not either.

@@ -76,6 +76,7 @@ fn file_with_several_links_is_read_once() {
     fs::write(target.join("deep/a.jsonl"), "a1\n").unwrap();
     world.write("own/b.jsonl", "b1\n");
     for (target, name) in [
+        (target.join("deep"), "x0"),
         (target.join("deep"), "z"),
         (target.clone(), "y"),
         (target.join("deep/a.jsonl"), "y.jsonl"),
@@ -87,6 +88,8 @@ fn file_with_several_links_is_read_once() {
     let (mut lines, events) = world.next();
     lines.sort();
     assert_eq!((lines, events), super::lines(["a1", "b1"]));
+    // No directory is listed twice: its own file, and that of `deep` under two names.
+    assert_eq!(world.store.swept_files.get(), 3);
     fs::write(target.join("deep/a.jsonl"), "a1\na2\n").unwrap();
     world.append("own/b.jsonl", "b2\n");
     let (mut lines, events) = world.next();
@@ -130,6 +133,7 @@ fn circles_of_links_end() {
     let (mut lines, _) = world.next();
     lines.sort();
     assert_eq!(lines, ["a", "b"]);
+    assert_eq!(world.store.swept_files.get(), 2, "not once for each length of a path");
     assert_eq!(world.next(), super::lines([]));
 }
 
