@@ -107,3 +107,24 @@ pub fn read_accounts(
     let files = AccountFile::all(paths, environment, client_dirs, &desktop);
     files.into_iter().filter_map(read).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::platform::Os;
+
+    #[test]
+    fn account_whose_file_does_not_answer_is_unknown() {
+        let home = tempfile::tempdir().unwrap();
+        let home = home.path();
+        let text = r#"{"oauthAccount":{"emailAddress":"me@company.com"}}"#;
+        std::fs::write(home.join(".claude.json"), text).unwrap();
+        let variable = home.to_str().unwrap();
+        let environment = Environment::from_iter([("HOME", variable), ("USERPROFILE", variable)]);
+        let paths = Paths::on(Os::CURRENT, &environment).unwrap();
+        let (calls, release) = BoundedCalls::with_silent(&home.join(".claude.json"));
+        let accounts = read_accounts(&calls, &paths, &environment, &[]);
+        assert!(matches!(accounts[0].state, SignInState::Unknown(_)), "{accounts:?}");
+        drop(release);
+    }
+}

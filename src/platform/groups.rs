@@ -158,12 +158,19 @@ mod system {
         /// A directory service that could not be reached stopped the loop that watches configuration.
         #[test]
         fn program_that_does_not_end_is_killed() {
-            let mut sleep = Command::new("sleep");
-            sleep.arg("600");
+            let folder = tempfile::tempdir().unwrap();
+            let id = folder.path().join("id");
+            let mut sleep = Command::new("sh");
+            sleep.args(["-c", "echo $$ > \"$0\"; exec sleep 600"]).arg(&id);
             let begun = Instant::now();
-            let error = output(sleep, Duration::from_millis(100)).unwrap_err();
+            let error = output(sleep, Duration::from_secs(1)).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::TimedOut);
-            assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+            let id = fs::read_to_string(id).unwrap().trim().parse().unwrap();
+            let process = rustix::process::Pid::from_raw(id).unwrap();
+            while rustix::process::test_kill_process(process).is_ok() {
+                assert!(begun.elapsed() < Duration::from_secs(60), "it still runs");
+                thread::sleep(Duration::from_millis(1));
+            }
         }
 
         #[test]

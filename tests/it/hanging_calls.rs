@@ -393,8 +393,10 @@ fn hook_answers_while_the_account_file_hangs() {
     let agent = world.agent(&["run"]).start_and_wait();
     eventually("a policy", || world.home.state_dir().join("policy.json").is_file().then_some(()));
     agent.stop();
-    for call in ["open", "stat"] {
-        world.hang(call, &world.home.path().join(".claude.json"));
+    let account = world.home.path().join(".claude.json");
+    let spool = world.home.state_dir().join("spool");
+    for (call, path) in [("open", &account), ("stat", &account), ("open", &spool)] {
+        world.hang(call, path);
         let called = Instant::now();
         let ended = world
             .home

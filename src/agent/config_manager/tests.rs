@@ -9,10 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{super::file_watch::Change, *};
+use super::{
+    super::{file_watch::Change, poll_schedule::Outcome},
+    *,
+};
 use crate::{
     pipeline::ingest::Inbox,
     platform::{Environment, SystemClock, bounded::BoundedCalls, secure_file},
+    siem::FetchedConfig,
 };
 
 const TOKEN: &str = "sink.siem.token = 'the token of the fleet'\n";
@@ -187,4 +191,33 @@ fn named_file_that_changes_right_after_it_is_read_is_detected() {
     world.manager.watch_named();
     let stamps = world.manager.stamps();
     assert_eq!(world.manager.watch.compare(&stamps), Change::InProgress);
+}
+
+/// A directory service that did not answer took back the configuration in force at the next reload,
+/// since its audience is a group of users.
+#[cfg(unix)]
+#[test]
+fn config_for_a_group_stays_in_force_while_groups_are_unknown() {
+    let key = include_str!("../../../tests/support/policy/org.pub").lines().last().unwrap();
+    let mut world = World::new(&format!("[managed]\nkeys = ['{key}']\n"));
+    // The program that reports the groups.
+    let (calls, release) = BoundedCalls::with_silent(Path::new("getent"));
+    world.manager.context.calls = calls;
+    let answer = SignedConfig {
+        body: include_str!("../../../tests/support/policy/for-a-group.json").to_owned(),
+        nonce: String::new(),
+        signature: String::new(),
+        etag: None,
+        minisig: Some(
+            include_str!("../../../tests/support/policy/for-a-group.json.minisig").to_owned(),
+        ),
+    };
+    // Not as long as it is not known that it is meant for this user.
+    let (outcome, candidate) = world.manager.evaluate(Ok(FetchedConfig::Answer(answer.clone())));
+    assert_eq!((outcome, candidate.is_none()), (Outcome::Failed, true));
+    world.manager.answer = Some(answer);
+    let candidate = world.manager.read_files_by_order().unwrap();
+    assert_eq!(candidate.revision.as_deref(), Some("for-a-group"));
+    assert_eq!(world.refusals(), 0);
+    drop(release);
 }

@@ -345,6 +345,21 @@ impl BoundedCalls {
     }
 }
 
+#[cfg(test)]
+impl BoundedCalls {
+    /// Creates a runner for which `place` does not answer until the sender is dropped.
+    pub(crate) fn with_silent(place: &Path) -> (Self, mpsc::Sender<()>) {
+        let calls = Self::with_limit(Arc::new(super::SystemClock), Duration::from_millis(100));
+        let (release, released) = mpsc::channel::<()>();
+        let hang = move || {
+            released.recv().unwrap_or_default();
+            Ok(())
+        };
+        assert!(calls.run(place, hang).is_err());
+        (calls, release)
+    }
+}
+
 impl fmt::Debug for BoundedCalls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("BoundedCalls").field("silent", &self.silent()).finish_non_exhaustive()

@@ -388,7 +388,7 @@ impl Intake for SessionIntake<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{platform::Power, stages::source};
+    use crate::{platform::Power, stages::source, tail::testing::MemoryStore};
 
     fn build(context: &AgentContext, options: &str) -> Box<dyn Source> {
         let options: ai_agent_stage::StageOptions = options.parse().unwrap();
@@ -409,6 +409,29 @@ mod tests {
         let other = home.path().join("other/projects");
         let _disabled = build(&context, &format!("roots = ['{}']", other.display()));
         assert_eq!(context.sessions.configured(), expected);
+    }
+
+    #[test]
+    fn growth_of_a_file_that_does_not_answer_is_unknown() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s.jsonl");
+        std::fs::write(&path, "").unwrap();
+        let grown = |calls: &BoundedCalls| {
+            let (sessions, mut store) = (Sessions::default(), MemoryStore::default());
+            let mut intake = SessionIntake {
+                intake: &mut store,
+                sessions: &sessions,
+                calls,
+                now: crate::platform::SystemClock.now(),
+                growth_checked: &mut None,
+            };
+            intake.report_growth(&path);
+            sessions.grown().is_some()
+        };
+        assert!(grown(&BoundedCalls::new(Arc::new(crate::platform::SystemClock))));
+        let (calls, release) = BoundedCalls::with_silent(&path);
+        assert!(!grown(&calls));
+        drop(release);
     }
 
     #[test]

@@ -63,3 +63,24 @@ impl FailedReports {
         (self.unreadable.len() as u64, error)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failed_report_is_tried_at_growing_intervals() {
+        let mut failed = FailedReports::default();
+        let present = BTreeSet::from(["a"]);
+        let mut now = Duration::ZERO;
+        for pause in [5, 10, 20, 40, 80, 160, 320, 600, 600] {
+            failed.add_unreadable("a", &io::ErrorKind::PermissionDenied.into());
+            failed.schedule(now);
+            now += Duration::from_secs(pause);
+            failed.update(&present, now.saturating_sub(Duration::from_millis(1)));
+            assert!(failed.is_unreadable("a"), "{pause}");
+            failed.update(&present, now);
+            assert!(!failed.is_unreadable("a"), "{pause}");
+        }
+    }
+}

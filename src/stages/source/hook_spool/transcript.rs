@@ -153,3 +153,24 @@ fn place_of(transcript: &Path) -> &Path {
     let projects = transcript.parent().and_then(Path::parent);
     projects.unwrap_or(transcript)
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::platform::SystemClock;
+
+    #[test]
+    fn directory_that_does_not_answer_is_not_learned() {
+        let home = tempfile::tempdir().unwrap();
+        let root = home.path().canonicalize().unwrap().join("projects");
+        fs::create_dir(&root).unwrap();
+        let transcript = root.join("p/s.jsonl");
+        let answering = BoundedCalls::new(Arc::new(SystemClock));
+        assert_eq!(root_of(&transcript, &answering).as_ref(), Some(&root));
+        let (calls, release) = BoundedCalls::with_silent(&root);
+        assert_eq!(root_of(&transcript, &calls), None);
+        drop(release);
+    }
+}
