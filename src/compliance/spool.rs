@@ -125,8 +125,10 @@ impl Spool {
         let name = Ulid::from_parts(report.at.0, random).to_string();
         let unnamed = self.folder.join(format!("{name}.new"));
         let mut file = secure_file::create_new(&unnamed)?;
-        let written = file
-            .write_all(&bytes)
+        let written = file.write_all(&bytes);
+        // Windows does not rename a file that is opened without sharing.
+        drop(file);
+        let written = written
             .and_then(|()| fs::rename(&unnamed, self.folder.join(format!("{name}.{ENDING}"))));
         if let Err(error) = written {
             drop(fs::remove_file(&unnamed));
