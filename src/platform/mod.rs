@@ -30,6 +30,7 @@ mod paths;
 mod power;
 pub mod priority;
 pub mod program;
+mod program_data;
 mod random;
 pub mod root_program;
 pub mod sandbox;

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{environment::Environment, os::Os};
+use super::{environment::Environment, os::Os, program_data::program_data};
 
 /// Paths of this user's and this machine's files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,14 +148,14 @@ impl BaseDirectories<'_> {
     }
 
     fn windows(&self) -> Paths {
-        let data = self.variable("ProgramData").unwrap_or(OsStr::new(r"C:\ProgramData"));
+        let data = program_data().into_os_string();
         let roaming = self.variable_or_home("APPDATA", &["AppData", "Roaming"]);
         let local = self.variable_or_home("LOCALAPPDATA", &["AppData", "Local"]);
         let pointer = ["AppData", "Local", "ai-agent", "state", "state-dir"];
         Paths {
             home: self.home.into(),
-            machine_config: self.os.below(data, &["ai-agent", "config.toml"]),
-            machine_config_dir: self.os.below(data, &["ai-agent", "config.d"]),
+            machine_config: self.os.below(&data, &["ai-agent", "config.toml"]),
+            machine_config_dir: self.os.below(&data, &["ai-agent", "config.d"]),
             user_config: self.os.below(&roaming, &["ai-agent", "config.toml"]),
             default_state_dir: self.os.below(&local, &["ai-agent", "state"]),
             claude_desktop: self.os.below(&roaming, &["Claude"]),
@@ -289,13 +289,14 @@ mod tests {
     fn paths_on_windows() {
         let variables = [
             ("USERPROFILE", r"C:\Users\u"),
-            ("ProgramData", r"D:\ProgramData"),
+            // A user must not move the configuration of the machine.
+            ("ProgramData", r"C:\Users\u\none"),
             ("APPDATA", r"C:\Users\u\AppData\Roaming"),
         ];
         let expected = [
             r"C:\Users\u",
-            r"D:\ProgramData\ai-agent\config.toml",
-            r"D:\ProgramData\ai-agent\config.d",
+            r"C:\ProgramData\ai-agent\config.toml",
+            r"C:\ProgramData\ai-agent\config.d",
             r"C:\Users\u\AppData\Roaming\ai-agent\config.toml",
             r"C:\Users\u\AppData\Local\ai-agent\state",
         ];
