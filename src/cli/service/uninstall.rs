@@ -60,7 +60,7 @@ impl Arguments {
         }
         steps.iter().try_for_each(Step::execute)?;
         // An update that is not confirmed has one.
-        SupervisorJob::remove(Some(service));
+        SupervisorJob::stop(service);
         if is_ours {
             wait_until_stopped(state_dir)?;
         }

@@ -1,6 +1,13 @@
 //! Definition of the service: a systemd unit, a property list, or a scheduled task.
 
-use super::{super::os::Os, user_service::Service};
+use super::{
+    super::os::Os,
+    user_service::{NAME, Service},
+    xml::{self, utf16},
+};
+
+/// Description of the scheduled task.
+const DESCRIPTION: &str = "Ships Claude Code session logs to the SIEM";
 
 impl Service {
     /// Returns the definition of the service that runs `program`.
@@ -8,8 +15,8 @@ impl Service {
     pub fn definition(&self, program: &str) -> String {
         match self.os {
             Os::Linux => unit(program),
-            Os::Macos => property_list(program),
-            Os::Windows => task(program, &self.user),
+            Os::Macos => agent_property_list(program),
+            Os::Windows => xml::task(NAME, DESCRIPTION, &self.user, &[program, "run"]),
         }
     }
 
@@ -106,103 +113,25 @@ fn unit_word(text: &str) -> String {
     if text.bytes().all(is_plain) { escaped } else { format!("\"{escaped}\"") }
 }
 
-/// See `man launchd.plist`. Definitions for one user and for all users differ in the program only.
-fn property_list(program: &str) -> String {
-    let program = xml(program);
-    format!(
-        r#"<?xml version="1.0" encoding="UTF-8"?>
-<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">
+/// Definitions for one user and for all users differ in the program only.
+fn agent_property_list(program: &str) -> String {
+    const COMMENT: &str = "\
 <!-- One agent for each user who logs in, with that user's rights: ~/Library/LaunchAgents/ai-agent.plist,
      written by `ai-agent install`, or /Library/LaunchAgents/ai-agent.plist, root:wheel 0644. -->
-<plist version="1.0">
-<dict>
-	<key>Label</key>
-	<string>ai-agent</string>
-	<key>ProgramArguments</key>
-	<array>
-		<string>{program}</string>
-		<string>run</string>
-	</array>
-	<key>RunAtLoad</key>
-	<true/>
-	<!-- Restarts the agent if a user kills it. -->
-	<key>KeepAlive</key>
-	<true/>
-	<key>ThrottleInterval</key>
-	<integer>5</integer>
-	<!-- The agent lowers the priority of background work itself; new records need the standard one. -->
-	<key>ProcessType</key>
-	<string>Standard</string>
-	<key>Umask</key>
-	<string>077</string>
-</dict>
-</plist>
-"#
-    )
-}
-
-/// See <https://learn.microsoft.com/en-us/windows/win32/taskschd/task-scheduler-schema>. The
-/// trigger fires every five minutes and usually finds the task running: restarting on failure
-/// covers a task that could not be started, not one that was ended. `conhost` hides the console
-/// window.
-fn task(program: &str, user: &str) -> String {
-    let (program, user) = (xml(program), xml(user));
-    format!(
-        r#"<?xml version="1.0" encoding="UTF-16"?>
-<Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">
-  <RegistrationInfo>
-    <Description>Ships Claude Code session logs to the SIEM</Description>
-    <URI>\ai-agent</URI>
-  </RegistrationInfo>
-  <Triggers>
-    <LogonTrigger>
-      <Repetition>
-        <Interval>PT5M</Interval>
-        <StopAtDurationEnd>false</StopAtDurationEnd>
-      </Repetition>
-      <Enabled>true</Enabled>
-      <UserId>{user}</UserId>
-    </LogonTrigger>
-  </Triggers>
-  <Principals>
-    <Principal id="Author">
-      <UserId>{user}</UserId>
-      <LogonType>InteractiveToken</LogonType>
-      <RunLevel>LeastPrivilege</RunLevel>
-    </Principal>
-  </Principals>
-  <Settings>
-    <MultipleInstancesPolicy>IgnoreNew</MultipleInstancesPolicy>
-    <DisallowStartIfOnBatteries>false</DisallowStartIfOnBatteries>
-    <StopIfGoingOnBatteries>false</StopIfGoingOnBatteries>
-    <StartWhenAvailable>true</StartWhenAvailable>
-    <ExecutionTimeLimit>PT0S</ExecutionTimeLimit>
-    <Priority>5</Priority>
-    <RestartOnFailure>
-      <Interval>PT1M</Interval>
-      <Count>999</Count>
-    </RestartOnFailure>
-  </Settings>
-  <Actions Context="Author">
-    <Exec>
-      <Command>%SystemRoot%\System32\conhost.exe</Command>
-      <Arguments>--headless "{program}" run</Arguments>
-    </Exec>
-  </Actions>
-</Task>
-"#
-    )
-}
-
-/// Encodes a text in UTF-16 with a byte order mark and the line endings of Windows.
-pub(super) fn utf16(text: &str) -> Vec<u8> {
-    let text = format!("\u{feff}{}", text.replace('\n', "\r\n"));
-    text.encode_utf16().flat_map(u16::to_le_bytes).collect()
-}
-
-/// Escapes a text for XML.
-pub(super) fn xml(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+";
+    const SETTINGS: &str = "\
+\t<!-- Restarts the agent if a user kills it. -->
+\t<key>KeepAlive</key>
+\t<true/>
+\t<key>ThrottleInterval</key>
+\t<integer>5</integer>
+\t<!-- The agent lowers the priority of background work itself; new records need the standard one. -->
+\t<key>ProcessType</key>
+\t<string>Standard</string>
+\t<key>Umask</key>
+\t<string>077</string>
+";
+    xml::property_list(NAME, &[program, "run"], COMMENT, SETTINGS)
 }
 
 #[cfg(test)]

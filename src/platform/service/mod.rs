@@ -11,6 +11,7 @@ mod restarts;
 mod status;
 mod supervisor_job;
 mod user_service;
+mod xml;
 
 pub use manager_command::{ManagerCommand, ManagerCommandError};
 pub use notify::Notify;

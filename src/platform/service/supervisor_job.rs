@@ -15,10 +15,13 @@ use super::{
     super::{os::Os, own_program},
     manager_command::ManagerCommand,
     user_service::Service,
+    xml,
 };
 
 /// Name of the job.
 const NAME: &str = "ai-agent-update";
+/// Description of the scheduled task.
+const DESCRIPTION: &str = "Brings the previous ai-agent back if an update of it does not run";
 
 /// Process that survives a restart of the agent's service.
 pub struct SupervisorJob<'a> {
@@ -99,8 +102,8 @@ impl<'a> SupervisorJob<'a> {
     fn definition(&self, service: &Service) -> io::Result<Vec<u8>> {
         let words = std::iter::once(self.program.as_os_str())
             .chain(self.arguments.iter().map(OsString::as_os_str))
-            .map(|word| word.to_str().map(super::definition::xml));
-        let words: Option<Vec<String>> = words.collect();
+            .map(std::ffi::OsStr::to_str);
+        let words: Option<Vec<&str>> = words.collect();
         let words = words.ok_or_else(|| io::Error::other("the path of the program is no text"))?;
         Ok(service.job(&words))
     }
@@ -113,6 +116,15 @@ impl<'a> SupervisorJob<'a> {
         };
         drop(fs::remove_file(service.job_definition()));
         service.job_removal().iter().for_each(|command| drop(command.run()));
+    }
+
+    /// Ends the process, if it runs, and removes its definition. With systemd it ends by itself once the record
+    /// of the update is removed.
+    pub fn stop(service: &Service) {
+        if service.job_definition().is_file() {
+            service.job_end().iter().for_each(|command| drop(command.run()));
+        }
+        Self::remove(Some(service));
     }
 }
 
@@ -135,66 +147,11 @@ impl Service {
         self.installed.definition.with_file_name(name)
     }
 
-    /// Returns the definition of the job; `words` is its command line, escaped for XML.
-    fn job(&self, words: &[String]) -> Vec<u8> {
+    /// Returns the definition of the job that runs `words`, a program and its arguments.
+    fn job(&self, words: &[&str]) -> Vec<u8> {
         match self.os {
-            Os::Linux | Os::Macos => {
-                let words: String =
-                    words.iter().map(|word| format!("\t\t<string>{word}</string>\n")).collect();
-                format!(
-                    r#"<?xml version="1.0" encoding="UTF-8"?>
-<!DOCTYPE plist PUBLIC "-//Apple//DTD PLIST 1.0//EN" "http://www.apple.com/DTDs/PropertyList-1.0.dtd">
-<plist version="1.0">
-<dict>
-	<key>Label</key>
-	<string>{NAME}</string>
-	<key>ProgramArguments</key>
-	<array>
-{words}	</array>
-	<key>RunAtLoad</key>
-	<true/>
-</dict>
-</plist>
-"#
-                )
-                .into_bytes()
-            }
-            Os::Windows => {
-                let words: String =
-                    words.iter().map(|word| format!(" &quot;{word}&quot;")).collect();
-                let user = super::definition::xml(&self.user);
-                let text = format!(
-                    r#"<?xml version="1.0" encoding="UTF-16"?>
-<Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">
-  <Triggers>
-    <LogonTrigger>
-      <Enabled>true</Enabled>
-      <UserId>{user}</UserId>
-    </LogonTrigger>
-  </Triggers>
-  <Principals>
-    <Principal id="Author">
-      <UserId>{user}</UserId>
-      <LogonType>InteractiveToken</LogonType>
-      <RunLevel>LeastPrivilege</RunLevel>
-    </Principal>
-  </Principals>
-  <Settings>
-    <MultipleInstancesPolicy>IgnoreNew</MultipleInstancesPolicy>
-    <DisallowStartIfOnBatteries>false</DisallowStartIfOnBatteries>
-    <StopIfGoingOnBatteries>false</StopIfGoingOnBatteries>
-  </Settings>
-  <Actions Context="Author">
-    <Exec>
-      <Command>%SystemRoot%\System32\conhost.exe</Command>
-      <Arguments>--headless{words}</Arguments>
-    </Exec>
-  </Actions>
-</Task>
-"#
-                );
-                super::definition::utf16(&text)
-            }
+            Os::Linux | Os::Macos => xml::property_list(NAME, words, "", "").into_bytes(),
+            Os::Windows => xml::utf16(&xml::task(NAME, DESCRIPTION, &self.user, words)),
         }
     }
 
@@ -219,6 +176,12 @@ impl Service {
                 ManagerCommand::new("schtasks.exe", &["/Run", "/TN", NAME]),
             ],
         }
+    }
+
+    /// Returns the command that ends the process; on macOS, the removal does.
+    fn job_end(&self) -> Option<ManagerCommand> {
+        (self.os == Os::Windows)
+            .then(|| ManagerCommand::new("schtasks.exe", &["/End", "/TN", NAME]))
     }
 
     fn job_removal(&self) -> Vec<ManagerCommand> {
@@ -258,6 +221,7 @@ mod tests {
         let bytes = job.definition(&service).unwrap();
         let definition = String::from_utf8_lossy(&bytes).replace('\0', "");
         let mut commands = service.job_commands(&service.job_definition());
+        commands.extend(service.job_end());
         commands.extend(service.job_removal());
         (definition, commands.iter().map(ToString::to_string).collect())
     }
@@ -269,6 +233,8 @@ mod tests {
                      \t\t<string>/a &amp; b/ai-agent</string>\n";
         assert!(definition.contains(words), "{definition}");
         let plist = "/Users/u/Library/LaunchAgents/ai-agent-update.plist";
+        // On Windows this test builds the path with its separator.
+        let commands: Vec<_> = commands.iter().map(|line| line.replace('\\', "/")).collect();
         assert_eq!(
             commands,
             [
@@ -282,11 +248,12 @@ mod tests {
     #[test]
     fn job_is_a_task_of_windows_until_it_has_ended() {
         let (definition, commands) = job(Os::Windows, r"C:\Users\u", r"C:\b\ai-agent.previous.exe");
-        let line = r"<Arguments>--headless &quot;C:\b\ai-agent.previous.exe&quot; &quot;supervise-update&quot; ";
+        let line = r#"<Arguments>--headless "C:\b\ai-agent.previous.exe" supervise-update "/a &amp; b/ai-agent"</Arguments>"#;
         assert!(definition.contains(line), "{definition}");
         let create = "schtasks.exe /Create /F /TN ai-agent-update /XML ";
         assert!(commands[0].starts_with(create), "{}", commands[0]);
         assert_eq!(commands[1], "schtasks.exe /Run /TN ai-agent-update");
-        assert_eq!(commands[2], "schtasks.exe /Delete /F /TN ai-agent-update");
+        assert_eq!(commands[2], "schtasks.exe /End /TN ai-agent-update");
+        assert_eq!(commands[3], "schtasks.exe /Delete /F /TN ai-agent-update");
     }
 }
