@@ -1,4 +1,7 @@
 //! Replacement and start of the agent's own program file.
+//!
+//! On Windows another program, such as a virus scanner, can keep a file from being opened, renamed or removed.
+//! The functions here wait for it for up to 10 s.
 
 use std::{
     ffi::OsString,
@@ -15,8 +18,8 @@ use super::secure_file;
 const SYSTEM_DIRECTORIES: [&str; 10] =
     ["/usr", "/opt", "/bin", "/sbin", "/nix", "/gnu", "/snap", "/app", "/Applications", "/Library"];
 
-/// Number of attempts to rename a file that another program holds, and the pause between two.
-const BUSY_TRIES: u32 = 20;
+/// Number of attempts to use a file that another program holds, and the pause between two.
+const BUSY_TRIES: u32 = 100;
 const BUSY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Maximum number of replaced programs that are still running.
@@ -95,6 +98,17 @@ pub fn make_executable(from: &Path) -> io::Result<()> {
     retry_busy(|| fs::OpenOptions::new().write(true).open(from)?.sync_all())
 }
 
+/// Copies the program at `from` to `to`, executable and synced. A file at `to` is replaced.
+///
+/// # Errors
+/// The error of the system; `to` may be incomplete.
+pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
+    remove(to)?;
+    // Fails if another process puts a symlink there.
+    retry_busy(|| io::copy(&mut fs::File::open(from)?, &mut secure_file::create_new(to)?))?;
+    make_executable(to)
+}
+
 /// Creates the file `to` with the content of `from` as a hard link, or as a synced copy where the file
 /// system has no links. A file at `to` is replaced.
 ///
@@ -102,12 +116,19 @@ pub fn make_executable(from: &Path) -> io::Result<()> {
 /// The error of the system; `to` is unchanged.
 pub fn link_or_copy(from: &Path, to: &Path) -> io::Result<()> {
     let new = beside(to, "new");
-    remove_if_present(&new)?;
+    remove(&new)?;
     if fs::hard_link(from, &new).is_err() {
-        fs::copy(from, &new)?;
-        make_executable(&new)?;
+        copy(from, &new)?;
     }
     replace(&new, to)
+}
+
+/// Removes a program, once it has ended; one that does not exist is no error.
+///
+/// # Errors
+/// The error of the system.
+pub fn remove(path: &Path) -> io::Result<()> {
+    retry_busy(|| remove_if_present(path))
 }
 
 /// Removes a file; one that does not exist is no error.
@@ -121,8 +142,7 @@ pub fn remove_if_present(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Renames the file at `from` to `to` and syncs the directory, even if `to` is a running program. Waits up
-/// to 2 s for a program that holds one of the files, such as a virus scanner.
+/// Renames the file at `from` to `to` and syncs the directory, even if `to` is a running program.
 ///
 /// Atomic on Unix. Windows does not replace a running program: `to` is renamed away first, so that after
 /// a power cut in between no file is there.
@@ -138,6 +158,8 @@ pub fn replace(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 fn replace_running(from: &Path, to: &Path, error: io::Error) -> io::Result<()> {
+    // The place must not be empty while another program holds the file that belongs there.
+    check_renamable(from)?;
     let old = (0..MAX_OLD).map(|number| beside(to, &format!("old{number}")));
     // A program that still runs cannot be removed.
     let old = old.into_iter().find(|old| remove_if_present(old).is_ok()).ok_or(error)?;
@@ -145,6 +167,21 @@ fn replace_running(from: &Path, to: &Path, error: io::Error) -> io::Result<()> {
     fs::rename(from, to).inspect_err(|_| drop(fs::rename(&old, to)))?;
     drop(fs::remove_file(&old));
     Ok(())
+}
+
+/// Opens a file as a rename does.
+#[cfg(windows)]
+fn check_renamable(path: &Path) -> io::Result<()> {
+    /// `DELETE`.
+    const ACCESS: u32 = 0x0001_0000;
+    let mut options = fs::OpenOptions::new();
+    std::os::windows::fs::OpenOptionsExt::access_mode(&mut options, ACCESS);
+    options.open(path).map(drop)
+}
+
+#[cfg(not(windows))]
+fn check_renamable(path: &Path) -> io::Result<()> {
+    fs::symlink_metadata(path).map(drop)
 }
 
 /// Removes programs that were renamed away because they were running.
@@ -155,7 +192,11 @@ pub fn remove_old(program: &Path) {
     }
 }
 
-fn retry_busy(mut action: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+/// Repeats `action` as long as another program holds one of its files, for up to 10 s.
+///
+/// # Errors
+/// The error of the last attempt.
+pub fn retry_busy<T>(mut action: impl FnMut() -> io::Result<T>) -> io::Result<T> {
     for _ in 1..BUSY_TRIES {
         match action() {
             Err(error) if is_busy(&error) => thread::sleep(BUSY_PAUSE),
@@ -173,6 +214,9 @@ pub fn is_busy(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::ExecutableFileBusy
         || cfg!(windows) && error.raw_os_error().is_some_and(|code| WINDOWS.contains(&code))
 }
+
+/// True if [`run_in_place`] replaces the process: on Windows the new program runs beside it.
+pub const REPLACES_PROCESS: bool = cfg!(unix);
 
 /// Replaces this process with `program`; on Windows, runs it and returns its exit code.
 ///
@@ -199,6 +243,24 @@ pub fn detach(command: &mut Command) {
         /// `DETACHED_PROCESS | CREATE_NEW_PROCESS_GROUP`.
         const FLAGS: u32 = 0x0000_0008 | 0x0000_0200;
         std::os::windows::process::CommandExt::creation_flags(command, FLAGS);
+        keep_streams();
+    }
+}
+
+/// Keeps new processes from inheriting the standard streams of this one: a reader of a pipe would wait for the
+/// end of all of them. Those that are to have a stream get a copy.
+#[cfg(windows)]
+#[expect(unsafe_code, reason = "a system call")]
+fn keep_streams() {
+    use std::os::windows::io::AsRawHandle as _;
+
+    use windows_sys::Win32::Foundation::{HANDLE_FLAG_INHERIT, SetHandleInformation};
+
+    let streams =
+        [io::stdin().as_raw_handle(), io::stdout().as_raw_handle(), io::stderr().as_raw_handle()];
+    for stream in streams {
+        // SAFETY: changes a flag of a handle, and fails for one that is not open.
+        unsafe { SetHandleInformation(stream, HANDLE_FLAG_INHERIT, 0) };
     }
 }
 
@@ -236,7 +298,7 @@ mod tests {
         });
         assert!(done.is_ok() && calls == 3);
         let mut calls = 0;
-        let failed = retry_busy(|| {
+        let failed: io::Result<()> = retry_busy(|| {
             calls += 1;
             Err(io::ErrorKind::StorageFull.into())
         });

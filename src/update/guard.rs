@@ -169,7 +169,9 @@ fn roll_back_after(files: &ProgramFiles, limit: Duration) {
             code = "update_rolled_back",
             "the new program was not confirmed in time: the previous one is back, restarting"
         );
-        if !service::restarts_process(&Environment::from_process()) {
+        let is_restarted = service::restarts_process(&Environment::from_process());
+        // This process holds the state directory until it ends.
+        if own_program::REPLACES_PROCESS && !is_restarted {
             let arguments: Vec<_> = std::env::args_os().skip(1).collect();
             drop(own_program::run_in_place(files.program(), &arguments));
         }

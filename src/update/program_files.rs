@@ -91,7 +91,7 @@ impl ProgramFiles {
             [own_program::beside(&self.previous(), "new"), self.with_suffix(".update.json.new")];
         drop(unfinished.map(fs::remove_file));
         let files = [self.previous(), self.next(), self.record(), self.lock()];
-        files.iter().try_for_each(|file| own_program::remove_if_present(file))
+        files.iter().try_for_each(|file| own_program::remove(file))
     }
 
     pub(super) fn directory(&self) -> &Path {
@@ -215,7 +215,7 @@ pub(super) fn lock(path: &Path) -> io::Result<File> {
 pub(crate) fn digest_of(path: &Path) -> io::Result<Digest> {
     use sha2::Digest as _;
 
-    let opened = file::open_regular(path)?;
+    let opened = own_program::retry_busy(|| file::open_regular(path))?;
     let (mut file, _) =
         opened.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"))?;
     let mut hash = HashWriter(sha2::Sha256::new());
@@ -255,7 +255,9 @@ mod tests {
 
     #[test]
     fn program_of_the_machine_is_not_replaceable() {
-        let system = ProgramFiles::of(Path::new("/usr/bin/env"));
+        let windows = std::env::var("SystemRoot").map(|root| format!(r"{root}\System32\cmd.exe"));
+        let program = if cfg!(windows) { windows.unwrap() } else { "/usr/bin/env".to_owned() };
+        let system = ProgramFiles::of(Path::new(&program));
         let refused = system.check_replaceable().unwrap_err();
         assert!(matches!(refused, NotReplaceable::MachineWide { .. }), "{refused}");
     }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use siem_protocol::Digest;
 
 use super::program_files::ProgramFiles;
-use crate::platform::{Timestamp, file, secure_file};
+use crate::platform::{Timestamp, file, own_program, secure_file};
 
 /// Version of the format.
 const VERSION: u32 = 1;
@@ -124,7 +124,7 @@ impl UpdateRecord {
     pub(super) fn write(&self, files: &ProgramFiles) -> io::Result<()> {
         let mut bytes = serde_json::to_vec(self).map_err(io::Error::other)?;
         bytes.push(b'\n');
-        secure_file::replace(&files.record(), &bytes)
+        own_program::retry_busy(|| secure_file::replace(&files.record(), &bytes))
     }
 
     /// Returns true if the state is not final: a new program may be in place that does not run.

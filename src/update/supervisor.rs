@@ -164,8 +164,13 @@ pub(super) fn supervise(
                     begun = Instant::now();
                 }
             }
-            // Another process may be replacing it.
-            None => unreadable += 1,
+            // Another process may be replacing it, or an uninstallation has removed it: then the file of the
+            // lock must not be created again.
+            None => {
+                unreadable += 1;
+                thread::sleep(PAUSE);
+                continue;
+            }
         }
         let is_missing = !files.program().try_exists().unwrap_or(true);
         let is_due = begun.elapsed() >= timeout;

@@ -4,7 +4,7 @@
 //! before a program is renamed, so that whichever program starts next knows what was intended.
 
 use std::{
-    fs, io,
+    io,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -19,7 +19,7 @@ use super::{
     steps::{Reach, Step},
 };
 use crate::{
-    platform::{Timestamp, own_program, secure_file},
+    platform::{Timestamp, own_program},
     text::causes,
 };
 
@@ -122,10 +122,7 @@ fn copy(files: &ProgramFiles, new: &NewProgram<'_>, reach: Reach<'_>) -> Result<
     let next = files.next();
     let copied = || {
         reach(Step::CopyNew)?;
-        own_program::remove_if_present(&next)?;
-        // Fails if another process puts a symlink there.
-        io::copy(&mut fs::File::open(new.staged)?, &mut secure_file::create_new(&next)?)?;
-        own_program::make_executable(&next)?;
+        own_program::copy(new.staged, &next)?;
         digest_of(&next)
     };
     match copied().map_err(failed("write", &next))? {

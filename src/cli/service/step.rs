@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     cli::{failure::Failure, output::print},
-    platform::{program, secure_file, service::ManagerCommand},
+    platform::{own_program, program, secure_file, service::ManagerCommand},
     text::causes,
     update::ProgramFiles,
 };
@@ -108,7 +108,8 @@ impl Step {
                 let files = ProgramFiles::of(path);
                 // The supervisor of an update would put a program into the empty place.
                 files.remove_record()?;
-                program::remove(path)?;
+                // Its process has just ended.
+                own_program::retry_busy(|| program::remove(path))?;
                 files.remove_all_but_program()?;
             }
             Self::RemoveFolder(path) => {
