@@ -1,9 +1,9 @@
 //! New programs that do not run: the previous one comes back, and no record is lost.
 //!
 //! The service manager is a loop of the test here; `update_systemd` has a real one.
-#![cfg(unix)]
 
 use std::{
+    env::consts::EXE_SUFFIX,
     fs,
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -34,7 +34,8 @@ impl World {
     fn new(fault: &str) -> Self {
         let world = Self { home: Home::new(), receiver: Receiver::start(), lines: 0 };
         fs::create_dir(world.home.path().join("bin")).unwrap();
-        let config = world.home.path().join(".config/ai-agent");
+        let config = if cfg!(windows) { "AppData/Roaming/ai-agent" } else { ".config/ai-agent" };
+        let config = world.home.path().join(config);
         fs::create_dir_all(&config).unwrap();
         fs::write(config.join("config.toml"), "shipping.flush_interval = \"0s\"").unwrap();
         write_release(&world.program(), "0.1.0", "none");
@@ -43,11 +44,15 @@ impl World {
     }
 
     fn program(&self) -> PathBuf {
-        self.home.path().join("bin/ai-agent")
+        self.home.path().join(format!("bin/ai-agent{EXE_SUFFIX}"))
+    }
+
+    fn previous(&self) -> PathBuf {
+        self.home.path().join(format!("bin/ai-agent.previous{EXE_SUFFIX}"))
     }
 
     fn staged(&self) -> PathBuf {
-        self.home.path().join("staged")
+        self.home.path().join(format!("staged{EXE_SUFFIX}"))
     }
 
     /// Starts the program in place, as a service manager does.
@@ -64,10 +69,11 @@ impl World {
     /// failed.
     fn keep_running(&self) -> (Agent, u32) {
         for failed in 0..10 {
+            let before = self.version();
             let mut agent = self.start();
             let is_running = eventually("the agent runs or ends", || {
                 let runs = agent.runs();
-                let is_started = self.version().is_some_and(|(pid, _)| pid == agent.pid());
+                let is_started = self.is_run_by(&agent, before.as_ref());
                 (is_started || !runs).then_some(is_started)
             });
             if is_running {
@@ -85,22 +91,55 @@ impl World {
         Some((pid, status["version"].as_str()?.to_owned()))
     }
 
+    /// Returns whether the status file is that of `agent`, which on Windows may have started another process in
+    /// its place; `before` is the content of the file before its start.
+    fn is_run_by(&self, agent: &Agent, before: Option<&(u32, String)>) -> bool {
+        let known = before.map(|(pid, _)| *pid);
+        self.version().is_some_and(|(pid, _)| match cfg!(windows) {
+            true => known != Some(pid),
+            false => pid == agent.pid(),
+        })
+    }
+
     fn running_version(&self) -> String {
         self.version().unwrap().1
     }
 
-    /// Installs the new release, and kills the process before `step`.
-    fn install(&self, step: &str) -> Option<i32> {
+    /// Installs the new release. Returns the exit code.
+    fn install(&self) -> Option<i32> {
+        self.installer().status().unwrap().code()
+    }
+
+    fn installer(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_ai-agent-test-release"));
         let [program, staged] = [self.program(), self.staged()];
         command.arg("test-install").arg(program).arg(staged).args(["0.1.0", "0.2.0"]);
-        command.env("AI_AGENT_TEST_KILL_BEFORE", step).stderr(Stdio::null());
-        command.status().unwrap().code()
+        command.stderr(Stdio::null());
+        command
+    }
+
+    /// Begins to install the new release, and kills the process before `step`.
+    fn install_until(&self, step: &str) {
+        let ended = self.installer().env("AI_AGENT_TEST_KILL_BEFORE", step).status().unwrap();
+        // Windows gives an aborted process an exit code.
+        let is_killed = ended.code().is_none_or(|code| cfg!(windows) && !matches!(code, 0 | 1));
+        assert!(is_killed, "it was not killed before {step}: {ended}");
+    }
+
+    fn record_file(&self) -> PathBuf {
+        self.home.path().join(format!("bin/ai-agent{EXE_SUFFIX}.update.json"))
     }
 
     fn record(&self) -> Value {
-        let record = fs::read(self.home.path().join("bin/ai-agent.update.json")).unwrap();
-        serde_json::from_slice(&record).unwrap()
+        serde_json::from_slice(&fs::read(self.record_file()).unwrap()).unwrap()
+    }
+
+    /// Starts the supervisor, a process of the previous program.
+    fn supervise(&self, timeout_ms: &str) -> Agent {
+        AgentCommand::of(&self.previous(), self.home.path(), &["supervise-update"])
+            .arg(self.program())
+            .arg(timeout_ms)
+            .start()
     }
 
     fn state(&self) -> String {
@@ -112,6 +151,16 @@ impl World {
         wait_for(&self.receiver, name, |entries| {
             Some(entries::events(entries, name).first()?.data.clone())
         })
+    }
+
+    /// Stops an agent that has run another program in its place, which on Windows is a child of it.
+    fn stop(&self, agent: Agent) {
+        let running = self.version().map(|(pid, _)| pid);
+        if let Some(child) = running.filter(|pid| cfg!(windows) && *pid != agent.pid()) {
+            let killed = Command::new("taskkill").args(["/F", "/PID", &child.to_string()]).status();
+            assert!(killed.unwrap().success());
+        }
+        agent.stop();
     }
 
     /// Writes a record, and waits until the receiver has it.
@@ -138,7 +187,7 @@ fn good_release_is_confirmed_by_its_local_health() {
     agent.stop();
     // The receiver is away: no reason to go back.
     world.receiver.kill();
-    assert_eq!(world.install(""), Some(0));
+    assert_eq!(world.install(), Some(0));
     let (agent, failed) = world.keep_running();
     assert_eq!((failed, world.running_version()), (0, "0.2.0".to_owned()));
     eventually("the release is confirmed", || (world.state() == "confirmed").then_some(()));
@@ -154,7 +203,7 @@ fn good_release_is_confirmed_by_its_local_health() {
 #[test]
 fn runs_with_once_confirm_a_release() {
     let world = World::new("none");
-    assert_eq!(world.install(""), Some(0));
+    assert_eq!(world.install(), Some(0));
     let once = || AgentCommand::of(&world.program(), world.home.path(), &["run", "--once"]);
     once().ships_to(&world.receiver.url()).succeed();
     assert_eq!(world.state(), "confirmed");
@@ -166,15 +215,16 @@ fn release_that_aborts_is_rolled_back_at_its_third_start() {
     let (agent, _) = world.keep_running();
     world.ship();
     agent.stop();
-    assert_eq!(world.install(""), Some(0));
+    assert_eq!(world.install(), Some(0));
     assert_eq!(version_of(&world.program()), "ai-agent 0.2.0");
     let mut starts = 0;
     let agent = loop {
         starts += 1;
+        let before = world.version();
         let mut agent = world.start();
         let record = eventually("the agent ends or is the previous one", || {
-            let is_back = world.state() == "rolled-back"
-                && world.version().is_some_and(|(pid, _)| pid == agent.pid());
+            let is_back =
+                world.state() == "rolled-back" && world.is_run_by(&agent, before.as_ref());
             (is_back || !agent.runs()).then_some(is_back)
         });
         if record {
@@ -189,14 +239,14 @@ fn release_that_aborts_is_rolled_back_at_its_third_start() {
     assert_eq!((&failed["to"], &failed["reason"]), (&"0.2.0".into(), &"crashed".into()));
     let detail = failed["detail"].as_str().unwrap();
     assert!(detail.contains("agent_started"), "the log is missing: {detail}");
-    agent.stop();
+    world.stop(agent);
     world.receiver.assert_complete();
 }
 
 #[test]
 fn release_that_breaks_at_its_place_is_never_started() {
     let world = World::new("in-place");
-    assert_eq!(world.install(""), Some(1));
+    assert_eq!(world.install(), Some(1));
     assert_eq!(version_of(&world.program()), "ai-agent 0.1.0");
     assert_eq!(world.record()["reason"], "not-executable");
     let (agent, failed) = world.keep_running();
@@ -208,7 +258,7 @@ fn release_that_breaks_at_its_place_is_never_started() {
 fn installation_killed_at_any_step_leaves_an_agent_that_runs() {
     for step in STEPS {
         let mut world = World::new("none");
-        assert_eq!(world.install(step), None, "it was not killed before {step}");
+        world.install_until(step);
         let (agent, failed) = world.keep_running();
         let is_new = step == "RunNew";
         let expected = if is_new { "0.2.0" } else { "0.1.0" };
@@ -219,7 +269,7 @@ fn installation_killed_at_any_step_leaves_an_agent_that_runs() {
         }
         agent.stop();
         if !is_new {
-            assert_eq!(world.install(""), Some(0), "{step}");
+            assert_eq!(world.install(), Some(0), "{step}");
             assert_eq!(version_of(&world.program()), "ai-agent 0.2.0");
         }
         world.receiver.assert_complete();
@@ -232,13 +282,9 @@ fn supervisor_replaces_a_release_that_hangs_before_main() {
     let mut world = World::new("hang");
     let (agent, _) = world.keep_running();
     agent.stop();
-    assert_eq!(world.install(""), Some(0));
+    assert_eq!(world.install(), Some(0));
     let hanging = world.start();
-    let previous = world.home.path().join("bin/ai-agent.previous");
-    let mut supervisor = AgentCommand::of(&previous, world.home.path(), &["supervise-update"])
-        .arg(world.program())
-        .arg("500")
-        .start();
+    let mut supervisor = world.supervise("500");
     eventually("the previous program is back", || (world.state() == "rolled-back").then_some(()));
     eventually("the supervisor ends", || (!supervisor.runs()).then_some(()));
     assert_eq!(world.record()["reason"], "not-confirmed");
@@ -251,10 +297,11 @@ fn supervisor_replaces_a_release_that_hangs_before_main() {
 }
 
 /// The release reaches its guard and hangs behind it: a thread of the guard puts the previous one back.
+#[cfg(unix)]
 #[test]
 fn guard_replaces_a_release_that_hangs_behind_it() {
     let mut world = World::new("stuck");
-    assert_eq!(world.install(""), Some(0));
+    assert_eq!(world.install(), Some(0));
     let agent = world.command().env("AI_AGENT_TEST_UPDATE_TIMEOUT_MS", "500").start();
     // No service manager starts it: the same process becomes the previous program.
     let expected = Some((agent.pid(), "0.1.0".to_owned()));
@@ -275,7 +322,7 @@ fn guard_replaces_a_release_that_hangs_behind_it() {
 fn start_that_the_machine_prevents_does_not_count() {
     let world = World::new("none");
     let (agent, _) = world.keep_running();
-    assert_eq!(world.install(""), Some(0));
+    assert_eq!(world.install(), Some(0));
     for _ in 0..3 {
         let error = world.command().fail(1);
         assert!(error.contains("another agent"), "{error}");
@@ -294,21 +341,20 @@ fn start_that_the_machine_prevents_does_not_count() {
 #[test]
 fn release_that_refuses_a_good_configuration_is_rolled_back() {
     let world = World::new("refuse");
-    assert_eq!(world.install(""), Some(0));
+    assert_eq!(world.install(), Some(0));
     let (agent, failed) = world.keep_running();
     assert_eq!((failed, world.running_version()), (2, "0.1.0".to_owned()));
     assert_eq!(world.record()["reason"], "crashed");
-    agent.stop();
+    world.stop(agent);
 }
 
 /// The service manager runs it before each start, for a new program that ends before `main`.
 #[test]
 fn guard_of_the_previous_program_counts_starts_of_the_new_one() {
     let world = World::new("abort");
-    assert_eq!(world.install(""), Some(0));
-    let previous = world.home.path().join("bin/ai-agent.previous");
+    assert_eq!(world.install(), Some(0));
     for start in 1..=3 {
-        let guard = AgentCommand::of(&previous, world.home.path(), &["guard-update"]);
+        let guard = AgentCommand::of(&world.previous(), world.home.path(), &["guard-update"]);
         // In another service, which passes its name on, each start counts.
         let guard = guard.env("INVOCATION_ID", "1").env("SYSTEMD_EXEC_PID", "1");
         guard.arg(world.program()).succeed();
@@ -335,4 +381,157 @@ fn new_release_tests_itself_with_the_files_of_this_machine() {
     agent.stop();
     let left = fs::read_dir(world.home.state_dir().join("update")).unwrap().count();
     assert_eq!(left, 0, "the copy of the store is removed");
+}
+
+/// Windows does not replace a running program in one step: the power may fail in between.
+#[test]
+fn supervisor_fills_the_place_of_a_program_that_is_missing() {
+    let mut world = World::new("none");
+    world.install_until("Swap");
+    fs::rename(world.program(), world.home.path().join(format!("bin/ai-agent.old0{EXE_SUFFIX}")))
+        .unwrap();
+    let mut supervisor = world.supervise("60000");
+    eventually("the supervisor ends", || (!supervisor.runs()).then_some(()));
+    assert_eq!(version_of(&world.program()), "ai-agent 0.1.0");
+    assert_eq!(world.state(), "rolled-back");
+    let (agent, _) = world.keep_running();
+    world.ship();
+    agent.stop();
+    assert_eq!(world.install(), Some(0));
+}
+
+/// The agent itself downloads, verifies, tests and starts the release, without a service manager.
+#[test]
+fn agent_replaces_itself_by_a_release_of_the_receiver() {
+    use crate::support::{
+        minisign::Minisign, release_server::release, scripted_receiver::ScriptedReceiver,
+    };
+
+    let (world, key) = (World::new("none"), Minisign::new(7));
+    let receiver = ScriptedReceiver::start([]);
+    let program = fs::read(world.staged()).unwrap();
+    let release = release("0.2.0", &program, &key);
+    receiver.releases().serve(&release, &program, "e1");
+    receiver.releases().offer(&[release]);
+    let config = format!("[update]\nmode = \"install\"\nkeys = [\"{}\"]\n", key.public());
+    let command = AgentCommand::of(&world.program(), world.home.path(), &["run"]);
+    let agent = command.config(&config).ships_to(&receiver.url()).start();
+    let installed = eventually("the event", || {
+        let entries = receiver.entries();
+        entries::events(&entries, "update_installed").first().map(|entry| entry.data.clone())
+    });
+    assert_eq!((&installed["from"], &installed["to"]), (&"0.1.0".into(), &"0.2.0".into()));
+    assert_eq!(world.state(), "confirmed");
+    assert_eq!(version_of(&world.program()), "ai-agent 0.2.0");
+    assert_eq!(world.running_version(), "0.2.0");
+    world.stop(agent);
+}
+
+/// Running programs, and files that another program holds, as virus scanners do.
+#[cfg(windows)]
+mod windows {
+    use std::{fs::File, os::windows::fs::OpenOptionsExt as _};
+
+    use super::*;
+
+    /// Keeps other programs from renaming or deleting a file.
+    fn hold(path: &Path) -> std::io::Result<File> {
+        /// `FILE_SHARE_READ | FILE_SHARE_WRITE`, and not `FILE_SHARE_DELETE`.
+        const SHARED: u32 = 3;
+        File::options().read(true).share_mode(SHARED).open(path)
+    }
+
+    #[test]
+    fn installation_waits_for_a_program_that_is_held() {
+        let world = World::new("none");
+        let held = hold(&world.program()).unwrap();
+        let mut installer = world.installer().spawn().unwrap();
+        let link = world.home.path().join("bin/ai-agent.previous.new.exe");
+        eventually("the program cannot be kept yet", || link.is_file().then_some(()));
+        assert_eq!(installer.try_wait().unwrap(), None);
+        drop(held);
+        assert_eq!(installer.wait().unwrap().code(), Some(0));
+        assert_eq!(version_of(&world.program()), "ai-agent 0.2.0");
+    }
+
+    #[test]
+    fn new_program_that_stays_held_is_not_installed() {
+        let mut world = World::new("none");
+        let mut installer = world.installer().spawn().unwrap();
+        let next = world.home.path().join("bin/ai-agent.next.exe");
+        let held = eventually("the copy", || hold(&next).ok());
+        let ended = eventually("the installation fails", || {
+            assert!(world.program().is_file(), "its place is empty");
+            installer.try_wait().unwrap()
+        });
+        assert_eq!(ended.code(), Some(1));
+        assert_eq!(version_of(&world.program()), "ai-agent 0.1.0");
+        assert_eq!(world.state(), "interrupted");
+        let (agent, _) = world.keep_running();
+        world.ship();
+        let failed = world.event("update_failed");
+        assert_eq!((&failed["to"], &failed["reason"]), (&"0.2.0".into(), &"install".into()));
+        agent.stop();
+        drop(held);
+        assert_eq!(world.install(), Some(0));
+    }
+
+    /// The new program runs while it is replaced by the previous one, whose file a supervisor runs.
+    #[test]
+    fn rollback_waits_for_a_program_that_is_held() {
+        let world = World::new("hang");
+        assert_eq!(world.install(), Some(0));
+        let hanging = world.start();
+        let held = hold(&world.previous()).unwrap();
+        let mut supervisor = world.supervise("1");
+        eventually("the rollback begins", || (world.state() == "rolling-back").then_some(()));
+        assert_eq!(version_of(&world.program()), "ai-agent 0.2.0");
+        assert!(supervisor.runs());
+        drop(held);
+        eventually("it is back", || (world.state() == "rolled-back").then_some(()));
+        assert_eq!(version_of(&world.program()), "ai-agent 0.1.0");
+        hanging.kill();
+    }
+
+    #[test]
+    fn killed_rollback_is_completed_at_the_next_start() {
+        let world = World::new("abort");
+        assert_eq!(world.install(), Some(0));
+        let guard = || {
+            AgentCommand::of(&world.previous(), world.home.path(), &["guard-update"])
+                .arg(world.program())
+        };
+        guard().succeed();
+        guard().succeed();
+        let killed = guard().env("AI_AGENT_TEST_KILL_BEFORE", "Restore").run();
+        assert_ne!(killed.code, Some(0));
+        assert_eq!(world.state(), "rolling-back");
+        assert_eq!(version_of(&world.program()), "ai-agent 0.2.0");
+        guard().succeed();
+        assert_eq!(world.state(), "rolled-back");
+        assert_eq!(version_of(&world.program()), "ai-agent 0.1.0");
+    }
+
+    #[test]
+    fn uninstallation_waits_for_the_supervisor_of_an_update() {
+        let world = World::new("none");
+        assert_eq!(world.install(), Some(0));
+        let installed = world.home.path().join("AppData/Local/ai-agent");
+        fs::create_dir_all(&installed).unwrap();
+        for entry in fs::read_dir(world.home.path().join("bin")).unwrap() {
+            let entry = entry.unwrap();
+            fs::rename(entry.path(), installed.join(entry.file_name())).unwrap();
+        }
+        fs::write(installed.join("task.xml"), "").unwrap();
+        let previous = installed.join("ai-agent.previous.exe");
+        let mut supervisor = AgentCommand::of(&previous, world.home.path(), &["supervise-update"])
+            .arg(installed.join("ai-agent.exe"))
+            .arg("60000")
+            .start();
+        assert!(fs::remove_file(&previous).is_err(), "it runs");
+        let ended = world.home.agent(&["uninstall"]).succeed();
+        let left: Vec<_> = fs::read_dir(&installed).into_iter().flatten().collect();
+        assert!(left.is_empty(), "{left:?}: {}", ended.text());
+        eventually("the supervisor ends", || (!supervisor.runs()).then_some(()));
+    }
 }

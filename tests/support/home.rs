@@ -24,7 +24,7 @@ impl Home {
 
     /// State directory of the agent.
     pub(crate) fn state_dir(&self) -> PathBuf {
-        let windows = "AppData/Local/ai-agent/state";
+        let windows = r"AppData\Local\ai-agent\state";
         self.path().join(if cfg!(windows) { windows } else { ".local/state/ai-agent" })
     }
 

@@ -22,7 +22,6 @@ pub(crate) mod proxy;
 pub(crate) mod receiver;
 pub(crate) mod reference_reader;
 pub(crate) mod relay;
-#[cfg(unix)]
 pub(crate) mod releases;
 pub(crate) mod scripted_receiver;
 #[cfg(unix)]

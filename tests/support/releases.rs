@@ -3,7 +3,6 @@
 use std::{
     fs,
     io::Write as _,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -13,7 +12,8 @@ pub(crate) fn write_release(path: &Path, version: &str, fault: &str) {
     fs::copy(small_program(), path).unwrap();
     let mut file = fs::File::options().append(true).open(path).unwrap();
     write!(file, "{:<64}", format!("\n#release {version} {fault}")).unwrap();
-    file.set_permissions(fs::Permissions::from_mode(0o755)).unwrap();
+    #[cfg(unix)]
+    file.set_permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
 }
 
 /// Returns the program without its symbols, which are most of it. Tests share the file.
