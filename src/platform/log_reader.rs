@@ -229,6 +229,7 @@ mod tests {
         assert!(last(&mut LogReader::new(dir.path()), 4).starts_with("first\n"));
     }
 
+    #[test_requires::requires(not_wine)]
     #[test]
     fn new_lines_are_read_across_rotations() {
         let dir = tempfile::tempdir().unwrap();

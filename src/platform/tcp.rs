@@ -134,11 +134,13 @@ pub mod dead_network {
         socket2::SockRef::from(stream).detach_filter().unwrap();
     }
 
+    /// Panics: only Linux has socket filters.
     #[cfg(not(target_os = "linux"))]
     pub fn begin(_: &TcpStream) {
         panic!("this system has no socket filters");
     }
 
+    /// Panics: only Linux has socket filters.
     #[cfg(not(target_os = "linux"))]
     pub fn end(_: &TcpStream) {
         panic!("this system has no socket filters");

@@ -394,7 +394,9 @@ fn cloned_state_directories_get_keys_of_their_own() {
             stored_text(&receiver).contains(&text).then_some(())
         });
     }
-    running.into_iter().for_each(|agent| drop(agent.stop()));
+    for agent in running {
+        agent.stop();
+    }
     assert!(receiver.events("clone") >= 1);
     let mut keys: Vec<_> =
         receiver.devices().iter().map(|device| device["key"].to_string()).collect();

@@ -2,12 +2,7 @@
 
 use std::fs;
 
-use crate::support::{
-    eventually,
-    home::{Home, append_to},
-    lines_with_code,
-    receiver::Receiver,
-};
+use crate::support::{home::Home, lines_with_code, receiver::Receiver};
 use serde_json::Value;
 
 fn log(home: &Home) -> String {
@@ -71,6 +66,8 @@ fn logs_prints_the_last_lines_of_all_files() {
 #[cfg(unix)]
 #[test]
 fn logs_follow_prints_new_lines_across_a_rotation() {
+    use crate::support::{eventually, home::append_to};
+
     let home = Home::new();
     let folder = home.path().join("state/logs");
     fs::create_dir_all(&folder).unwrap();

@@ -9,7 +9,7 @@ use std::{
 use crate::{Failure, sh};
 
 /// Modules of the integration tests that cover Windows and run there.
-const PIPELINES: [&str; 8] = [
+const PIPELINES: [&str; 9] = [
     "control::",
     "deadletter::",
     "files::",
@@ -18,6 +18,7 @@ const PIPELINES: [&str; 8] = [
     "odd_lines::",
     "registry::",
     "cross_platform::",
+    "update_guard::",
 ];
 /// Target that the agent is built for.
 pub(crate) const TARGET: &str = "x86_64-pc-windows-gnu";
@@ -44,13 +45,26 @@ pub(crate) fn check(cross: &Path) -> Result<String, Failure> {
         return Err("cannot build the tests for Windows".into());
     }
     lend_random_bytes(&built)?;
+    // Tests of updates copy it often, and most of it is symbols.
+    let mut strip = Command::new("x86_64-w64-mingw32-strip");
+    sh::succeed(strip.arg(built.join("ai-agent-test-release.exe")))?;
+    let windows = target()?.join("wineprefix");
+    let run = |program: &Path| {
+        let mut run = cross("run-windows");
+        run.arg(program).env("WINEPREFIX", &windows);
+        run
+    };
+    // The first program makes the directory of Windows.
+    sh::succeed(run(&built.join("ai-agent.exe")).arg("--version"))?;
+    // Tests copy programs to other directories.
+    lend_random_bytes(&windows.join("drive_c/windows/system32"))?;
     let (mut passed, mut failed) = (0, Vec::new());
     for test in executables(&output_text) {
         let name = test.file_stem().map(|name| name.to_string_lossy().into_owned());
         let name = name.unwrap_or_default();
         println!("── wine: {name}");
         let filters: &[&str] = if name.starts_with("it-") { &PIPELINES } else { &[] };
-        let output = cross("run-windows").arg(&test).args(filters).output()?;
+        let output = run(&test).args(filters).output()?;
         let output_text = String::from_utf8_lossy(&output.stdout).into_owned();
         let of_this = output_text.lines().filter(|line| line.ends_with(" ... ok")).count();
         passed += of_this;
@@ -77,8 +91,8 @@ fn executables(output_text: &str) -> Vec<PathBuf> {
     built.filter_map(path).collect()
 }
 
-/// Copies a library that older versions of wine lack next to the agent, for the tests only.
-fn lend_random_bytes(built: &Path) -> Result<(), Failure> {
+/// Copies a library that older versions of wine lack to a directory of programs, for the tests only.
+pub(crate) fn lend_random_bytes(programs: &Path) -> Result<(), Failure> {
     const LIBRARY: &str = "bcryptprimitives.dll";
 
     let tools = env::var_os("CROSS_HOME").map(PathBuf::from).or_else(|| {
@@ -87,7 +101,7 @@ fn lend_random_bytes(built: &Path) -> Result<(), Failure> {
     });
     let library = tools.map(|tools| tools.join(LIBRARY)).filter(|library| library.is_file());
     if let Some(library) = library {
-        fs::copy(library, built.join(LIBRARY))?;
+        fs::copy(library, programs.join(LIBRARY))?;
     }
     Ok(())
 }

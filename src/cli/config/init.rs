@@ -84,8 +84,9 @@ mod tests {
     use crate::platform::{Environment, Os};
 
     fn failure(file: Option<&str>, path: impl AsRef<Path>, kind: ErrorKind) -> String {
-        let variable = if cfg!(windows) { "USERPROFILE" } else { "HOME" };
-        let environment: Environment = [(variable, "/home/dev")].into_iter().collect();
+        let windows = ("USERPROFILE", r"C:\Users\dev");
+        let home = if cfg!(windows) { windows } else { ("HOME", "/home/dev") };
+        let environment: Environment = [home].into_iter().collect();
         let paths = Paths::on(Os::CURRENT, &environment).unwrap();
         let arguments = Arguments { file: file.map(PathBuf::from), siem: Some(Siem::Elastic) };
         arguments.failure(path.as_ref(), &kind.into(), &paths).message()

@@ -73,7 +73,7 @@ fn others(value: &Value) -> Vec<String> {
         "drop",
         "now",
         "https://other.example.com",
-        "/other",
+        if cfg!(windows) { r"C:\other" } else { "/other" },
         "127.0.0.1:9465",
         "other",
     ];

@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use crate::{Failure, sh};
+use crate::{Failure, cross, sh};
 
 /// Wine for 64-bit programs, as `../shared/tools/cross` installs it.
 const WINE: &str = "/usr/lib/wine/wine64";
@@ -50,10 +50,11 @@ pub(crate) fn check(program: &Path, version: &str) -> Result<Option<&'static str
     windows.msiexec("/i", &old)?;
     ensure(installed() == program_size, "the program is not installed")?;
     ensure(windows.installed("LICENSE.txt").is_file(), "the licence is not installed")?;
-    let mut run = windows.command(&windows.installed("ai-agent.exe"));
-    sh::succeed(run.arg("--version"))?;
+    cross::lend_random_bytes(&windows.folder.join("prefix/drive_c/windows/system32"))?;
+    windows.run_installed()?;
     windows.msiexec("/i", &new)?;
     ensure(installed() == program_size + 5, "the upgrade has not replaced the program")?;
+    windows.run_installed()?;
     ensure(windows.msiexec("/i", &old).is_err(), "a downgrade is not refused")?;
     ensure(installed() == program_size + 5, "a downgrade has replaced the program")?;
     windows.msiexec("/x", &new)?;
@@ -102,6 +103,10 @@ impl Wine {
         // Wine shows the root directory as the drive Z.
         let installer = format!("Z:{}", installer.display().to_string().replace('/', "\\"));
         sh::succeed(self.command(Path::new("msiexec")).args([verb, &installer, "/qn"]))
+    }
+
+    fn run_installed(&self) -> Result<(), Failure> {
+        sh::succeed(self.command(&self.installed("ai-agent.exe")).arg("--version"))
     }
 
     fn installed(&self, name: &str) -> PathBuf {
