@@ -143,6 +143,8 @@ async fn add_pipeline(
     limit: u64,
     now: Timestamp,
 ) {
+    // Before the outbox, so that it has the entries that a sink cannot deliver.
+    let sinks = pipeline.sinks();
     let stats = outbox_stats(Arc::clone(pipeline.outbox()), is_outbox_read);
     let (stats, reading) = tokio::join!(stats, pipeline.ingest_status(STATUS_TIMEOUT));
     let help = "1 if reading responds.";
@@ -157,7 +159,7 @@ async fn add_pipeline(
         add_outbox(figures, stats, limit);
         add_queues(figures, &stats.sinks, trust, now);
     }
-    add_deliveries(figures, &pipeline.sinks(), now);
+    add_deliveries(figures, &sinks, now);
 }
 
 /// Adds what was read in the current epoch: the counters start again with a new one.

@@ -219,6 +219,8 @@ async fn add_pipeline(
     now: Timestamp,
 ) {
     status.agent.phase = Phase::Running;
+    // Before the outbox, so that it has the entries that a sink cannot deliver.
+    let sinks = pipeline.sinks();
     let outbox = Arc::clone(pipeline.outbox());
     let stats = timeout(STATUS_TIMEOUT, spawn_blocking(move || outbox.stats()));
     let (stats, reading) = tokio::join!(stats, pipeline.ingest_status(STATUS_TIMEOUT));
@@ -230,7 +232,7 @@ async fn add_pipeline(
             status.outbox_error = Some(format!("the outbox did not respond within {seconds} s"));
         }
     }
-    status.add_progress(&pipeline.sinks(), now);
+    status.add_progress(&sinks, now);
     status.reading = Some(match reading {
         Ok(reading) => ReadingStatus::new(&reading, now),
         Err(failure) => ReadingStatus::silent(failure.silent),
