@@ -240,7 +240,7 @@ pub(crate) fn load_last_in_force(sources: &ConfigSources) -> Result<LoadedConfig
         Ok(Some(candidate)) => Ok(*candidate.loaded),
         Ok(None) => Ok(local),
         Err(warning) => {
-            local.warnings.push(warning);
+            local.warnings.push(*warning);
             Ok(local)
         }
     }
@@ -253,7 +253,7 @@ pub(crate) fn load_last_in_force(sources: &ConfigSources) -> Result<LoadedConfig
 fn last_accepted(
     sources: &ConfigSources,
     local: &LoadedConfig,
-) -> Result<Option<Candidate>, ConfigWarning> {
+) -> Result<Option<Candidate>, Box<ConfigWarning>> {
     let answer = stored(&local.settings.agent.state_dir)
         .map_err(|reason| ConfigWarning::new("managed_config_unreadable", reason))?;
     let Some(answer) = answer else { return Ok(None) };
@@ -272,7 +272,7 @@ fn last_accepted(
             Err(error) => {
                 let message =
                     format!("{STORED_IS_INVALID}: {}", causes(&AdmissionError::Groups(error)));
-                return Err(ConfigWarning::new("managed_config_unverified", message));
+                return Err(ConfigWarning::new("managed_config_unverified", message).into());
             }
         }
     }
@@ -281,7 +281,7 @@ fn last_accepted(
         Ok(Some(manager)) if manager.accepts(&answer) => {}
         _ if !local.settings.managed_keys.is_empty() => {}
         Ok(Some(_)) => {
-            return Err(ConfigWarning::new("managed_config_foreign", STORED_IS_FOREIGN));
+            return Err(ConfigWarning::new("managed_config_foreign", STORED_IS_FOREIGN).into());
         }
         Ok(None) => return Ok(None),
         Err(_) => {

@@ -8,6 +8,7 @@ pub enum Signal {
     /// Stop: SIGTERM, Ctrl-C, a closed console window, or system shutdown.
     End,
     /// Check the configuration: SIGHUP, on systems that have it.
+    #[cfg_attr(windows, allow(dead_code, reason = "Windows has no such signal"))]
     HangUp,
 }
 

@@ -19,6 +19,7 @@ pub enum DirUse {
 
 /// Reason why a state directory is refused.
 #[derive(Debug, thiserror::Error)]
+#[cfg_attr(windows, allow(dead_code, reason = "Windows checks the access list of each file"))]
 pub enum StateDirError {
     /// It belongs to another user.
     #[error(
