@@ -14,6 +14,10 @@ use super::file::{self, FileInfo, FileKind};
 pub struct Entry(Source);
 
 #[derive(Debug)]
+#[cfg_attr(
+    target_os = "macos",
+    expect(clippy::large_enum_variant, reason = "few entries exist at a time")
+)]
 enum Source {
     System(DirEntry),
     /// An entry of a directory with a long path, with its kind if the listing contains it.
