@@ -92,6 +92,11 @@ fn report(store: &Store, rotated: &Rotated) -> Result<(), RequestError> {
     store.change_with_event(event.into(), move |outbox, group| {
         outbox.assign_epoch_with(device, group)
     })?;
-    store.context.device.set_owner(&rotated.keys.public());
+    let device = &store.context.device;
+    device.set_owner(&rotated.keys.public());
+    if store.pipeline().is_some() {
+        // The receivers may have enrolled the key before the owner was set.
+        device.settle_rotation(&store.context.trust);
+    }
     Ok(())
 }
