@@ -259,6 +259,7 @@ fn alteration_in_a_block_that_is_merged_is_reported_once() {
 }
 
 /// A hole is neither read nor hashed, whatever its size is.
+#[cfg(unix)]
 #[test]
 fn hole_of_terabytes_is_verified_at_once() {
     let mut tail = VerifiedTail::new();
