@@ -74,6 +74,8 @@ pub(super) struct CheckSchedule {
     sweep_end: Duration,
     sweep_request: Option<SweepRequest>,
     hot_due: Duration,
+    /// Duration of the last check of hot files.
+    hot_took: Duration,
     close_due: Option<Duration>,
     new_directories: Vec<NewDirectory>,
     /// Files that changed recently, and until when they are checked often.
@@ -108,6 +110,7 @@ impl CheckSchedule {
             sweep_end: Duration::ZERO,
             sweep_request: None,
             hot_due: Duration::ZERO,
+            hot_took: Duration::ZERO,
             close_due: None,
             new_directories: Vec::new(),
             hot: BTreeMap::new(),
@@ -221,7 +224,9 @@ impl CheckSchedule {
     pub(super) fn end_hot_check(&mut self, started: Duration) {
         let shortest = if self.is_watching { HOT_WATCHED } else { HOT_UNWATCHED };
         let now = self.now();
-        let cost = now.saturating_sub(started);
+        let took = now.saturating_sub(started);
+        // One slow check may only have waited for a busy processor, and missing roots wait for the next.
+        let cost = took.min(std::mem::replace(&mut self.hot_took, took));
         self.hot_due = now + shortest.max((cost * HOT_COST_FACTOR).min(HOT_MAX_INTERVAL));
     }
 
@@ -347,5 +352,29 @@ impl CheckSchedule {
         let settling = self.settling.values().map(|settling| settling.due);
         next = directories.chain(settling).fold(next, Duration::min);
         next.saturating_sub(self.now()).max(Duration::from_millis(1))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tail::testing::ShiftedClock;
+
+    /// Regression: one check on a busy machine delayed the discovery of a new root by half a minute.
+    #[test]
+    fn single_slow_check_does_not_delay_the_next() {
+        let clock = ShiftedClock::shared();
+        let mut schedule = CheckSchedule::new(Duration::from_secs(300), clock.clone());
+        schedule.is_watching = true;
+        let mut rest_after = |took: u64| {
+            let started = schedule.now();
+            clock.advance(Duration::from_secs(took));
+            schedule.end_hot_check(started);
+            schedule.hot_due.saturating_sub(schedule.now())
+        };
+        assert!(rest_after(1) <= HOT_WATCHED);
+        assert!(rest_after(1) > HOT_WATCHED, "slow twice");
+        rest_after(0);
+        assert!(rest_after(1) <= HOT_WATCHED);
     }
 }
