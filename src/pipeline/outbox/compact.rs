@@ -4,10 +4,11 @@ use std::{
     fs, io,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::PoisonError,
+    thread,
     time::Duration,
 };
 
-use redb::CompactionError;
+use redb::{CompactionError, Database};
 
 use super::{Outbox, OutboxError};
 
@@ -36,7 +37,7 @@ impl Outbox {
         let _state = self.state();
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         let Some(open) = database.as_mut() else { return Ok(()) };
-        let done = catch_unwind(AssertUnwindSafe(|| open.compact()));
+        let done = catch_unwind(AssertUnwindSafe(|| compact_without_readers(open)));
         let failure = match done {
             Ok(Ok(_)) => return Ok(()),
             Ok(Err(CompactionError::Storage(failure))) => {
@@ -51,5 +52,18 @@ impl Outbox {
         let database = database.take();
         drop(catch_unwind(AssertUnwindSafe(|| drop(database))));
         Err(failure)
+    }
+}
+
+/// Compacts a database in which no transaction can start, once the snapshots from before are dropped.
+fn compact_without_readers(database: &mut Database) -> Result<bool, CompactionError> {
+    /// A snapshot is kept for as long as one batch is read.
+    const PAUSE: Duration = Duration::from_millis(1);
+
+    loop {
+        match database.compact() {
+            Err(CompactionError::TransactionInProgress) => thread::sleep(PAUSE),
+            done => return done,
+        }
     }
 }

@@ -79,6 +79,10 @@ impl Snapshot<'_> {
         work: impl FnOnce(&redb::ReadTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, OutboxError> {
         let read = self.outbox.catch_damage(|| work(&self.transaction))?;
-        read.map_err(|source| self.outbox.failed("read", source))
+        read.map_err(|source| match source {
+            // Another thread has closed the handle, and there may be a new one by now.
+            redb::Error::DatabaseClosed => self.outbox.store_error("read", source),
+            source => self.outbox.failed("read", source),
+        })
     }
 }

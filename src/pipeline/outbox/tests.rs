@@ -462,6 +462,28 @@ fn file_is_compacted_after_a_backlog_has_drained() {
     assert_eq!(all(&store.outbox, 41).iter().map(|frame| frame.head.count).sum::<u64>(), 3);
 }
 
+/// Regression: compaction failed while a batch was read, the read too, and the file kept its size.
+#[test]
+fn compaction_waits_for_a_snapshot_that_is_read() {
+    let store = store();
+    let outbox = &store.outbox;
+    commit(outbox, 3);
+    let snapshot = outbox.snapshot().unwrap();
+    std::thread::scope(|threads| {
+        let compaction = threads.spawn(|| outbox.compact());
+        let deadline = std::time::Instant::now() + Duration::from_secs(60);
+        while outbox.database.try_read().is_ok() && !compaction.is_finished() {
+            assert!(std::time::Instant::now() < deadline, "the compaction has not begun");
+            std::thread::yield_now();
+        }
+        let read = snapshot.frames(1, |_| ControlFlow::Continue(()));
+        assert_eq!(read.unwrap().iter().map(|frame| frame.head.count).sum::<u64>(), 3);
+        drop(snapshot);
+        compaction.join().unwrap().unwrap();
+    });
+    assert!(outbox.snapshot_now().is_some());
+}
+
 /// Opening a store verifies every page. `AI_AGENT_STORE_MIB` sets the size; the duration is printed.
 #[test]
 fn large_store_opens_intact() {

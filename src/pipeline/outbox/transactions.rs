@@ -91,7 +91,8 @@ impl Outbox {
         })
     }
 
-    /// Drops the handle, unless another thread uses it: then that thread's call fails and drops it.
+    /// Drops the handle, unless another thread uses it: then that thread's call fails and drops it. Reads
+    /// of a snapshot fail afterwards.
     fn close_handle(&self) {
         if let Ok(mut database) = self.database.try_write() {
             let database = database.take();
