@@ -90,7 +90,7 @@ impl TaskLoop {
         self.take_retries(control.stop).await;
         let next = match self.schedule.next_rule(&end, &control, self.elapsed()) {
             None => Ok(NextBatch::Nothing),
-            Some(rule) => self.next_batch(&end, &control, rule).await,
+            Some(rule) => self.next_batch(&control, rule).await,
         };
         match next {
             Err(failure) => Round::Pause(Pause::fixed(self.task.read_failed(&failure))),
@@ -111,11 +111,10 @@ impl TaskLoop {
         }
     }
 
-    /// Assembles the next batch: on this thread if it only lacks a small group that was just stored, and
+    /// Assembles the next batch: on this thread if the sink only lacks a small group that was just stored, and
     /// so is in the memory of the store, and otherwise on a blocking thread.
     async fn next_batch(
         &mut self,
-        end: &Head,
         control: &SinkControl,
         rule: SendRule,
     ) -> Result<NextBatch, AssembleError> {
@@ -132,7 +131,7 @@ impl TaskLoop {
             Ok::<_, AssembleError>((next, cursor.refusals))
         };
         if self.is_resumed
-            && self.schedule.lacks_little(end)
+            && self.schedule.lacks_little(&self.head.borrow())
             && let Some(snapshot) = self.task.outbox.snapshot_now()
         {
             return assemble(&snapshot, &self.task.name).map(|(next, _)| next);
