@@ -10,7 +10,7 @@ use ai_agent_stage::BuildError;
 use crate::platform::call_scope::in_scope;
 
 /// Files and directories of the agent in its state directory.
-const OF_AGENT: [&str; 18] = [
+const OF_AGENT: [&str; 19] = [
     "account.json",
     "agent.lock",
     "agent.new",
@@ -29,6 +29,7 @@ const OF_AGENT: [&str; 18] = [
     "spool",
     "status.json",
     "trust.json",
+    "update",
 ];
 
 /// Checks a file of a sink. It would destroy the agent's own, or be read as a session, sent, written
