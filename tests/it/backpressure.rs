@@ -299,7 +299,10 @@ impl Squeezed {
             let written = || fs::metadata(&store).unwrap().modified().unwrap();
             let before = written();
             self.home.append("-work/a.jsonl", more);
-            eventually("reading is under way", || (written() > before).then_some(()));
+            // The words may be logged only now, after which a read-only store is not written again.
+            eventually("reading is under way", || {
+                (written() > before || self.agent.log().contains(words)).then_some(())
+            });
             self.agent.signal(Signal::STOP);
             let ballast = self.disk.fill();
             self.agent.signal(Signal::CONT);
