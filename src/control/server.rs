@@ -107,7 +107,7 @@ impl Connections {
         while self.open.len() >= MAX_CONNECTIONS {
             let free = self.open.values().filter_map(|(task, work)| Some((work.rank()?, task)));
             if let Some((_, task)) = free.min_by_key(|(rank, _)| *rank) {
-                debug!("dropped the control connection that was idle for the longest time");
+                debug!("dropped a control connection for another one");
                 task.abort();
             }
             self.ended().await;
