@@ -48,6 +48,8 @@ pub struct FileRequest {
 #[derive(Default)]
 struct State {
     manifest: Option<Vec<u8>>,
+    /// List that is offered once a file was requested.
+    next_manifest: Option<Vec<u8>>,
     /// Secret that signs the list.
     secret: Option<String>,
     files: BTreeMap<String, (Vec<u8>, String)>,
@@ -85,6 +87,12 @@ impl Releases {
     pub fn offer(&self, releases: &[UpdateRelease]) {
         let manifest = UpdateManifest::new(&platform(), releases.to_vec());
         self.offer_text(manifest.to_json());
+    }
+
+    /// Offers these releases in place of the others once a file is requested.
+    pub fn offer_after_download(&self, releases: &[UpdateRelease]) {
+        let manifest = UpdateManifest::new(&platform(), releases.to_vec());
+        self.state().next_manifest = Some(manifest.to_json().into());
     }
 
     /// Sends this text as the list of releases.
@@ -146,6 +154,9 @@ impl Releases {
         let (file, fault) = {
             let mut state = self.state();
             state.requests.push(request.clone());
+            if let Some(next) = state.next_manifest.take() {
+                state.manifest = Some(next);
+            }
             let name = path.strip_prefix("/update/").unwrap_or_default();
             (state.files.get(name).cloned(), state.faults.pop_front())
         };
