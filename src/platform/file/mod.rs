@@ -1,5 +1,11 @@
 //! Files: ids, stamps, opening without blocking, and reading at an offset.
 
+mod read_at;
+#[cfg(unix)]
+mod unix;
+#[cfg(windows)]
+mod windows;
+
 use std::{
     ffi::OsString,
     fs::{self, DirEntry, File, FileType, OpenOptions},
@@ -7,7 +13,12 @@ use std::{
     path::Path,
 };
 
+pub use read_at::ReadAt;
 use serde::{Deserialize, Serialize};
+#[cfg(unix)]
+use unix as system;
+#[cfg(windows)]
+use windows as system;
 
 use super::call_scope::in_scope;
 
@@ -56,64 +67,6 @@ pub struct FileInfo {
     pub kind: FileKind,
     /// Stamp.
     pub stamp: Stamp,
-}
-
-/// Reads bytes at any offset without moving a position.
-pub trait ReadAt {
-    /// Reads at `offset` into `bytes`, and returns the number of bytes; 0 at the end.
-    ///
-    /// # Errors
-    /// The error of the system.
-    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize>;
-
-    /// Returns the offset of the first byte at `offset` or after it that the file system stores, or
-    /// `None` if there is none: the bytes before it are a hole, and are read as NUL. Where the system
-    /// does not report holes, every byte is stored.
-    ///
-    /// # Errors
-    /// The error of the system.
-    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
-        Ok(Some(offset))
-    }
-
-    /// Reads at `offset` until `bytes` is full or the file ends, and returns the number of bytes.
-    ///
-    /// # Errors
-    /// The error of the system; an interrupted call is repeated.
-    fn fill_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.fill_to(bytes, offset, u64::MAX)
-    }
-
-    /// Same as [`fill_at`](Self::fill_at) for a file whose size was `end` a moment ago: no further
-    /// read is made to detect the end there. A read that ends elsewhere is continued, since some
-    /// file systems return fewer bytes than there are.
-    ///
-    /// # Errors
-    /// The error of the system; an interrupted call is repeated.
-    fn fill_to(&self, bytes: &mut [u8], offset: u64, end: u64) -> io::Result<usize> {
-        let mut filled = 0;
-        while filled < bytes.len() && offset + filled as u64 != end {
-            match self.read_at(&mut bytes[filled..], offset + filled as u64) {
-                Ok(0) => break,
-                Ok(count) => filled += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(filled)
-    }
-}
-
-impl ReadAt for File {
-    fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-        #[cfg(all(test, unix))]
-        super::faults::check_open(super::faults::Call::Read, self)?;
-        system::read_at(self, bytes, offset)
-    }
-
-    fn next_data(&self, offset: u64) -> io::Result<Option<u64>> {
-        system::next_data(self, offset)
-    }
 }
 
 impl Stamp {
@@ -291,281 +244,9 @@ pub(super) fn kind(found: FileType) -> FileKind {
     }
 }
 
-#[cfg(unix)]
-mod system {
-    use std::{
-        ffi::OsString,
-        fs::{self, DirEntry, File, Metadata, OpenOptions},
-        io,
-        os::unix::{
-            ffi::{OsStrExt as _, OsStringExt as _},
-            fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
-        },
-        path::Path,
-    };
-
-    use rustix::{
-        fs::{OFlags, SeekFrom},
-        io::Errno,
-    };
-
-    use super::{FileId, FileInfo, Stamp, kind};
-    use crate::platform::long_path;
-
-    pub(super) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-        file.read_at(bytes, offset)
-    }
-
-    pub(super) fn next_data(file: &File, offset: u64) -> io::Result<Option<u64>> {
-        match rustix::fs::seek(file, SeekFrom::Data(offset)) {
-            Ok(data) => Ok(Some(data)),
-            // No data up to the end of the file.
-            Err(Errno::NXIO) => Ok(None),
-            // The file system does not report holes.
-            Err(_) => Ok(Some(offset)),
-        }
-    }
-
-    pub(super) fn occupied(metadata: &Metadata) -> u64 {
-        // The unit is 512 bytes, whatever the size of a block.
-        metadata.blocks().saturating_mul(512)
-    }
-
-    pub(super) fn stamp(file: &File) -> io::Result<Stamp> {
-        Ok(stamp_of(&file.metadata()?))
-    }
-
-    pub(super) fn inspect(path: &Path) -> io::Result<FileInfo> {
-        match fs::symlink_metadata(path) {
-            Err(error) if long_path::is_too_long(&error, path) => {
-                inspect_open(&long_path::open_for_metadata(path)?)
-            }
-            found => Ok(info(&found?)),
-        }
-    }
-
-    pub(super) fn open(options: &OpenOptions, path: &Path) -> io::Result<File> {
-        match options.open(path) {
-            Err(error) if long_path::is_too_long(&error, path) => {
-                long_path::open(path, OFlags::RDONLY | TRAPS)
-            }
-            opened => opened,
-        }
-    }
-
-    pub(super) fn inspect_entry(entry: &DirEntry) -> io::Result<FileInfo> {
-        Ok(info(&entry.metadata()?))
-    }
-
-    pub(super) fn inspect_open(file: &File) -> io::Result<FileInfo> {
-        Ok(info(&file.metadata()?))
-    }
-
-    fn info(metadata: &Metadata) -> FileInfo {
-        FileInfo { kind: kind(metadata.file_type()), stamp: stamp_of(metadata) }
-    }
-
-    fn stamp_of(metadata: &Metadata) -> Stamp {
-        let nanos = |seconds: i64, nanos: i64| seconds.saturating_mul(1_000_000_000) + nanos;
-        Stamp {
-            size: metadata.size(),
-            modified: nanos(metadata.mtime(), metadata.mtime_nsec()),
-            changed: nanos(metadata.ctime(), metadata.ctime_nsec()),
-            id: Some(FileId { volume: metadata.dev(), file: metadata.ino() }),
-        }
-    }
-
-    /// Flags that keep a FIFO from blocking, a symlink from being followed, and a terminal from
-    /// becoming that of the process.
-    const TRAPS: OFlags = OFlags::NONBLOCK.union(OFlags::NOFOLLOW).union(OFlags::NOCTTY);
-
-    pub(super) fn without_traps(options: &mut OpenOptions) {
-        options.custom_flags(i32::from_ne_bytes(TRAPS.bits().to_ne_bytes()));
-    }
-
-    pub(super) fn is_symlink_or_socket(error: &io::Error) -> bool {
-        let errno = Errno::from_io_error(error);
-        errno == Some(Errno::LOOP) || errno == Some(Errno::NXIO)
-    }
-
-    pub(super) fn is_io_error(error: &io::Error) -> bool {
-        Errno::from_io_error(error) == Some(Errno::IO)
-    }
-
-    pub(super) fn is_out_of_files(error: &io::Error) -> bool {
-        let errno = Errno::from_io_error(error);
-        errno == Some(Errno::MFILE) || errno == Some(Errno::NFILE)
-    }
-
-    #[cfg(not(target_vendor = "apple"))]
-    pub(super) fn drop_from_cache(file: &File, offset: u64, len: u64) {
-        let len = std::num::NonZeroU64::new(len);
-        // It is advice: a failure does no harm.
-        let advice = rustix::fs::Advice::DontNeed;
-        rustix::fs::fadvise(file, offset, len, advice).unwrap_or_default();
-    }
-
-    #[cfg(target_vendor = "apple")]
-    pub(super) fn drop_from_cache(_: &File, _: u64, _: u64) {}
-
-    pub(super) fn open_limit() -> Option<u64> {
-        rustix::process::getrlimit(rustix::process::Resource::Nofile).current
-    }
-
-    pub(super) fn path_to_bytes(path: &Path) -> Vec<u8> {
-        path.as_os_str().as_bytes().to_vec()
-    }
-
-    pub(super) fn path_from_bytes(bytes: Vec<u8>) -> OsString {
-        OsString::from_vec(bytes)
-    }
-}
-
-#[cfg(windows)]
-mod system {
-    use std::{
-        ffi::OsString,
-        fs::{DirEntry, File, Metadata, OpenOptions},
-        io,
-        os::windows::{
-            ffi::{OsStrExt as _, OsStringExt as _},
-            fs::{FileExt as _, OpenOptionsExt as _},
-        },
-        path::Path,
-    };
-
-    use super::{FileId, FileInfo, Stamp, kind};
-
-    /// `FILE_READ_ATTRIBUTES`: allowed with any sharing mode of other processes.
-    const READ_ATTRIBUTES: u32 = 0x0080;
-    /// `FILE_SHARE_READ`, `FILE_SHARE_WRITE` and `FILE_SHARE_DELETE`; the last one is required for
-    /// renames too.
-    const SHARE_ALL: u32 = 0x0001 | 0x0002 | 0x0004;
-    /// `FILE_FLAG_OPEN_REPARSE_POINT`: opens the link itself.
-    const OPEN_REPARSE_POINT: u32 = 0x0020_0000;
-    /// `FILE_FLAG_BACKUP_SEMANTICS`: opens directories too.
-    const BACKUP_SEMANTICS: u32 = 0x0200_0000;
-    /// `ERROR_DELETE_PENDING`.
-    const DELETE_PENDING: i32 = 303;
-    /// `ERROR_IO_DEVICE`.
-    const IO_DEVICE: i32 = 1117;
-    /// `ERROR_TOO_MANY_OPEN_FILES`.
-    const TOO_MANY_OPEN_FILES: i32 = 4;
-
-    pub(super) fn read_at(file: &File, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-        file.seek_read(bytes, offset)
-    }
-
-    pub(super) fn next_data(_: &File, offset: u64) -> io::Result<Option<u64>> {
-        Ok(Some(offset))
-    }
-
-    pub(super) fn occupied(metadata: &Metadata) -> u64 {
-        metadata.len()
-    }
-
-    pub(super) fn stamp(file: &File) -> io::Result<Stamp> {
-        let information = winapi_util::file::information(file)?;
-        // In units of 100 ns since 1601.
-        let since_1601 = information.last_write_time().unwrap_or_default();
-        let since_1970 = i128::from(since_1601) - 116_444_736_000_000_000;
-        let modified = i64::try_from(since_1970 * 100).unwrap_or_default();
-        let id =
-            FileId { volume: information.volume_serial_number(), file: information.file_index() };
-        Ok(Stamp { size: information.file_size(), modified, changed: 0, id: Some(id) })
-    }
-
-    pub(super) fn inspect(path: &Path) -> io::Result<FileInfo> {
-        let mut options = OpenOptions::new();
-        options.access_mode(READ_ATTRIBUTES).share_mode(SHARE_ALL);
-        inspect_open(&options.custom_flags(OPEN_REPARSE_POINT | BACKUP_SEMANTICS).open(path)?)
-    }
-
-    pub(super) fn open(options: &OpenOptions, path: &Path) -> io::Result<File> {
-        options.open(path)
-    }
-
-    pub(super) fn inspect_open(file: &File) -> io::Result<FileInfo> {
-        Ok(FileInfo { kind: kind(file.metadata()?.file_type()), stamp: stamp(file)? })
-    }
-
-    /// Opens the file itself: a directory listing contains no id, and shows a stale size while a
-    /// writer holds the file open.
-    ///
-    /// Permission is denied only for a file that was deleted while open: its name remains until the
-    /// last handle is closed, which may be ours.
-    pub(super) fn inspect_entry(entry: &DirEntry) -> io::Result<FileInfo> {
-        inspect(&entry.path()).map_err(|error| {
-            let is_deleted = error.kind() == io::ErrorKind::PermissionDenied
-                || error.raw_os_error() == Some(DELETE_PENDING);
-            if is_deleted { io::ErrorKind::NotFound.into() } else { error }
-        })
-    }
-
-    pub(super) fn without_traps(options: &mut OpenOptions) {
-        options.share_mode(SHARE_ALL).custom_flags(OPEN_REPARSE_POINT);
-    }
-
-    pub(super) fn is_symlink_or_socket(_: &io::Error) -> bool {
-        false
-    }
-
-    pub(super) fn is_io_error(error: &io::Error) -> bool {
-        error.raw_os_error() == Some(IO_DEVICE)
-    }
-
-    pub(super) fn is_out_of_files(error: &io::Error) -> bool {
-        error.raw_os_error() == Some(TOO_MANY_OPEN_FILES)
-    }
-
-    pub(super) fn drop_from_cache(_: &File, _: u64, _: u64) {}
-
-    pub(super) fn open_limit() -> Option<u64> {
-        None
-    }
-
-    pub(super) fn path_to_bytes(path: &Path) -> Vec<u8> {
-        path.as_os_str().encode_wide().flat_map(u16::to_le_bytes).collect()
-    }
-
-    pub(super) fn path_from_bytes(bytes: Vec<u8>) -> OsString {
-        let wide: Vec<u16> =
-            bytes.chunks_exact(2).map(|pair| u16::from_le_bytes([pair[0], pair[1]])).collect();
-        OsString::from_wide(&wide)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
-
     use super::*;
-
-    /// Returns three bytes per call, and counts the calls.
-    struct Slow(&'static [u8], Cell<usize>);
-
-    impl ReadAt for Slow {
-        fn read_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<usize> {
-            self.1.set(self.1.get() + 1);
-            let rest = usize::try_from(offset).ok().and_then(|offset| self.0.get(offset..));
-            let rest = rest.unwrap_or_default();
-            let count = rest.len().min(bytes.len()).min(3);
-            bytes[..count].copy_from_slice(&rest[..count]);
-            Ok(count)
-        }
-    }
-
-    /// Saves one call per file, and reads on if the file ends elsewhere.
-    #[test]
-    fn fill_to_makes_no_extra_read_at_the_known_end() {
-        for (end, filled, calls) in [(6, 6, 2), (7, 9, 4), (0, 0, 0), (20, 9, 4), (u64::MAX, 9, 4)]
-        {
-            let file = Slow(b"123456789", Cell::default());
-            let mut bytes = [0; 100];
-            assert_eq!(file.fill_to(&mut bytes, 0, end).unwrap(), filled, "{end}");
-            assert_eq!(file.1.get(), calls, "{end}");
-        }
-    }
 
     #[cfg(target_os = "linux")]
     #[test]
