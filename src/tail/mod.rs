@@ -5,9 +5,9 @@
 //! its lines are in the outbox. Lines are handed over in chunks together with the checkpoint that
 //! covers them, so that neither can be stored without the other.
 //!
-//! `sweep` finds files that were changed, moved or deleted, `inspect` compares a file with its row and
-//! reads its next chunk, `decision` is the state machine as a pure function, and `deleted` ends
-//! files that were deleted.
+//! `sweep` and `hints` find files that were changed, moved or deleted, `moves` follows moved ones,
+//! `inspect` compares a file with its row and reads its next chunk, `decision` is the state machine as a
+//! pure function, and `deleted` ends files that were deleted.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -39,12 +39,14 @@ mod fingerprint;
 pub mod fuzzing;
 mod generation_end;
 mod generation_id;
+mod hints;
 mod inspect;
 mod line_reader;
 mod line_scan;
 mod links;
 mod listing;
 mod long_line;
+mod moves;
 mod open_files;
 mod partial_line;
 mod row_update;
@@ -57,6 +59,7 @@ mod unreadable;
 mod verify;
 mod verify_schedule;
 mod watcher;
+mod watching;
 
 use access::FileAccess;
 pub use backfill_hold::{BackfillHold, ExpiryQuery, HoldQuery};

@@ -8,23 +8,18 @@ use std::{
     time::Duration,
 };
 
-use ai_agent_stage::{Chunk, FileKey, Intake};
-use siem_protocol::AgentEvent;
+use ai_agent_stage::{FileKey, Intake};
 
 use super::{
     Tail,
-    check_schedule::CheckSchedule,
-    checkpoint::CheckpointRow,
-    decision::{FileDecision, FoundAt, OldPath, decide},
     directory_walk::{self, FoundFile, RootDirectory, Walk},
     file_table::{KnownFile, Lane, age},
     is_absent,
     links::LinkProblem,
-    watcher::{Hint, Hinted, WatchAttempt, WatchOutcome, Watcher, may_be_directory},
 };
 use crate::platform::{
     bounded::DoesNotAnswer,
-    file::{FileInfo, FileKind, Stamp},
+    file::{FileKind, Stamp},
 };
 
 /// Age from which a new file is queued behind files that grow.
@@ -54,7 +49,7 @@ pub(super) struct Sweep {
 
 /// Kind of check that found a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FoundBy {
+pub(super) enum FoundBy {
     /// A sweep, which finds all files and so the new paths of moved ones.
     Sweep,
     /// A check of this file alone.
@@ -97,104 +92,6 @@ impl Tail {
             let is_silent = |path: &Path| silent.iter().any(|(place, _)| place == path);
             self.unreadable.remove_answering(is_silent);
             self.schedule.request_sweep_now();
-        }
-    }
-
-    fn apply_hints(&mut self, hinted: Hinted) {
-        if hinted.has_failed {
-            self.schedule.watching_failed();
-        }
-        if hinted.is_incomplete {
-            self.schedule.request_sweep_soon();
-        }
-        if hinted.paths.is_empty() || !self.schedule.has_swept {
-            return;
-        }
-        let roots = std::mem::take(&mut self.roots);
-        for (path, hint) in hinted.paths {
-            self.apply_hint(&roots, &path, hint);
-        }
-        self.roots = roots;
-    }
-
-    fn apply_hint(&mut self, roots: &[RootDirectory], hinted: &Path, hint: Hint) {
-        // The innermost link comes first.
-        let links = self.followed.iter().rev();
-        let translated =
-            |root: &RootDirectory| Some((root.configured.clone(), root.configured_path(hinted)?));
-        let Some((root, path)) = links.chain(roots).find_map(translated) else { return };
-        if hint == Hint::Data
-            && let Some((key, stamp)) = self.stamp_of_open(&path)
-        {
-            return self.check_known(key, stamp, FoundBy::Check);
-        }
-        let is_file = self.options.names.matches(&path);
-        let may_be_directory = |path: &Path| may_be_directory(path, self.access.calls());
-        let FileInfo { kind, stamp } = match self.access.inspect_below(&root, &path) {
-            Ok(Some(info)) => info,
-            Ok(None) => return,
-            Err(error) if DoesNotAnswer::of(&error).is_some() => return,
-            Err(_) => {
-                // Deleted or moved, a file or a directory: a sweep finds out.
-                if self.files.at(&path).is_some() || may_be_directory(&path) {
-                    self.schedule.request_sweep_soon();
-                }
-                return;
-            }
-        };
-        if kind == FileKind::Link {
-            if is_file || may_be_directory(&path) {
-                self.schedule.request_sweep_soon();
-            }
-        } else if kind == FileKind::Directory {
-            if path == root {
-                self.schedule.request_sweep_soon();
-            } else if self.options.names.is_recursive() {
-                self.list(path.clone());
-                self.schedule.list_again(path);
-            }
-        } else if kind == FileKind::File && is_file {
-            self.check_path(&path, stamp);
-        }
-    }
-
-    /// Returns the stamp of the known file at a path if it can be read from an open handle without a
-    /// helper thread, which costs as much as reading a line.
-    fn stamp_of_open(&self, path: &Path) -> Option<(FileKey, Stamp)> {
-        let key = self.files.at(path)?;
-        // Otherwise another file is at the path by now.
-        self.files.get(key).filter(|known| known.replaced_by.is_none())?;
-        let open = self.open.get(&key).filter(|open| open.drain.is_none())?;
-        open.file.local_stamp().map(|stamp| (key, stamp))
-    }
-
-    /// Checks all files below a directory.
-    fn list(&mut self, directory: PathBuf) {
-        let access = self.access.without_links();
-        let mut walk = Walk::new(vec![directory], &self.options.names, access);
-        while walk.has_directory() {
-            let watch = self.watch_attempt();
-            // The next sweep reports directories that cannot be listed.
-            walk.list(watch.call(), |file| self.check_path(&file.path, file.stamp), |_, _| {});
-            self.note_watched(&watch);
-        }
-        if walk.skip_links() {
-            self.schedule.request_sweep_soon();
-        }
-    }
-
-    fn check_path(&mut self, path: &Path, stamp: Stamp) {
-        match self.files.at(path) {
-            Some(key) => self.check_known(key, stamp, FoundBy::Check),
-            None => {
-                let is_known = stamp.id.and_then(|id| self.files.with_id(id));
-                if is_known.is_some() {
-                    // It may have been moved here.
-                    self.schedule.request_sweep_now();
-                } else {
-                    self.add_new_file(path, stamp);
-                }
-            }
         }
     }
 
@@ -324,7 +221,7 @@ impl Tail {
     }
 
     /// Returns true if a sweep has found a file.
-    fn is_found(&self, key: FileKey, sweep: u32) -> bool {
+    pub(super) fn is_found(&self, key: FileKey, sweep: u32) -> bool {
         self.files.get(key).is_some_and(|known| known.last_sweep == sweep)
     }
 
@@ -389,62 +286,6 @@ impl Tail {
         }
     }
 
-    /// Requests a sweep that starts watching. The first sweep does not: while all files are read for
-    /// the first time, a watcher would report each one that is opened, which costs more than a
-    /// second sweep.
-    pub(super) fn start_watching(&mut self) {
-        if self.may_watch() && !self.schedule.is_watching {
-            self.schedule.request_sweep_now();
-        }
-    }
-
-    fn may_watch(&self) -> bool {
-        let CheckSchedule { has_swept, watch_again, .. } = self.schedule;
-        self.options.watch && has_swept && self.schedule.now() >= watch_again
-    }
-
-    fn watch_roots(&mut self, roots: &[RootDirectory]) {
-        if !self.may_watch() {
-            return;
-        }
-        if !self.schedule.is_watching {
-            self.watcher = Watcher::new(&self.hints, &self.options.names, self.access.calls());
-        }
-        let Some(watcher) = self.watcher.clone() else {
-            self.schedule.watching_failed();
-            return;
-        };
-        // Targets of links are outside of the roots.
-        let answers = |root: &&RootDirectory| !self.access.is_silent(&root.configured);
-        let watched: Vec<_> = roots.iter().chain(&self.followed).filter(answers).cloned().collect();
-        let Some(first) = watched.first().map(|root| root.configured.clone()) else { return };
-        let calls = self.access.calls();
-        match calls.run_with(&first, move |current| Ok(watcher.watch_roots(&watched, current))) {
-            Ok(true) => self.schedule.is_watching = true,
-            Err(error) if DoesNotAnswer::of(&error).is_some() => self.replace_watcher(),
-            Ok(false) | Err(_) => self.schedule.watching_failed(),
-        }
-    }
-
-    /// Gives up a watcher that does not answer. The next one is not used for the place where it was.
-    fn replace_watcher(&mut self) {
-        self.watcher = None;
-        self.schedule.is_watching = false;
-    }
-
-    /// Prepares to watch a directory, which happens before it is listed.
-    fn watch_attempt(&self) -> WatchAttempt {
-        WatchAttempt::new(self.watcher.as_ref().filter(|_| self.schedule.is_watching))
-    }
-
-    fn note_watched(&mut self, watch: &WatchAttempt) {
-        match watch.outcome() {
-            WatchOutcome::Fine => {}
-            WatchOutcome::Failed => self.schedule.watching_failed(),
-            WatchOutcome::Hangs => self.replace_watcher(),
-        }
-    }
-
     /// Counts files below paths that could not be listed as found: only a sweep that lists a directory
     /// can miss its files.
     fn excuse_unlisted_files(&mut self, failed: &[PathBuf], sweep: u32) {
@@ -491,7 +332,7 @@ impl Tail {
     }
 
     /// Updates a known file that was found at its path, and queues it if it may have changed.
-    fn check_known(&mut self, key: FileKey, stamp: Stamp, found_by: FoundBy) {
+    pub(super) fn check_known(&mut self, key: FileKey, stamp: Stamp, found_by: FoundBy) {
         let now = self.schedule.now();
         let Some(known) = self.files.get_mut(key) else { return };
         // Read again now that its stamp would show a change.
@@ -538,7 +379,7 @@ impl Tail {
     }
 
     /// Adds a file that is not known yet.
-    fn add_new_file(&mut self, path: &Path, stamp: Stamp) {
+    pub(super) fn add_new_file(&mut self, path: &Path, stamp: Stamp) {
         let key = FileKey::fresh();
         let mut known = KnownFile::new(path, (self.new_generation)());
         known.id = stamp.id;
@@ -549,131 +390,5 @@ impl Tail {
         let is_old = age(&stamp, self.clock.now()) > OLD;
         let is_live = self.schedule.has_swept && !is_old;
         self.enqueue_file(key, path, &stamp, is_live);
-    }
-
-    /// Handles a file id that was found at another path: returns whether the file was moved there, or
-    /// `None` if that is unknown. A file at its old path is added to `vacated`.
-    fn follow_move(
-        &mut self,
-        key: FileKey,
-        path: &Path,
-        vacated: &mut Vec<(PathBuf, Stamp)>,
-        intake: &mut dyn Intake,
-    ) -> Option<bool> {
-        match self.try_follow_move(key, path, vacated, intake) {
-            Ok(Some(is_moved)) => Some(is_moved),
-            Ok(None) => {
-                self.schedule.request_sweep_soon();
-                None
-            }
-            Err(error) if is_absent(&error) => {
-                self.schedule.request_sweep_soon();
-                None
-            }
-            Err(error) => {
-                self.unreadable.add(path, &error, self.schedule.sweeps);
-                None
-            }
-        }
-    }
-
-    fn try_follow_move(
-        &mut self,
-        key: FileKey,
-        path: &Path,
-        vacated: &mut Vec<(PathBuf, Stamp)>,
-        intake: &mut dyn Intake,
-    ) -> io::Result<Option<bool>> {
-        let Some(known) = self.files.get(key) else { return Ok(None) };
-        let (old_path, old_stamp) = match self.access.inspect(&known.path) {
-            Ok(FileInfo { kind: FileKind::File, stamp }) => {
-                let is_same = stamp.id == known.id;
-                // Two paths to one directory entry are one file, unlike two entries of a file.
-                if is_same && self.access.is_same_entry(&known.path, path)? {
-                    if known.last_sweep == self.schedule.sweeps {
-                        return Ok(Some(true));
-                    }
-                    return self.move_to(key, path, OldPath::Missing, None, vacated, intake);
-                }
-                (if is_same { OldPath::SameFile } else { OldPath::OtherFile }, Some(stamp))
-            }
-            Ok(_) => (OldPath::Missing, None),
-            Err(error) if is_absent(&error) || LinkProblem::of(&error).is_some() => {
-                (OldPath::Missing, None)
-            }
-            Err(error) => return Err(error),
-        };
-        self.move_to(key, path, old_path, old_stamp, vacated, intake)
-    }
-
-    /// Moves a known file to `path` if that has the same bytes; returns `None` if another file is at
-    /// `path` by now.
-    fn move_to(
-        &mut self,
-        key: FileKey,
-        path: &Path,
-        old_path: OldPath,
-        old_stamp: Option<Stamp>,
-        vacated: &mut Vec<(PathBuf, Stamp)>,
-        intake: &mut dyn Intake,
-    ) -> io::Result<Option<bool>> {
-        let Some(known) = self.files.get(key) else { return Ok(None) };
-        let Some((file, stamp)) = self.access.open(path)? else { return Ok(None) };
-        if stamp.id != known.id {
-            return Ok(None);
-        }
-        if old_path == OldPath::SameFile && self.access.inspect(&known.path)?.stamp.id != known.id {
-            // It was moved after its old path was inspected.
-            return Ok(None);
-        }
-        let mut row = self.row(key, known, intake)?;
-        let file_match = row.compare(&file, stamp.size, &mut self.edges)?;
-        // If the link has replaced a known file, the next sweep decides about that one, and comes
-        // here again.
-        let is_early = self.files.at(path).is_some_and(|occupant| {
-            occupant != key && !self.is_found(occupant, self.schedule.sweeps)
-        });
-        if old_path == OldPath::SameFile && !is_early {
-            let linked = AgentEvent::FileLinked {
-                path: path.to_string_lossy().into_owned(),
-                other_path: known.path.to_string_lossy().into_owned(),
-                size: stamp.size,
-            };
-            intake.report(linked.into());
-        }
-        if decide(FoundAt::OtherPath(old_path), file_match) != FileDecision::Move {
-            return Ok(Some(false));
-        }
-        let from = known.path.clone();
-        row.path = path.to_owned();
-        self.record_move(key, path, &row, stamp.size, intake);
-        if let Some(stamp) = old_stamp {
-            vacated.push((from.to_path_buf(), stamp));
-        }
-        Ok(Some(true))
-    }
-
-    /// Changes the path of a known file, and hands over its row with the new path if it has one.
-    fn record_move(
-        &mut self,
-        key: FileKey,
-        path: &Path,
-        row: &CheckpointRow,
-        size: u64,
-        intake: &mut dyn Intake,
-    ) {
-        self.open.remove(&key);
-        self.files.set_path(key, path);
-        let sweep = self.schedule.sweeps;
-        let Some(known) = self.files.get_mut(key) else { return };
-        (known.last_sweep, known.is_deleted, known.replaced_by) = (sweep, false, None);
-        known.drained = None;
-        known.size = size;
-        if known.has_row {
-            let checkpoint = row.encode();
-            intake.take(Chunk::new(&known.origin(key), &[], Some(&checkpoint)));
-            self.uncommitted.insert(key, (self.group, checkpoint));
-        }
-        self.files.enqueue(key, Lane::Live, 0);
     }
 }
