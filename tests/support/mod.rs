@@ -34,10 +34,8 @@ pub(crate) mod systemd_user;
 pub(crate) mod tls;
 
 #[cfg(unix)]
-pub(crate) use test_support::{
-    assembly, hec_server, http_server, osmem, otlp_server, rotel, rsyslog,
-};
-pub(crate) use test_support::{minisign, release_server};
+pub(crate) use test_support::{assembly, hec_server, osmem, otlp_server, rotel, rsyslog};
+pub(crate) use test_support::{http_server, minisign, release_server};
 
 use std::{
     fs,

@@ -4,21 +4,20 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io::{BufReader, Read as _, Write as _},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
-    },
+    net::{Ipv4Addr, SocketAddr, TcpStream},
+    sync::{Arc, Mutex, MutexGuard},
     thread,
     time::Duration,
 };
 
 use serde_json::json as value;
 use siem_protocol::{BatchHeader, Digest, json};
+use test_support::accept::Acceptor;
 
 use super::{
     SECRET, TOKEN, answer_late,
     entries::{self, StoredEntry},
+    http_server::{Request, read_body, read_head},
     release_server::Releases,
 };
 
@@ -87,9 +86,8 @@ type Rule = Box<dyn FnMut(&OfferedBatch<'_>) -> Answer + Send>;
 
 /// The receiver. It stops when dropped, and the test fails if a request violated the protocol.
 pub(crate) struct ScriptedReceiver {
-    address: SocketAddr,
+    acceptor: Acceptor,
     state: Arc<Mutex<State>>,
-    ended: Arc<AtomicBool>,
 }
 
 #[derive(Default)]
@@ -131,22 +129,14 @@ impl ScriptedReceiver {
 
     /// Like [`ScriptedReceiver::start`], on a free address.
     pub(crate) fn on(address: SocketAddr, script: impl IntoIterator<Item = Answer>) -> Self {
-        let listener = TcpListener::bind(address).unwrap();
-        let address = listener.local_addr().unwrap();
         let state = State { script: script.into_iter().collect(), ..State::default() };
         let state = Arc::new(Mutex::new(state));
-        let ended = Arc::new(AtomicBool::new(false));
-        let (shared, end) = (Arc::clone(&state), Arc::clone(&ended));
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                if end.load(Ordering::Relaxed) {
-                    return;
-                }
-                let shared = Arc::clone(&shared);
-                thread::spawn(move || serve(stream.unwrap(), &shared));
-            }
+        let shared = Arc::clone(&state);
+        let acceptor = Acceptor::start(address, move |stream| {
+            let shared = Arc::clone(&shared);
+            move || serve(stream, &shared)
         });
-        Self { address, state, ended }
+        Self { acceptor, state }
     }
 
     /// Serves this managed configuration, signed with `secret`.
@@ -167,12 +157,12 @@ impl ScriptedReceiver {
 
     /// Endpoint for agents.
     pub(crate) fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.acceptor.address())
     }
 
     /// Port on this machine.
     pub(crate) fn port(&self) -> u16 {
-        self.address.port()
+        self.acceptor.address().port()
     }
 
     /// Accepts every batch from now on.
@@ -236,9 +226,7 @@ impl ScriptedReceiver {
 
 impl Drop for ScriptedReceiver {
     fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
-        // Wakes the thread that accepts.
-        drop(TcpStream::connect(self.address));
+        self.acceptor.stop();
         if !thread::panicking() {
             let wrong = self.wrong();
             assert!(wrong.is_empty(), "requests broke the protocol: {wrong:#?}");
@@ -246,40 +234,23 @@ impl Drop for ScriptedReceiver {
     }
 }
 
-/// A request as received.
-struct Request {
-    method: String,
-    path: String,
-    headers: Vec<(String, String)>,
-    body: Vec<u8>,
-}
-
-impl Request {
-    fn header(&self, name: &str) -> &str {
-        let found = self.headers.iter().find(|(known, _)| known == name);
-        found.map_or("", |(_, value)| value)
-    }
-}
-
 fn serve(stream: TcpStream, state: &Mutex<State>) {
     let mut reader = BufReader::new(stream.try_clone().unwrap());
     let mut writer = stream;
     while let Some(mut request) = read_head(&mut reader) {
-        let is_batch = (&*request.method, &*request.path) == ("POST", "/ingest");
+        let Request { method, path, query, .. } = &request;
+        let target = format!("{method} {path}{}{query}", if query.is_empty() { "" } else { "?" });
+        let is_batch = target == "POST /ingest";
         let scripted = if is_batch { state.lock().unwrap().script.pop_front() } else { None };
         if matches!(scripted, Some(Answer::HangBeforeBody)) {
             state.lock().unwrap().requests += 1;
             hang();
         }
-        if read_body(&mut reader, &mut request).is_none() {
-            return;
-        }
+        let Some(body) = read_body(&mut reader, &request) else { return };
+        request.raw_body = body;
         if request.path.starts_with("/update/") {
             let releases = state.lock().unwrap().releases.clone();
-            let header = |name: &str| {
-                Some(request.header(name)).filter(|value| !value.is_empty()).map(str::to_owned)
-            };
-            match releases.answer(&request.path, &header, &mut writer) {
+            match releases.answer(&request, &mut writer) {
                 Ok(()) => continue,
                 Err(_) => return,
             }
@@ -302,16 +273,15 @@ fn serve(stream: TcpStream, state: &Mutex<State>) {
                 Done::Reset => return reset(&writer),
                 Done::Hang => hang(),
             }
-        } else if (&*request.method, &*request.path) == ("GET", "/config") {
+        } else if target == "GET /config" {
             if matches!(state.lock().unwrap().config, ConfigResponse::Hangs) {
                 hang();
             }
             config(&request, &mut state.lock().unwrap())
-        } else if (&*request.method, &*request.path) == ("GET", "/keys") {
+        } else if target == "GET /keys" {
             (404, String::new(), Vec::new())
         } else {
-            let asked = format!("asked for {} {}", request.method, request.path);
-            state.lock().unwrap().wrong.push(asked);
+            state.lock().unwrap().wrong.push(format!("asked for {target}"));
             (404, String::new(), Vec::new())
         };
         let length = body.len();
@@ -340,29 +310,6 @@ fn reset(stream: &TcpStream) {
 
 #[cfg(not(unix))]
 fn reset(_: &TcpStream) {}
-
-fn read_head(reader: &mut impl std::io::BufRead) -> Option<Request> {
-    let mut line = String::new();
-    if reader.read_line(&mut line).ok()? == 0 {
-        return None;
-    }
-    let mut words = line.split_whitespace().map(str::to_owned);
-    let (method, path) = (words.next()?, words.next()?);
-    let mut headers = Vec::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line).ok()?;
-        let Some((name, value)) = line.trim_end().split_once(':') else { break };
-        headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
-    }
-    Some(Request { method, path, headers, body: Vec::new() })
-}
-
-fn read_body(reader: &mut impl std::io::BufRead, request: &mut Request) -> Option<()> {
-    let length = request.header("content-length").parse().unwrap_or(0);
-    request.body.resize(length, 0);
-    reader.read_exact(&mut request.body).ok()
-}
 
 fn config(request: &Request, state: &mut State) -> (u16, String, Vec<u8>) {
     state.config_requests += 1;
@@ -509,19 +456,20 @@ fn check(request: &Request, state: &State) -> Result<Batch, String> {
     };
     expect("authorization", &format!("Bearer {TOKEN}"))?;
     expect("content-type", "application/x-ndjson")?;
-    expect("x-siem-signature", &siem_protocol::sign(SECRET.as_bytes(), &request.body))?;
+    expect("x-siem-signature", &siem_protocol::sign(SECRET.as_bytes(), &request.raw_body))?;
     let version = request.header("x-siem-agent-version");
     ensure(request.header("user-agent") == format!("ai-agent/{version}"), "user agent".into())?;
 
     let encoding = request.header("content-encoding").to_owned();
     let mut body = Vec::new();
     match &*encoding {
-        "zstd" => body = zstd::decode_all(&*request.body).map_err(|error| error.to_string())?,
+        "zstd" => body = zstd::decode_all(&*request.raw_body).map_err(|error| error.to_string())?,
         "gzip" => {
-            let read = flate2::bufread::MultiGzDecoder::new(&*request.body).read_to_end(&mut body);
+            let read =
+                flate2::bufread::MultiGzDecoder::new(&*request.raw_body).read_to_end(&mut body);
             read.map_err(|error| error.to_string())?;
         }
-        "identity" => body.clone_from(&request.body),
+        "identity" => body.clone_from(&request.raw_body),
         other => return Err(format!("content encoding {other:?}")),
     }
     ensure(body.ends_with(b"\n"), "the body does not end with a newline".into())?;

@@ -3,13 +3,11 @@
 use std::{
     collections::VecDeque,
     io::{BufRead, BufReader, Read as _, Write as _},
-    net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
-    thread,
+    net::{Ipv4Addr, Shutdown, SocketAddr, TcpStream},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+
+use crate::accept::Acceptor;
 
 /// A request as received.
 #[derive(Clone, Debug, Default)]
@@ -94,9 +92,8 @@ type Script = (String, VecDeque<Fault>);
 
 /// The server. It stops when dropped, and closes its connections.
 pub struct HttpServer {
-    address: SocketAddr,
+    acceptor: Acceptor,
     shared: Arc<Shared>,
-    accepting: Option<thread::JoinHandle<()>>,
 }
 
 struct Shared {
@@ -104,7 +101,6 @@ struct Shared {
     script: Mutex<Vec<Script>>,
     requests: Mutex<Vec<Request>>,
     connections: Mutex<Vec<TcpStream>>,
-    has_ended: AtomicBool,
 }
 
 /// Locks a mutex, even if a test has panicked with it.
@@ -123,28 +119,19 @@ impl HttpServer {
         address: SocketAddr,
         process: impl FnMut(&Request) -> Reply + Send + 'static,
     ) -> Self {
-        let listener = TcpListener::bind(address).unwrap();
-        let address = listener.local_addr().unwrap();
         let shared = Arc::new(Shared {
             process: Mutex::new(Box::new(process)),
             script: Mutex::default(),
             requests: Mutex::default(),
             connections: Mutex::default(),
-            has_ended: AtomicBool::new(false),
         });
         let serving = Arc::clone(&shared);
-        let accepting = thread::spawn(move || {
-            for stream in listener.incoming() {
-                if serving.has_ended.load(Ordering::Relaxed) {
-                    return;
-                }
-                let Ok(stream) = stream else { continue };
-                lock(&serving.connections).extend(stream.try_clone());
-                let serving = Arc::clone(&serving);
-                thread::spawn(move || serve(stream, &serving));
-            }
+        let acceptor = Acceptor::start(address, move |stream| {
+            lock(&serving.connections).extend(stream.try_clone());
+            let serving = Arc::clone(&serving);
+            move || serve(stream, &serving)
         });
-        Self { address, shared, accepting: Some(accepting) }
+        Self { acceptor, shared }
     }
 
     /// Adds faults for the next requests whose path ends with `path`.
@@ -164,12 +151,12 @@ impl HttpServer {
 
     /// URL of the server, without a path.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        format!("http://{}", self.address())
     }
 
     /// Address of the server.
     pub fn address(&self) -> SocketAddr {
-        self.address
+        self.acceptor.address()
     }
 
     /// Returns the requests so far, with any outcome.
@@ -185,10 +172,7 @@ impl HttpServer {
 
 impl Drop for HttpServer {
     fn drop(&mut self) {
-        self.shared.has_ended.store(true, Ordering::Relaxed);
-        // Wakes the thread that accepts, and waits until it has released the address.
-        drop(TcpStream::connect(self.address));
-        drop(self.accepting.take().map(thread::JoinHandle::join));
+        self.acceptor.stop();
         for connection in lock(&self.shared.connections).drain(..) {
             drop(connection.shutdown(Shutdown::Both));
         }
@@ -262,6 +246,25 @@ fn text_of(reply: &Reply) -> Vec<u8> {
 }
 
 fn read(reader: &mut impl BufRead, writer: &mut TcpStream) -> Option<Request> {
+    let mut request = read_head(reader)?;
+    if request.header("expect") == "100-continue" {
+        writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
+    }
+    request.raw_body = read_body(reader, &request)?;
+    request.body = match request.header("content-encoding") {
+        "gzip" => {
+            let mut body = Vec::new();
+            let mut decoder = flate2::bufread::MultiGzDecoder::new(&*request.raw_body);
+            decoder.read_to_end(&mut body).expect("the body is gzip");
+            body
+        }
+        _ => request.raw_body.clone(),
+    };
+    Some(request)
+}
+
+/// Reads a request without its body; `None` if the connection ends before or in it.
+pub fn read_head(reader: &mut impl BufRead) -> Option<Request> {
     let mut line = String::new();
     if reader.read_line(&mut line).ok()? == 0 {
         return None;
@@ -281,24 +284,11 @@ fn read(reader: &mut impl BufRead, writer: &mut TcpStream) -> Option<Request> {
         let Some((name, value)) = line.trim_end().split_once(':') else { break };
         headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
     }
-    let mut request = Request { method, path, query, headers, ..Request::default() };
-    if request.header("expect") == "100-continue" {
-        writer.write_all(b"HTTP/1.1 100 Continue\r\n\r\n").ok()?;
-    }
-    request.raw_body = body(reader, &request)?;
-    request.body = match request.header("content-encoding") {
-        "gzip" => {
-            let mut body = Vec::new();
-            let mut decoder = flate2::bufread::MultiGzDecoder::new(&*request.raw_body);
-            decoder.read_to_end(&mut body).expect("the body is gzip");
-            body
-        }
-        _ => request.raw_body.clone(),
-    };
-    Some(request)
+    Some(Request { method, path, query, headers, ..Request::default() })
 }
 
-fn body(reader: &mut impl BufRead, request: &Request) -> Option<Vec<u8>> {
+/// Reads the body that follows a head, as received; `None` if the connection ends in it.
+pub fn read_body(reader: &mut impl BufRead, request: &Request) -> Option<Vec<u8>> {
     let mut body = Vec::new();
     if request.header("transfer-encoding") != "chunked" {
         body.resize(request.header("content-length").parse().unwrap_or(0), 0);

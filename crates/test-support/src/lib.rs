@@ -5,6 +5,7 @@
     reason = "the fields of fixtures are named after what they are in the protocol"
 )]
 
+pub mod accept;
 pub mod assembly;
 pub mod hec_server;
 pub mod http_server;

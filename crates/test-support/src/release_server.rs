@@ -2,12 +2,9 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    io::{self, BufRead as _, BufReader, Write},
-    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
-    sync::{
-        Arc, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering},
-    },
+    io::{self, BufReader, Write},
+    net::{Ipv4Addr, TcpStream},
+    sync::{Arc, Mutex, MutexGuard},
     thread,
     time::Duration,
 };
@@ -19,7 +16,11 @@ use siem_protocol::{
     },
 };
 
-use crate::minisign::Minisign;
+use crate::{
+    accept::Acceptor,
+    http_server::{Request, read_head},
+    minisign::Minisign,
+};
 
 /// How one response with a file differs from an honest one.
 #[derive(Clone, Copy, Debug)]
@@ -92,7 +93,7 @@ impl Releases {
     /// Offers these releases in place of the others once a file is requested.
     pub fn offer_after_download(&self, releases: &[UpdateRelease]) {
         let manifest = UpdateManifest::new(&platform(), releases.to_vec());
-        self.state().next_manifest = Some(manifest.to_json().into());
+        self.state().next_manifest = Some(manifest.to_json());
     }
 
     /// Sends this text as the list of releases.
@@ -130,17 +131,13 @@ impl Releases {
     ///
     /// # Errors
     /// The connection must be closed.
-    pub fn answer(
-        &self,
-        path: &str,
-        header: &dyn Fn(&str) -> Option<String>,
-        out: &mut impl Write,
-    ) -> io::Result<()> {
-        let (path, query) = path.split_once('?').unwrap_or((path, ""));
-        if path == "/update/manifest.json" {
+    pub fn answer(&self, request: &Request, out: &mut impl Write) -> io::Result<()> {
+        let header =
+            |name| Some(request.header(name)).filter(|it| !it.is_empty()).map(str::to_owned);
+        if request.path == "/update/manifest.json" {
             let (manifest, secret) = {
                 let mut state = self.state();
-                state.queries.push(query.to_owned());
+                state.queries.push(request.query.clone());
                 (state.manifest.clone(), state.secret.clone())
             };
             let Some(body) = manifest else { return respond(out, 404, "", b"") };
@@ -150,19 +147,19 @@ impl Releases {
             });
             return respond(out, 200, &signed.unwrap_or_default(), &body);
         }
-        let request = FileRequest { range: header("range"), if_range: header("if-range") };
+        let wanted = FileRequest { range: header("range"), if_range: header("if-range") };
         let (file, fault) = {
             let mut state = self.state();
-            state.requests.push(request.clone());
+            state.requests.push(wanted.clone());
             if let Some(next) = state.next_manifest.take() {
                 state.manifest = Some(next);
             }
-            let name = path.strip_prefix("/update/").unwrap_or_default();
+            let name = request.path.strip_prefix("/update/").unwrap_or_default();
             (state.files.get(name).cloned(), state.faults.pop_front())
         };
         let Some((file, etag)) = file else { return respond(out, 404, "", b"") };
-        let is_same = request.if_range.as_ref().is_none_or(|known| *known == etag);
-        let start = request.range.filter(|_| is_same).map(|range| {
+        let is_same = wanted.if_range.is_none_or(|known| *known == etag);
+        let start = wanted.range.filter(|_| is_same).map(|range| {
             let first = range.strip_prefix("bytes=").and_then(|range| range.strip_suffix('-'));
             first.and_then(|first| first.parse::<usize>().ok()).expect("a range to the end")
         });
@@ -242,65 +239,32 @@ fn respond(out: &mut impl Write, status: u16, headers: &str, body: &[u8]) -> io:
 
 /// A server with releases and nothing else. It stops when dropped.
 pub struct ReleaseServer {
-    address: SocketAddr,
+    acceptor: Acceptor,
     pub releases: Releases,
-    ended: Arc<AtomicBool>,
 }
 
 impl ReleaseServer {
     /// Starts a server without releases.
     pub fn start() -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let address = listener.local_addr().unwrap();
-        let (releases, ended) = (Releases::default(), Arc::new(AtomicBool::new(false)));
-        let (shared, end) = (releases.clone(), Arc::clone(&ended));
-        thread::spawn(move || {
-            for stream in listener.incoming() {
-                if end.load(Ordering::Relaxed) {
-                    return;
-                }
-                let releases = shared.clone();
-                thread::spawn(move || drop(serve(&stream.unwrap(), &releases)));
-            }
+        let releases = Releases::default();
+        let shared = releases.clone();
+        let acceptor = Acceptor::start((Ipv4Addr::LOCALHOST, 0), move |stream| {
+            let releases = shared.clone();
+            move || drop(serve(&stream, &releases))
         });
-        Self { address, releases, ended }
+        Self { acceptor, releases }
     }
 
     /// Returns the URL of the endpoint.
     pub fn url(&self) -> String {
-        format!("http://{}/", self.address)
+        format!("http://{}/", self.acceptor.address())
     }
 }
 
-impl Drop for ReleaseServer {
-    fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
-        // Wakes the thread that accepts.
-        drop(TcpStream::connect(self.address));
-    }
-}
-
-fn serve(stream: &TcpStream, releases: &Releases) -> io::Result<()> {
+fn serve(mut stream: &TcpStream, releases: &Releases) -> io::Result<()> {
     let mut reader = BufReader::new(stream);
-    loop {
-        let mut lines = Vec::new();
-        loop {
-            let mut line = String::new();
-            if reader.read_line(&mut line)? == 0 {
-                return Ok(());
-            }
-            match line.trim_end() {
-                "" => break,
-                line => lines.push(line.to_owned()),
-            }
-        }
-        let path = lines[0].split(' ').nth(1).unwrap_or_default().to_owned();
-        let header = |name: &str| {
-            let found = lines.iter().filter_map(|line| line.split_once(": "));
-            let mut found = found.filter(|(known, _)| known.eq_ignore_ascii_case(name));
-            found.next().map(|(_, value)| value.to_owned())
-        };
-        let mut writer = stream;
-        releases.answer(&path, &header, &mut writer)?;
+    while let Some(request) = read_head(&mut reader) {
+        releases.answer(&request, &mut stream)?;
     }
+    Ok(())
 }
