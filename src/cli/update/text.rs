@@ -30,14 +30,13 @@ pub(in crate::cli) fn reason_text(reason: UpdateReason) -> &'static str {
     match reason {
         UpdateReason::Notify => "`ai-agent update install` installs it",
         UpdateReason::MachineWide => {
-            "the program belongs to the machine, whose administrator updates it"
+            "the program belongs to the machine, whose administrator updates it, or every user can write it"
         }
         UpdateReason::Halted => "its roll-out is halted",
         UpdateReason::NotYet => "its roll-out has not reached this machine yet",
         UpdateReason::OtherGroup => "its roll-out is for other groups of users",
         UpdateReason::RolledBackBefore => "it was rolled back here before",
         UpdateReason::Manifest => "the list of releases is malformed",
-        UpdateReason::Downgrade => "it is older than the installed one",
         UpdateReason::Unsigned => "it is not signed",
         UpdateReason::UnknownKey => "it is signed by none of `update.keys`",
         UpdateReason::WrongSignature => "its signature is wrong",
@@ -53,7 +52,6 @@ pub(in crate::cli) fn reason_text(reason: UpdateReason) -> &'static str {
         UpdateReason::SelfTest => "it did not pass its self-test",
         UpdateReason::NotExecutable => "it cannot be executed",
         UpdateReason::Install => "its file could not be put into place",
-        UpdateReason::Restart => "the service could not be restarted",
         UpdateReason::Crashed => "it ended several times before it made progress",
         UpdateReason::NoProgress => "it did not make progress in time",
         UpdateReason::ByHand => "`ai-agent update rollback` was run",

@@ -107,8 +107,6 @@ pub enum UpdateReason {
     RolledBackBefore,
     /// The manifest is malformed.
     Manifest,
-    /// The version is not newer than the installed one.
-    Downgrade,
     /// The release has no signature.
     Unsigned,
     /// The signature was made by an unknown key.
@@ -139,8 +137,6 @@ pub enum UpdateReason {
     NotExecutable,
     /// The files could not be exchanged.
     Install,
-    /// The service could not be restarted.
-    Restart,
     /// The new program ended before it made progress, several times.
     Crashed,
     /// The new program did not make progress in time.
@@ -161,7 +157,6 @@ impl UpdateReason {
             Self::OtherGroup => "other_group",
             Self::RolledBackBefore => "rolled_back_before",
             Self::Manifest => "manifest",
-            Self::Downgrade => "downgrade",
             Self::Unsigned => "unsigned",
             Self::UnknownKey => "unknown_key",
             Self::WrongSignature => "wrong_signature",
@@ -177,7 +172,6 @@ impl UpdateReason {
             Self::SelfTest => "self_test",
             Self::NotExecutable => "not_executable",
             Self::Install => "install",
-            Self::Restart => "restart",
             Self::Crashed => "crashed",
             Self::NoProgress => "no_progress",
             Self::ByHand => "by_hand",
