@@ -117,6 +117,7 @@ impl SelfUpdate {
                 false => Next::After(WHILE_UNCONFIRMED),
             }
         } else if settings.mode == UpdateMode::Off {
+            update::remove_downloads(&self.dir);
             Next::After(Duration::MAX)
         } else {
             match updater(&loaded, &context, &self.dir) {
@@ -267,7 +268,9 @@ impl SelfUpdate {
         files: ProgramFiles,
     ) -> Result<Option<Decision>, UpdateError> {
         let downloads = DownloadLock::take(&self.dir)?;
-        let staged = updater.fetch(&downloads, release, &mut self.state).await?;
+        let Some(staged) = self.fetch(updater, settings, release, &downloads).await? else {
+            return Ok(Some(Decision::Available(Box::new(release.clone()))));
+        };
         if let Some(changed) = self.check_again(updater, settings, release).await? {
             return Ok(Some(changed));
         }
@@ -294,6 +297,32 @@ impl SelfUpdate {
             installed.map(|()| None)
         };
         unrestricted(install).await?
+    }
+
+    /// Downloads a release; `None` if `[update]` changes meanwhile, which orders another check.
+    async fn fetch(
+        &mut self,
+        updater: &Updater,
+        settings: &UpdateSettings,
+        release: &UpdateRelease,
+        downloads: &DownloadLock,
+    ) -> Result<Option<PathBuf>, UpdateError> {
+        let (handle, was_ordered) = (&self.handle, AtomicBool::new(false));
+        let changed = async {
+            while handle.in_force().0.settings.update == *settings {
+                handle.update_check_ordered().await;
+                was_ordered.store(true, Ordering::Relaxed);
+            }
+        };
+        let fetched = tokio::select! {
+            fetched = updater.fetch(downloads, release, &mut self.state) => fetched.map(Some),
+            () = changed => Ok(None),
+        };
+        if was_ordered.load(Ordering::Relaxed) {
+            // This wait has taken the order.
+            handle.check_for_update();
+        }
+        fetched
     }
 
     /// Decides once more about a release that was downloaded, which may have taken long: its roll-out may

@@ -103,9 +103,12 @@ pub fn make_executable(from: &Path) -> io::Result<()> {
 /// # Errors
 /// The error of the system; `to` may be incomplete.
 pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
-    remove(to)?;
-    // Fails if another process puts a symlink there.
-    retry_busy(|| io::copy(&mut fs::File::open(from)?, &mut secure_file::create_new(to)?))?;
+    retry_busy(|| {
+        // Also what an attempt before has left.
+        remove_if_present(to)?;
+        // Fails if another process puts a symlink there.
+        io::copy(&mut fs::File::open(from)?, &mut secure_file::create_new(to)?)
+    })?;
     make_executable(to)
 }
 
@@ -113,7 +116,7 @@ pub fn copy(from: &Path, to: &Path) -> io::Result<()> {
 /// system has no links. A file at `to` is replaced.
 ///
 /// # Errors
-/// The error of the system; `to` is unchanged.
+/// The error of the system; `to` is as after a failed [`replace`].
 pub fn link_or_copy(from: &Path, to: &Path) -> io::Result<()> {
     let new = beside(to, "new");
     remove(&new)?;
@@ -148,7 +151,8 @@ pub fn remove_if_present(path: &Path) -> io::Result<()> {
 /// a power cut in between no file is there.
 ///
 /// # Errors
-/// The error of the system; `to` is unchanged.
+/// The error of the system. Usually `to` is unchanged, but it is replaced already if the directory cannot be
+/// synced, and missing if Windows cannot rename it back.
 pub fn replace(from: &Path, to: &Path) -> io::Result<()> {
     retry_busy(|| match fs::rename(from, to) {
         Err(error) if cfg!(windows) && to.is_file() => replace_running(from, to, error),

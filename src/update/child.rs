@@ -8,14 +8,17 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::platform::own_program;
+
 /// Part of each output stream that is kept, in bytes.
 const MAX_OUTPUT: u64 = 16 << 10;
 /// Interval between two checks of a child.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Time after the child's end in which its output is read: a process that it started may hold the pipe.
 const OUTPUT_WAIT: Duration = Duration::from_secs(1);
-/// Longest time that a program which was just written may be held open by another thread's child.
-const BUSY_WAIT: Duration = Duration::from_secs(2);
+/// Longest time that a program may be held by another one: a virus scanner, or the child of another thread,
+/// which inherits a file that was just written.
+const BUSY_WAIT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 10 });
 
 /// End of a child process.
 #[derive(Debug)]
@@ -36,24 +39,31 @@ pub(crate) enum ChildError {
     TimedOut(Duration),
 }
 
+impl ChildError {
+    /// Returns true if the program is whole, as far as it is known: another program holds it.
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(self, Self::NotStarted(error) if own_program::is_busy(error))
+    }
+}
+
 /// Runs `command` without input, and kills it after `limit`.
 ///
 /// # Errors
 /// [`ChildError`].
 pub(crate) fn run(command: &mut Command, limit: Duration) -> Result<ChildEnd, ChildError> {
-    let begun = Instant::now();
+    let mut begun = Instant::now();
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = loop {
         match command.spawn() {
             Err(error)
-                if error.kind() == io::ErrorKind::ExecutableFileBusy
-                    && begun.elapsed() < BUSY_WAIT =>
+                if own_program::is_busy(&error) && begun.elapsed() < BUSY_WAIT.min(limit) =>
             {
                 thread::sleep(PAUSE);
             }
             started => break started.map_err(ChildError::NotStarted)?,
         }
     };
+    begun = Instant::now();
     let (stdout, stderr) = (capture(child.stdout.take()), capture(child.stderr.take()));
     let status = loop {
         match child.try_wait() {
@@ -111,6 +121,50 @@ mod tests {
         let end = shell("exec tail -f /dev/null", Duration::from_millis(50));
         assert!(matches!(end, Err(ChildError::TimedOut(_))), "{end:?}");
         let none = run(&mut Command::new("/none/such"), Duration::from_secs(60));
-        assert!(matches!(none, Err(ChildError::NotStarted(_))), "{none:?}");
+        assert!(matches!(&none, Err(error) if !error.is_busy()), "{none:?}");
+    }
+
+    #[test]
+    fn program_that_is_held_is_waited_for() {
+        use std::{fs, os::unix::fs::OpenOptionsExt as _};
+
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program");
+        fs::copy("/bin/sh", &program).unwrap();
+        let held = fs::OpenOptions::new().append(true).mode(0o700).open(&program).unwrap();
+        let start = |limit| run(Command::new(&program).args(["-c", "exit 3"]), limit);
+        let busy = start(Duration::from_millis(30));
+        assert!(matches!(&busy, Err(error) if error.is_busy()), "{busy:?}");
+        thread::scope(|scope| {
+            let started = scope.spawn(|| start(Duration::from_secs(60)));
+            drop(held);
+            assert_eq!(started.join().unwrap().unwrap().status.code(), Some(3));
+        });
+    }
+}
+
+#[cfg(windows)]
+#[cfg(test)]
+mod windows_tests {
+    use std::{fs, os::windows::fs::OpenOptionsExt as _};
+
+    use super::*;
+
+    /// Virus scanners read a program that was just written.
+    #[test]
+    fn program_that_is_held_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join("program.exe");
+        let system = std::env::var("SystemRoot").unwrap();
+        fs::copy(format!(r"{system}\System32\cmd.exe"), &program).unwrap();
+        let held = fs::OpenOptions::new().read(true).share_mode(0).open(&program).unwrap();
+        let start = |limit| run(Command::new(&program).args(["/C", "exit 3"]), limit);
+        let busy = start(Duration::from_millis(30));
+        assert!(matches!(&busy, Err(error) if error.is_busy()), "{busy:?}");
+        thread::scope(|scope| {
+            let started = scope.spawn(|| start(Duration::from_secs(60)));
+            drop(held);
+            assert_eq!(started.join().unwrap().unwrap().status.code(), Some(3));
+        });
     }
 }

@@ -18,7 +18,7 @@ use super::{
     state::{PartialDownload, StoredState},
 };
 use crate::{
-    platform::secure_file,
+    platform::{own_program, secure_file},
     siem::{
         Connection,
         releases::{Resume, start_of_body, strong_etag},
@@ -97,7 +97,7 @@ impl Download<'_> {
 
     async fn run_at(&self, path: &Path, state: &mut StoredState) -> Result<(), UpdateError> {
         let open = |error| UpdateError::file("cannot open the download", &error);
-        let mut file = secure_file::open(secure_file::options().read(true), path).map_err(open)?;
+        let mut file = open_part(path).await.map_err(open)?;
         let mut attempt = 1;
         loop {
             let before = self.present(&mut file, state)?;
@@ -251,6 +251,14 @@ fn interrupted(error: &NoAnswer) -> UpdateError {
 
 fn write_failed(error: &io::Error) -> UpdateError {
     UpdateError::file("cannot write the download", error)
+}
+
+/// Opens a download, which is created. Waits for a virus scanner that holds it.
+async fn open_part(path: &Path) -> io::Result<File> {
+    let path = path.to_owned();
+    let open = move || secure_file::open(secure_file::options().read(true), &path);
+    let opened = spawn_blocking(move || own_program::retry_busy(open)).await;
+    opened.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 /// Syncs a download, which may take long: other tasks of the thread continue.

@@ -91,6 +91,7 @@ impl From<ArtifactError> for UpdateError {
 impl From<SelfTestFailure> for UpdateError {
     fn from(error: SelfTestFailure) -> Self {
         let reason = match &error {
+            SelfTestFailure::Child(error) if error.is_busy() => UpdateReason::FileInUse,
             SelfTestFailure::Child(ChildError::NotStarted(_)) => UpdateReason::NotExecutable,
             _ => UpdateReason::SelfTest,
         };

@@ -153,18 +153,18 @@ pub(super) fn count_start(
 
 /// Brings the previous program back and ends this process, unless it was confirmed within `limit`.
 fn roll_back_after(files: &ProgramFiles, limit: Duration) {
+    let detail = format!("it made no progress within {} s", limit.as_secs());
     thread::sleep(limit);
-    let lock = loop {
+    let is_back = loop {
         if !UpdateRecord::read(files).is_some_and(|record| record.is_pending()) {
             return;
         }
-        match UpdateLock::take_within(files, LOCK_WAIT) {
-            Ok(lock) => break lock,
-            Err(_) => thread::sleep(LOCK_WAIT),
+        match try_roll_back(files, &detail, &reach) {
+            Some(is_back) => break is_back,
+            None => thread::sleep(LOCK_WAIT),
         }
     };
-    let detail = format!("it made no progress within {} s", limit.as_secs());
-    if roll_back(&lock, RollbackReason::NotConfirmed, &detail, &reach).is_ok_and(|done| done) {
+    if is_back {
         tracing::error!(
             code = "update_rolled_back",
             "the new program was not confirmed in time: the previous one is back, restarting"
@@ -179,16 +179,19 @@ fn roll_back_after(files: &ProgramFiles, limit: Duration) {
     }
 }
 
-/// Brings the previous program back if the new one is in place and not confirmed; returns whether it did.
-pub(super) fn roll_back(
-    lock: &UpdateLock,
-    reason: RollbackReason,
-    detail: &str,
-    reach: Reach<'_>,
-) -> Result<bool, RestoreError> {
-    match swap::recover(lock).filter(UpdateRecord::is_pending) {
-        Some(record) => swap::restore(lock, record, reason, detail, reach).map(|_| true),
-        None => Ok(false),
+/// Brings the previous program back if the new one was not confirmed in time. Returns whether it is back,
+/// and `None` if a later attempt may succeed: another process or program holds a file, or the system cannot
+/// read or rename one at the moment.
+pub(super) fn try_roll_back(files: &ProgramFiles, detail: &str, reach: Reach<'_>) -> Option<bool> {
+    let lock = UpdateLock::take_within(files, LOCK_WAIT).ok()?;
+    let record = swap::recover(&lock)?;
+    if !record.is_pending() {
+        return Some(record.state == UpdateState::RolledBack);
+    }
+    match swap::restore(&lock, record, RollbackReason::NotConfirmed, detail, reach) {
+        Ok(_) => Some(true),
+        Err(RestoreError::NoPrevious | RestoreError::Changed(_)) => Some(false),
+        Err(RestoreError::Io(_)) => None,
     }
 }
 

@@ -80,7 +80,8 @@ pub(crate) enum RollbackReason {
     Crashed,
     /// It made no progress in time.
     NotConfirmed,
-    /// The process that put it into place ended in between.
+    /// It was not in place, or it is not known if it runs, since the process that put it there ended, or
+    /// another program held it: it is tried again.
     Interrupted,
     /// A person asked for the previous program.
     ByHand,

@@ -369,6 +369,7 @@ fn errors_of_files_have_a_reason() {
         (ErrorKind::FileTooLarge, UpdateReason::DiskFull),
         (ErrorKind::ReadOnlyFilesystem, UpdateReason::ReadOnly),
         (ErrorKind::PermissionDenied, UpdateReason::ReadOnly),
+        (ErrorKind::ExecutableFileBusy, UpdateReason::FileInUse),
     ] {
         assert_eq!(UpdateError::file("write", &Error::from(kind)).reason(), expected);
     }

@@ -20,7 +20,7 @@ use super::{
     clean_up::remove_all_downloads,
     download_lock,
     error::rollback_reason,
-    record::{self, UpdateRecord},
+    record::{self, RollbackReason, UpdateRecord},
 };
 use crate::platform::{file, secure_file};
 
@@ -127,13 +127,17 @@ impl StoredState {
     /// Adds the outcome of the last update, and returns the versions that were installed here and rolled
     /// back.
     pub(crate) fn rolled_back(&mut self, record: Option<&UpdateRecord>) -> &[Version] {
-        let last: Option<(Version, _)> =
-            record.and_then(|record| Some((record.to.parse().ok()?, record.state)));
+        use record::UpdateState::{Confirmed, RolledBack};
+        let last: Option<(Version, _)> = record.and_then(|record| {
+            // If it was interrupted, the release is not to blame.
+            let is_final = match record.state {
+                RolledBack => record.reason != Some(RollbackReason::Interrupted),
+                state => state == Confirmed,
+            };
+            is_final.then_some((record.to.parse().ok()?, record.state))
+        });
         if let Some((version, state)) = last {
-            use record::UpdateState::{Confirmed, RolledBack};
-            if matches!(state, Confirmed | RolledBack) {
-                self.rolled_back.retain(|it| *it != version);
-            }
+            self.rolled_back.retain(|it| *it != version);
             if state == RolledBack {
                 if self.rolled_back.len() >= MAX_ROLLED_BACK {
                     self.rolled_back.remove(0);
@@ -220,7 +224,7 @@ mod tests {
     use siem_protocol::Digest;
 
     use super::*;
-    use crate::{platform::Timestamp, update::record::RollbackReason};
+    use crate::platform::Timestamp;
 
     fn stored(state: UpdateState, version: &str, reason: UpdateReason) -> StoredState {
         StoredState {
@@ -287,6 +291,19 @@ mod tests {
             let versions: Vec<_> = versions.iter().map(ToString::to_string).collect();
             assert_eq!(versions.join(" "), expected);
         }
+    }
+
+    /// Regression: a power cut between two renames on Windows kept a good release away for good.
+    #[test]
+    fn interrupted_update_is_tried_again() {
+        let mut interrupted = record("0.3.0", record::UpdateState::RolledBack);
+        interrupted.failed(RollbackReason::Interrupted, "killed");
+        let mut state = StoredState::default();
+        assert!(state.rolled_back(Some(&interrupted)).is_empty());
+        // It was rolled back before, and a person installed it again.
+        let crashed = record("0.3.0", record::UpdateState::RolledBack);
+        assert_eq!(state.rolled_back(Some(&crashed)).len(), 1);
+        assert_eq!(state.rolled_back(Some(&interrupted)).len(), 1);
     }
 
     #[test]

@@ -4,21 +4,23 @@
 
 use std::{
     ffi::OsString,
-    io, mem,
+    io,
     path::PathBuf,
     process::ExitCode,
     thread,
     time::{Duration, Instant},
 };
 
+use siem_protocol::Digest;
+
 use super::{
     guard::{self, Started},
     program_files::{ProgramFiles, UpdateLock},
-    record::{RollbackReason, UpdateRecord},
+    record::UpdateRecord,
     steps::{Reach, reach},
 };
 use crate::platform::{
-    Environment, Paths,
+    Environment, Paths, Timestamp,
     service::{Service, SupervisorJob},
     test_limits,
 };
@@ -42,7 +44,7 @@ const STOPPED_PAUSE: Duration = Duration::from_secs(30);
 const RESUME_PAUSE: Duration = Duration::from_secs(10);
 /// Number of consecutive failures to read the record after which the supervisor gives up.
 const MAX_UNREADABLE: u32 = 25;
-/// Longest time to wait for another process that holds the lock.
+/// Longest time that the guard waits for another process that holds the lock.
 const LOCK_WAIT: Duration = Duration::from_secs(60);
 
 /// Starts the supervisor with the previous program, outside of the agent's service.
@@ -140,29 +142,80 @@ fn guard_start(files: &ProgramFiles) {
     }
 }
 
+/// Time that a new program has to be confirmed.
+#[derive(Debug)]
+pub(super) struct Countdown {
+    timeout: Duration,
+    begun: Instant,
+    /// What of the record makes it begin again.
+    known: Option<(Timestamp, Digest, u32, u32)>,
+    is_stopped: bool,
+}
+
+impl Countdown {
+    pub(super) fn new(timeout: Duration, now: Instant) -> Self {
+        Self { timeout, begun: now, known: None, is_stopped: false }
+    }
+
+    /// Begins again for another update, and after a start: the service may have been stopped before it.
+    /// Three starts that count bring the previous program back, and others are no fault of the new one.
+    pub(super) fn note(&mut self, record: &UpdateRecord, now: Instant) {
+        let found = Some((record.at, record.to_sha256, record.starts, record.withdrawn));
+        if self.known != found {
+            (self.known, self.begun) = (found, now);
+        }
+    }
+
+    /// Notes if a person has stopped the service, once the time is over: it begins again at a start. Until
+    /// then it does not run.
+    pub(super) fn note_stopped(&mut self, is_stopped: bool, now: Instant) {
+        if is_stopped {
+            self.begun = now.checked_sub(self.timeout).unwrap_or(self.begun);
+        } else if self.is_stopped {
+            self.begun = now;
+        }
+        self.is_stopped = is_stopped;
+    }
+
+    /// Returns whether the time is over.
+    pub(super) fn is_due(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.begun) >= self.timeout
+    }
+
+    /// Returns whether no further attempt is made to put the previous program back.
+    pub(super) fn is_given_up(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.begun) >= self.timeout.saturating_add(GIVE_UP)
+    }
+
+    /// Returns the time until the next look at the record.
+    fn pause(&self, now: Instant) -> Duration {
+        match self.is_due(now) {
+            false => PAUSE,
+            true if self.is_stopped => STOPPED_PAUSE.min(self.timeout),
+            true => RETRY_PAUSE.min(self.timeout),
+        }
+    }
+}
+
 /// Waits until the update is no longer pending, or for `timeout`; then brings the previous program back,
 /// and returns true. Time in which no program could run does not count: while the service is stopped, and
-/// until the last start that was withdrawn.
+/// until the last start.
 pub(super) fn supervise(
     files: &ProgramFiles,
     timeout: Duration,
     service: &dyn Watched,
     reach: Reach<'_>,
 ) -> bool {
-    let mut begun = Instant::now();
-    let mut known = None;
+    let detail = format!("it was not confirmed within {} s", timeout.as_secs());
+    let mut resumed = Instant::now();
+    let mut countdown = Countdown::new(timeout, resumed);
     let mut unreadable = 0;
-    let mut was_stopped = false;
-    let mut resumed = begun;
-    while unreadable < MAX_UNREADABLE && begun.elapsed() < timeout.saturating_add(GIVE_UP) {
+    while unreadable < MAX_UNREADABLE && !countdown.is_given_up(Instant::now()) {
         match UpdateRecord::read(files) {
             Some(record) if !record.is_pending() => return false,
-            Some(UpdateRecord { at, to_sha256, withdrawn, .. }) => {
+            Some(record) => {
                 unreadable = 0;
-                let found = Some((at, to_sha256, withdrawn));
-                if mem::replace(&mut known, found) != found {
-                    begun = Instant::now();
-                }
+                countdown.note(&record, Instant::now());
             }
             // Another process may be replacing it, or an uninstallation has removed it: then the file of the
             // lock must not be created again.
@@ -172,33 +225,34 @@ pub(super) fn supervise(
                 continue;
             }
         }
-        let is_missing = !files.program().try_exists().unwrap_or(true);
-        let is_due = begun.elapsed() >= timeout;
-        let is_stopped = is_due && service.is_stopped();
-        if was_stopped && !is_stopped {
-            begun = Instant::now();
-        } else if is_due && !is_stopped || is_missing {
-            // Held while the new program is put into place.
-            if let Ok(lock) = UpdateLock::take_within(files, LOCK_WAIT) {
-                let detail = format!("it was not confirmed within {} s", timeout.as_secs());
-                let done = guard::roll_back(&lock, RollbackReason::NotConfirmed, &detail, reach);
-                if !is_missing || files.program().try_exists().unwrap_or(true) {
-                    return done.unwrap_or(false) || is_missing;
+        if countdown.is_due(Instant::now()) {
+            countdown.note_stopped(service.is_stopped(), Instant::now());
+        }
+        let is_missing = is_missing(files);
+        let is_due = countdown.is_due(Instant::now()) && !countdown.is_stopped;
+        if is_due || is_missing {
+            let is_back = guard::try_roll_back(files, &detail, reach);
+            if is_missing {
+                // Otherwise a later attempt may fill the place.
+                if !self::is_missing(files) {
+                    return true;
                 }
+            } else if let Some(is_back) = is_back {
+                return is_back;
             }
         }
         if resumed.elapsed() >= RESUME_PAUSE {
             resumed = Instant::now();
             service.resume();
         }
-        was_stopped = is_stopped;
-        thread::sleep(match begun.elapsed() < timeout {
-            true => PAUSE,
-            false if is_stopped => STOPPED_PAUSE.min(timeout),
-            false => RETRY_PAUSE,
-        });
+        thread::sleep(countdown.pause(Instant::now()));
     }
     false
+}
+
+/// Returns whether no program is in place.
+fn is_missing(files: &ProgramFiles) -> bool {
+    !files.program().try_exists().unwrap_or(true)
 }
 
 fn service() -> Option<Service> {

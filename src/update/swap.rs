@@ -6,7 +6,7 @@
 use std::{
     io,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
     time::Duration,
 };
 
@@ -40,7 +40,8 @@ pub(crate) struct NewProgram<'a> {
     pub(crate) at: Timestamp,
 }
 
-/// Reason why a program was not installed. The program in place is the one that was there before.
+/// Reason why a program was not installed. The program in place is the one that was there before, or the
+/// record says that the update is not confirmed, so that a guard or the supervisor puts it back.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InstallError {
     #[error("the update to {to} has not been confirmed yet")]
@@ -75,11 +76,34 @@ pub(crate) enum RestoreError {
     Io(#[from] io::Error),
 }
 
+/// Reason why a program does not print the version that it is to have.
+#[derive(Debug, thiserror::Error)]
+enum VersionError {
+    #[error(transparent)]
+    Child(#[from] ChildError),
+    #[error("`--version` ended with {0}")]
+    Failed(ExitStatus),
+    #[error("it prints `{printed}` as its version, in place of {expected}")]
+    Other { printed: String, expected: String },
+}
+
+impl VersionError {
+    /// Returns the error of the system if another program holds the file: it may be whole.
+    fn busy(self) -> Option<io::Error> {
+        match self {
+            Self::Child(ChildError::NotStarted(error)) if own_program::is_busy(&error) => {
+                Some(error)
+            }
+            _ => None,
+        }
+    }
+}
+
 /// Puts a verified program into place and records it as unconfirmed. `supervise` starts the process that
 /// brings the previous one back if the new one is not confirmed.
 ///
 /// # Errors
-/// [`InstallError`]; the previous program is in place.
+/// [`InstallError`].
 pub(crate) fn install(
     lock: &UpdateLock,
     new: &NewProgram<'_>,
@@ -94,22 +118,30 @@ pub(crate) fn install(
     if from == new.sha256 {
         return Err(InstallError::Same);
     }
-    if let Some(foreign) = foreign_version(files.program(), new.from) {
-        return Err(InstallError::Foreign(foreign));
-    }
+    check_replaced(files.program(), new.from)?;
     let next = files.next();
     let placed = copy(files, new, reach)
         .and_then(|()| keep_previous(files, reach))
         .and_then(|()| record(files, from, new, reach))
         .and_then(|record| put_into_place(files, record, supervise, reach));
     let record = placed.inspect_err(|_| drop(own_program::remove_if_present(&next)))?;
-    let runs = reach(Step::RunNew).map_err(|error| error.to_string());
-    if let Err(why) = runs.and_then(|()| check_runs(files.program(), new.to)) {
-        let restored = restore(lock, record, RollbackReason::NotExecutable, &why, reach);
-        let why = restored.err().map_or(why.clone(), |error| format!("{why}; {}", causes(&error)));
-        return Err(InstallError::NotExecutable(why));
+    let runs = reach(Step::RunNew).map_err(|error| ChildError::NotStarted(error).into());
+    let Err(error) = runs.and_then(|()| check_runs(files.program(), new.to)) else {
+        return Ok(record);
+    };
+    let why = causes(&error);
+    match error.busy() {
+        // It is not known if it runs: the next check installs it again.
+        Some(source) => {
+            drop(restore(lock, record, RollbackReason::Interrupted, &why, reach));
+            Err(failed("run", files.program())(source))
+        }
+        None => {
+            let restored = restore(lock, record, RollbackReason::NotExecutable, &why, reach);
+            let also = restored.err().map(|error| format!("; {}", causes(&error)));
+            Err(InstallError::NotExecutable(why + &also.unwrap_or_default()))
+        }
     }
-    Ok(record)
 }
 
 fn failed(action: &'static str, path: &Path) -> impl Fn(io::Error) -> InstallError + use<> {
@@ -163,30 +195,46 @@ fn put_into_place(
             .and_then(|()| own_program::replace(&files.next(), files.program()))
             .map_err(failed("replace", files.program()))
     });
-    if let Err(error) = placed {
-        record.state = UpdateState::Interrupted;
-        record.failed(RollbackReason::Interrupted, &causes(&error));
-        // If this fails, the next start of the program finds that it was not replaced.
-        drop(record.write(files));
-        return Err(error);
+    let Err(error) = placed else { return Ok(record) };
+    match in_place(files, &record) {
+        // It was renamed, and only the directory could not be synced: a power cut leaves one of the two.
+        Some(InPlace::New) => Ok(record),
+        Some(InPlace::Previous) => {
+            record.state = UpdateState::Interrupted;
+            record.failed(RollbackReason::Interrupted, &causes(&error));
+            // If this fails, the next start of the program finds that it was not replaced.
+            drop(record.write(files));
+            Err(error)
+        }
+        // The place is empty, or it is not known what is there: the update stays pending, and is completed by
+        // whichever process comes next.
+        _ => Err(error),
     }
-    Ok(record)
 }
 
-/// Returns what the program in place prints as its version, if it is not `version`: an administrator may
-/// have installed another one since this process was started. A program that does not run is none.
-fn foreign_version(program: &Path, version: &str) -> Option<String> {
-    printed_version(program).ok().filter(|printed| *printed != line(version))
+/// Checks that a program is `version`, or does not run: an administrator may have installed another one
+/// since this process was started.
+///
+/// # Errors
+/// It is another version, or held by another program.
+fn check_replaced(program: &Path, version: &str) -> Result<(), InstallError> {
+    match check_runs(program, version) {
+        Err(VersionError::Other { printed, .. }) => Err(InstallError::Foreign(printed)),
+        checked => match checked.err().and_then(VersionError::busy) {
+            Some(source) => Err(failed("run", program)(source)),
+            None => Ok(()),
+        },
+    }
 }
 
 /// Checks that a program runs and prints `version`.
 ///
 /// # Errors
-/// Description of the failure.
-fn check_runs(program: &Path, version: &str) -> Result<(), String> {
+/// [`VersionError`].
+fn check_runs(program: &Path, version: &str) -> Result<(), VersionError> {
     match printed_version(program)? {
         printed if printed == line(version) => Ok(()),
-        printed => Err(format!("it prints `{printed}` as its version, in place of {version}")),
+        printed => Err(VersionError::Other { printed, expected: version.to_owned() }),
     }
 }
 
@@ -197,13 +245,13 @@ fn line(version: &str) -> String {
 /// Runs a program and returns what it prints as its version, at most 80 characters.
 ///
 /// # Errors
-/// Description of the failure.
-fn printed_version(program: &Path) -> Result<String, String> {
+/// [`VersionError`].
+fn printed_version(program: &Path) -> Result<String, VersionError> {
     let ended = child::run(Command::new(program).arg("--version"), VERSION_TIMEOUT);
-    let ChildEnd { status, stdout, .. } = ended.map_err(|error: ChildError| causes(&error))?;
+    let ChildEnd { status, stdout, .. } = ended?;
     match status.success() {
         true => Ok(stdout.trim().chars().take(80).collect()),
-        false => Err(format!("`--version` ended with {status}")),
+        false => Err(VersionError::Failed(status)),
     }
 }
 
@@ -242,16 +290,24 @@ pub(super) fn recover(lock: &UpdateLock) -> Option<UpdateRecord> {
     match in_place(files, &record)? {
         InPlace::New => return Some(record),
         InPlace::Previous => record = ended(files, record),
-        InPlace::Other if printed_version(files.program()).is_ok() => {
-            record.state = UpdateState::Replaced;
-        }
+        InPlace::Other if runs(files.program())? => record.state = UpdateState::Replaced,
         InPlace::Other | InPlace::None => {
+            // Windows has renamed one program away, and not the new one into its place.
+            let is_unplaced = is_whole(&files.next(), record.to_sha256);
             if fill_place(files, &record).ok()? == InPlace::New {
                 return Some(record);
             }
             record.state = UpdateState::RolledBack;
-            if record.reason.is_none() {
-                record.failed(RollbackReason::Interrupted, "no program that runs was in place");
+            match record.reason {
+                Some(_) => {}
+                None if is_unplaced => {
+                    let detail = "the process that put it into place has ended";
+                    record.failed(RollbackReason::Interrupted, detail);
+                }
+                None => {
+                    let detail = "no program that runs was in place";
+                    record.failed(RollbackReason::NotExecutable, detail);
+                }
             }
         }
     }
@@ -259,6 +315,14 @@ pub(super) fn recover(lock: &UpdateLock) -> Option<UpdateRecord> {
     drop(record.write(files));
     drop(own_program::remove_if_present(&files.next()));
     Some(record)
+}
+
+/// Returns whether a program runs; `None` if another program holds it.
+fn runs(program: &Path) -> Option<bool> {
+    match printed_version(program) {
+        Ok(_) => Some(true),
+        Err(error) => error.busy().is_none().then_some(false),
+    }
 }
 
 /// Returns a pending record with the state that it has, since the previous program is in place.
@@ -310,17 +374,20 @@ fn fill_place(files: &ProgramFiles, record: &UpdateRecord) -> io::Result<InPlace
         (files.previous(), record.from_sha256, InPlace::Previous),
         (files.next(), record.to_sha256, InPlace::New),
     ];
-    let is_whole = |path: &Path, digest| digest_of(path).is_ok_and(|found| found == digest);
     let whole = programs.iter().find(|(path, digest, _)| is_whole(path, *digest));
     let (path, _, which) = whole.ok_or(io::ErrorKind::NotFound)?;
     own_program::replace(path, files.program())?;
     Ok(*which)
 }
 
+fn is_whole(path: &Path, digest: Digest) -> bool {
+    digest_of(path).is_ok_and(|found| found == digest)
+}
+
 /// Puts the previous program back.
 ///
 /// # Errors
-/// [`RestoreError`]; the new program is in place.
+/// [`RestoreError`]; the new program is in place, or none if Windows has renamed it away.
 pub(super) fn restore(
     lock: &UpdateLock,
     mut record: UpdateRecord,
@@ -348,8 +415,13 @@ pub(super) fn restore(
     record.failed(reason, detail);
     // A full disk must not keep the previous program away: a rename needs no space.
     drop(reach(Step::WriteRecord).and_then(|()| record.write(files)));
-    reach(Step::Restore)?;
-    own_program::replace(&previous, files.program())?;
+    let replaced =
+        reach(Step::Restore).and_then(|()| own_program::replace(&previous, files.program()));
+    if let Err(error) = replaced
+        && in_place(files, &record) != Some(InPlace::Previous)
+    {
+        return Err(error.into());
+    }
     record.state = UpdateState::RolledBack;
     drop(reach(Step::WriteRecord).and_then(|()| record.write(files)));
     Ok(record)

@@ -5,17 +5,20 @@ use std::{
     os::unix::fs::PermissionsExt as _,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     path::{Path, PathBuf},
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use siem_protocol::{agent_event::UpdateReason, update::Version};
+
 use super::{
+    StoredState, UpdateError,
     guard::{self, Started},
     program_files::{ProgramFiles, UpdateLock, digest_of},
     record::{RollbackReason, UpdateRecord, UpdateState},
     steps::Step,
-    supervisor::Watched,
+    supervisor::{Countdown, Watched},
     swap::{self, InstallError, NewProgram, RestoreError},
 };
 use crate::platform::Timestamp;
@@ -56,7 +59,7 @@ impl Bench {
             to: "0.2.0",
             at: Timestamp(1),
         };
-        let lock = UpdateLock::try_take(&self.files).unwrap();
+        let lock = UpdateLock::take_within(&self.files, Duration::from_secs(10)).unwrap();
         swap::install(&lock, &new, &|| Ok(()), reach)
     }
 
@@ -68,6 +71,12 @@ impl Bench {
 
     fn state(&self) -> Option<UpdateState> {
         UpdateRecord::read(&self.files).map(|record| record.state)
+    }
+
+    /// Returns the versions that are not installed again by themselves.
+    fn rolled_back(&self) -> Vec<Version> {
+        let record = UpdateRecord::read(&self.files);
+        StoredState::default().rolled_back(record.as_ref()).to_vec()
     }
 
     /// Version of the program in place, which must be one of the two, whole and executable.
@@ -321,12 +330,87 @@ fn second_update_waits_until_the_first_is_confirmed() {
 #[test]
 fn two_agents_that_update_at_once_install_one_program() {
     let bench = Bench::new();
-    let held = UpdateLock::try_take(&bench.files).unwrap();
-    let other = UpdateLock::try_take(&bench.files).unwrap_err();
-    assert_eq!(other.kind(), io::ErrorKind::WouldBlock);
-    drop(held);
+    let install = || bench.install(&ok);
+    let results = thread::scope(|scope| {
+        [scope.spawn(install), scope.spawn(install)].map(|agent| agent.join().unwrap())
+    });
+    assert_eq!(results.iter().filter(|result| result.is_ok()).count(), 1, "{results:?}");
+    let refused = results.into_iter().find_map(Result::err);
+    assert!(matches!(&refused, Some(InstallError::InProgress { .. })), "{refused:?}");
+    assert_eq!((bench.version(), bench.state()), ("0.2.0", Some(UpdateState::Unconfirmed)));
+    assert_eq!(fs::read_to_string(bench.files.previous()).unwrap(), script("0.1.0"));
+}
+
+/// Regression: the update was taken for interrupted, and neither a guard nor the supervisor acted.
+#[test]
+fn error_of_a_rename_that_was_made_does_not_end_the_update() {
+    let bench = Bench::new();
+    // The directory cannot be synced.
+    let renamed = |step| match step {
+        Step::Swap => {
+            fs::rename(bench.files.next(), bench.files.program())?;
+            Err(io::Error::other("no sync"))
+        }
+        _ => Ok(()),
+    };
+    bench.install(&renamed).unwrap();
+    assert_eq!((bench.version(), bench.state()), ("0.2.0", Some(UpdateState::Unconfirmed)));
+    // The same when the previous one comes back.
+    let restored = |step| match step {
+        Step::Restore => {
+            fs::rename(bench.files.previous(), bench.files.program())?;
+            Err(io::Error::other("no sync"))
+        }
+        _ => Ok(()),
+    };
+    let started = [bench.start(&ok), bench.start(&ok), bench.start(&restored)];
+    assert_eq!(started, [Started::New, Started::New, Started::RolledBack]);
+    assert_eq!((bench.version(), bench.state()), ("0.1.0", Some(UpdateState::RolledBack)));
+}
+
+/// Regression: the same on Windows, which renames in two steps.
+#[test]
+fn error_that_leaves_the_place_empty_is_repaired() {
+    let bench = Bench::new();
+    let emptied = |step| match step {
+        Step::Swap => {
+            fs::remove_file(bench.files.program())?;
+            Err(io::Error::other("held"))
+        }
+        _ => Ok(()),
+    };
+    bench.install(&emptied).unwrap_err();
+    assert_eq!(bench.state(), Some(UpdateState::Unconfirmed));
+    assert!(supervise(&bench, Duration::from_secs(60), &Service::default()));
+    assert_eq!((bench.version(), bench.state()), ("0.1.0", Some(UpdateState::RolledBack)));
+}
+
+/// Regression: a virus scanner that held the new program kept a good release away for good.
+#[test]
+fn program_that_is_held_at_its_place_is_installed_later() {
+    let bench = Bench::new();
+    let held = |step| match step {
+        Step::RunNew => Err(io::ErrorKind::ExecutableFileBusy.into()),
+        _ => Ok(()),
+    };
+    let error = bench.install(&held).unwrap_err();
+    assert_eq!(UpdateError::from(error).reason(), UpdateReason::FileInUse);
+    assert_eq!((bench.version(), bench.state()), ("0.1.0", Some(UpdateState::RolledBack)));
+    assert!(bench.rolled_back().is_empty());
     bench.install(&ok).unwrap();
-    assert!(matches!(bench.install(&ok), Err(InstallError::InProgress { .. })));
+}
+
+/// Regression: such a program was taken for a damaged one, and replaced.
+#[test]
+fn program_of_other_means_that_is_held_is_left_alone() {
+    let bench = Bench::installed();
+    let program = bench.files.program();
+    fs::copy("/bin/true", program).unwrap();
+    let held = fs::OpenOptions::new().append(true).open(program).unwrap();
+    assert_eq!(bench.start(&ok), Started::Other);
+    assert_eq!(bench.state(), Some(UpdateState::Unconfirmed));
+    drop(held);
+    assert_eq!(fs::read(program).unwrap(), fs::read("/bin/true").unwrap());
 }
 
 #[test]
@@ -372,6 +456,19 @@ fn program_that_came_by_other_means_is_never_replaced() {
     let lock = UpdateLock::try_take(&bench.files).unwrap();
     let refused = swap::roll_back_by_hand(&lock, &ok).unwrap_err();
     assert!(matches!(refused, RestoreError::NoPrevious), "{refused}");
+}
+
+/// Regression: the release was not tried again, as if it were to blame.
+#[test]
+fn power_cut_between_two_renames_blames_no_release() {
+    for (until, expected) in [(Step::Swap, 0), (Step::RunNew, 1)] {
+        let bench = Bench::new();
+        killed(|| drop(bench.install(&|step| if step == until { kill(step) } else { Ok(()) })));
+        fs::remove_file(bench.files.program()).unwrap();
+        assert_eq!(bench.start(&ok), Started::Other);
+        assert_eq!((bench.version(), bench.state()), ("0.1.0", Some(UpdateState::RolledBack)));
+        assert_eq!(bench.rolled_back().len(), expected, "{until:?}");
+    }
 }
 
 /// A file system may lose content in a power cut despite the sync, and Windows renames in two steps.
@@ -493,6 +590,58 @@ impl Watched for Service {
     }
 
     fn resume(&self) {}
+}
+
+/// Regression: the supervisor ended, and the guard gave up.
+#[test]
+fn rollback_that_fails_is_tried_again() {
+    let fails_once = || {
+        let failed = AtomicBool::new(false);
+        move |step| match step {
+            Step::Restore if !failed.swap(true, Ordering::Relaxed) => Err(io::Error::other("held")),
+            _ => Ok(()),
+        }
+    };
+    let bench = Bench::installed();
+    let (files, soon) = (&bench.files, Duration::from_millis(1));
+    assert!(super::supervisor::supervise(files, soon, &Service::default(), &fails_once()));
+    assert_eq!((bench.version(), bench.state()), ("0.1.0", Some(UpdateState::RolledBack)));
+
+    let bench = Bench::installed();
+    let reach = fails_once();
+    let roll_back = || guard::try_roll_back(&bench.files, "no progress", &reach);
+    assert_eq!((roll_back(), bench.version()), (None, "0.2.0"));
+    assert_eq!((roll_back(), bench.version()), (Some(true), "0.1.0"));
+    fs::remove_file(bench.files.record()).unwrap();
+    assert_eq!(roll_back(), None, "the record cannot be read");
+}
+
+/// Regression: a service that was started a moment before the end of the time was rolled back at once, and
+/// one that was stopped for an hour was no longer watched.
+#[test]
+fn countdown_begins_at_a_start_and_waits_while_it_is_stopped() {
+    let (timeout, begun) = (Duration::from_secs(150), Instant::now());
+    let after = |seconds: u64| begun + Duration::from_secs(seconds);
+    let bench = Bench::installed();
+    let mut countdown = Countdown::new(timeout, begun);
+    let note = |countdown: &mut Countdown, at| {
+        countdown.note(&UpdateRecord::read(&bench.files).unwrap(), at);
+    };
+    note(&mut countdown, after(0));
+    note(&mut countdown, after(149));
+    assert!(!countdown.is_due(after(149)) && countdown.is_due(after(150)));
+    bench.start(&ok);
+    note(&mut countdown, after(149));
+    assert!(!countdown.is_due(after(298)) && countdown.is_due(after(299)));
+
+    for look in 1..200 {
+        countdown.note_stopped(true, after(look * 1800));
+        let next = after((look + 1) * 1800);
+        assert!(countdown.is_due(next) && !countdown.is_given_up(next), "look {look}");
+    }
+    countdown.note_stopped(false, after(400_000));
+    assert!(!countdown.is_due(after(400_149)) && countdown.is_due(after(400_150)));
+    assert!(countdown.is_given_up(after(403_750)));
 }
 
 fn supervise(bench: &Bench, timeout: Duration, service: &Service) -> bool {

@@ -22,7 +22,7 @@ use super::{
     state::StoredState,
 };
 use crate::{
-    platform::{file, secure_file, user_groups},
+    platform::{file, own_program, secure_file, user_groups},
     siem::{Connection, releases::ReleasesError},
     text::causes,
 };
@@ -106,10 +106,10 @@ impl Updater {
         let part = download.run(state).await?;
         let verified = self.verify(&part, release, &platform).await;
         state.download = None;
-        let renamed = verified.and_then(|()| {
-            fs::rename(&part, &staged)
-                .map_err(|error| UpdateError::file("cannot rename the download", &error))
-        });
+        let renamed = match verified {
+            Ok(()) => rename(&part, &staged).await,
+            refused => refused,
+        };
         renamed.inspect_err(|_| drop(fs::remove_file(&part)))?;
         // A power cut that undoes the rename costs a download.
         drop(secure_file::sync_dir(dir));
@@ -125,7 +125,7 @@ impl Updater {
         let (path, release) = (path.to_owned(), release.clone());
         let (platform, keys) = (platform.clone(), self.keys.clone());
         let verify = move || {
-            let opened = file::open_regular(&path);
+            let opened = own_program::retry_busy(|| file::open_regular(&path));
             let opened =
                 opened.map_err(|error| UpdateError::file("cannot open the download", &error))?;
             let (file, _) = opened.ok_or_else(|| {
@@ -169,6 +169,14 @@ impl From<ReleasesError> for UpdateError {
             ReleasesError::Manifest(_) => Self::refused(UpdateReason::Manifest, detail),
         }
     }
+}
+
+/// Renames a verified download. Waits for a virus scanner that holds it.
+async fn rename(part: &Path, staged: &Path) -> Result<(), UpdateError> {
+    let (part, staged) = (part.to_owned(), staged.to_owned());
+    let rename = move || own_program::retry_busy(|| fs::rename(&part, &staged));
+    let renamed = spawn_blocking(rename).await.unwrap_or_else(|error| Err(error.into()));
+    renamed.map_err(|error| UpdateError::file("cannot rename the download", &error))
 }
 
 /// Checks what the text of a signature says, which is proven only with the file: a release that will be

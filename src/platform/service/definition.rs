@@ -93,9 +93,11 @@ WantedBy=default.target
 }
 
 /// Returns the lines that run the guard of the previous program before each start, while the record of an
-/// update says that the new program has not proved that it runs. The shell tests that without a process.
+/// update says that the new program has not proved that it runs. The shell tests that without a process,
+/// except for a symlink.
 fn unit_guard(program: &str) -> String {
-    const SCRIPT: &str = r#"read -r line 2>/dev/null <"$$0.update.json" || exit 0; case $$line in *unconfirmed*|*rolling-back*) exec "$$0.previous" guard-update "$$0";; esac"#;
+    // The files of an update are beside the program to which a symlink leads.
+    const SCRIPT: &str = r#"p=$$0; [ ! -L "$$p" ] || p=$$(readlink -f "$$p"); read -r line 2>/dev/null <"$$p.update.json" || exit 0; case $$line in *unconfirmed*|*rolling-back*) exec "$$p.previous" guard-update "$$p";; esac"#;
 
     let program = unit_word(program);
     format!(
@@ -197,6 +199,33 @@ ConditionUser=!@system
         assert_eq!(unit, include_str!("../../../config/mdm/ai-agent.service"));
         let list = service(Os::Macos, "/home/u").definition(PROGRAM);
         assert_eq!(list, include_str!("../../../config/mdm/ai-agent.plist"));
+    }
+
+    /// Regression: the guard did not run if the program was a symlink.
+    #[cfg(unix)]
+    #[test]
+    fn guard_finds_an_update_behind_a_symlink() {
+        use std::{fs, os::unix::fs::PermissionsExt as _, process::Command};
+
+        let dir = tempfile::tempdir().unwrap();
+        let [program, link, previous] =
+            ["a b", "link", "a b.previous"].map(|name| dir.path().join(name));
+        fs::write(&program, "").unwrap();
+        std::os::unix::fs::symlink("a b", &link).unwrap();
+        fs::write(&previous, "#!/bin/sh\necho \"$@\"").unwrap();
+        fs::set_permissions(&previous, fs::Permissions::from_mode(0o755)).unwrap();
+        let line = unit_guard("/b");
+        let script = line.split('\'').nth(1).unwrap().replace("$$", "$");
+        let printed = |started: &std::path::Path| {
+            let output = Command::new("/bin/sh").arg("-c").arg(&script).arg(started).output();
+            String::from_utf8(output.unwrap().stdout).unwrap()
+        };
+        let real = dir.path().canonicalize().unwrap().join("a b");
+        let expected = format!("guard-update {}\n", real.display());
+        for (state, expected) in [("unconfirmed", &*expected), ("confirmed\"", "")] {
+            fs::write(dir.path().join("a b.update.json"), format!("\"{state}\n")).unwrap();
+            assert_eq!([printed(&program), printed(&link)], [expected; 2], "{state}");
+        }
     }
 
     #[test]
