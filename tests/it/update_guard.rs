@@ -369,6 +369,8 @@ fn guard_of_the_previous_program_counts_starts_of_the_new_one() {
 #[test]
 fn new_release_tests_itself_with_the_files_of_this_machine() {
     let world = World::new("none");
+    let account = format!("{{\"pad\":\"{}\"}}", "x".repeat(100_000));
+    fs::write(world.home.path().join(".claude.json"), account).unwrap();
     let (agent, _) = world.keep_running();
     // The running agent holds the store.
     let test = || AgentCommand::of(&world.staged(), world.home.path(), &["--self-test"]);
@@ -379,6 +381,13 @@ fn new_release_tests_itself_with_the_files_of_this_machine() {
     assert_eq!(failed.code, Some(1), "{}", failed.text());
     assert!(failed.stderr.contains("CLAUDE_SIEM_ENDPOINT"), "{}", failed.stderr);
     agent.stop();
+    // A hook keeps the account of a large file that did not change a moment ago.
+    let kept = world.home.state_dir().join("account.json");
+    drop(fs::remove_file(&kept));
+    eventually("a hook is answered", || {
+        test().ships_to(&world.receiver.url()).succeed();
+        kept.is_file().then_some(())
+    });
     let left = fs::read_dir(world.home.state_dir().join("update")).unwrap().count();
     assert_eq!(left, 0, "the copy of the store is removed");
 }
@@ -425,6 +434,46 @@ fn agent_replaces_itself_by_a_release_of_the_receiver() {
     assert_eq!(version_of(&world.program()), "ai-agent 0.2.0");
     assert_eq!(world.running_version(), "0.2.0");
     world.stop(agent);
+}
+
+#[cfg(unix)]
+#[test]
+fn commands_install_a_release_and_go_back() {
+    use crate::support::{
+        minisign::Minisign, release_server::release, scripted_receiver::ScriptedReceiver,
+    };
+
+    let (world, key) = (World::new("none"), Minisign::new(7));
+    let receiver = ScriptedReceiver::start([]);
+    let offer = |version: &str| {
+        let program = fs::read(world.staged()).unwrap();
+        let release = release(version, &program, &key);
+        receiver.releases().serve(&release, &program, version);
+        receiver.releases().offer(&[release]);
+    };
+    let command = |arguments: &[&str]| {
+        let command = AgentCommand::of(&world.program(), world.home.path(), &["update"]);
+        let config = format!("update.keys = [\"{}\"]\n", key.public());
+        let command = arguments.iter().fold(command, |command, argument| command.arg(argument));
+        command.config(&config).ships_to(&receiver.url())
+    };
+    let done = |arguments: &[&str]| {
+        let ended = command(arguments).arg("--json").succeed();
+        let json: Value = serde_json::from_slice(&ended.stdout).unwrap();
+        let [installed, state] = ["installed", "state"].map(|name| json[name].as_str().unwrap());
+        assert_eq!(version_of(&world.program()), format!("ai-agent {installed}"));
+        format!("{installed} {state}")
+    };
+    offer("0.2.0");
+    assert_eq!(done(&["install"]), "0.2.0 unconfirmed");
+    let error = command(&["install"]).fail(1);
+    assert!(error.contains("0.2.0 has not been confirmed yet"), "{error}");
+    assert_eq!(done(&["rollback"]), "0.1.0 rolled_back");
+    assert_eq!(world.record()["reason"], "by-hand");
+    write_release(&world.staged(), "0.0.9", "none");
+    offer("0.0.9");
+    assert_eq!(done(&["install"]), "0.1.0 current");
+    assert_eq!(done(&["install", "--allow-downgrade"]), "0.0.9 unconfirmed");
 }
 
 /// Running programs, and files that another program holds, as virus scanners do.

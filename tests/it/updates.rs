@@ -95,6 +95,16 @@ impl Machine {
         serde_json::from_slice::<Value>(&ended.stdout).unwrap()["update"].clone()
     }
 
+    /// Waits until so many bytes of a release have arrived. Returns the path of their file.
+    #[track_caller]
+    fn wait_for_part(&self, release: &UpdateRelease, size: u64) -> PathBuf {
+        let part = self.home.state_dir().join(format!("update/{}.part", release.artifact));
+        eventually("a part of the release", || {
+            fs::metadata(&part).is_ok_and(|found| found.len() == size).then_some(())
+        });
+        part
+    }
+
     /// Waits until the agent has checked once more, and handled the response, which a second check
     /// shows.
     fn check_again(&self, agent: &Agent) {
@@ -250,6 +260,58 @@ fn passing_script() -> String {
         "#!/bin/sh\ncase $1 in\n--self-test) echo 'self-test of ai-agent {NEXT}: ok';;\n\
          --version) echo 'ai-agent {NEXT}';;\nesac\n"
     )
+}
+
+/// Returns a program that fails its self-test, and is longer than the part that arrives before a fault.
+fn long_script() -> String {
+    format!("#!/bin/sh\nexit 3\n{}\n", "#".repeat(200))
+}
+
+#[test]
+fn release_that_is_halted_during_its_download_is_not_installed() {
+    let machine = Machine::new();
+    let release = machine.offer(passing_script().as_bytes());
+    let halted = Rollout { halted: true, ..Rollout::ALL };
+    machine.releases().offer_after_download(&[UpdateRelease { rollout: halted, ..release }]);
+    let agent = machine.start("install");
+    eventually("it waits", || {
+        let status = machine.status("install");
+        (status["state"] == "waiting" && status["reason"] == "halted").then_some(())
+    });
+    agent.stop();
+    assert_eq!(machine.releases().requests().len(), 1);
+    machine.assert_untouched();
+}
+
+#[test]
+fn killed_download_is_resumed() {
+    let machine = Machine::new();
+    let release = machine.offer(long_script().as_bytes());
+    machine.releases().fault(Fault::StallAfter(100));
+    let agent = machine.start("install");
+    machine.wait_for_part(&release, 100);
+    agent.kill();
+    let agent = machine.start("install");
+    agent.signal(Signal::HUP);
+    assert_eq!(machine.wait_for_event("update_failed")["reason"], "self_test");
+    agent.stop();
+    let ranges = machine.releases().requests().into_iter().map(|it| it.range);
+    assert_eq!(ranges.collect::<Vec<_>>(), [None, Some("bytes=100-".to_owned())]);
+}
+
+/// Regression: the download continued for hours, and what had arrived stayed on the disk for good.
+#[test]
+fn download_ends_when_updates_are_turned_off() {
+    let machine = Machine::new();
+    let release = machine.offer(long_script().as_bytes());
+    machine.releases().fault(Fault::StallAfter(100));
+    let agent = machine.start("install");
+    let part = machine.wait_for_part(&release, 100);
+    // Writes the configuration that the agent has.
+    drop(machine.command("off", &["run"]));
+    agent.signal(Signal::HUP);
+    eventually("it is removed", || (!part.try_exists().unwrap()).then_some(()));
+    agent.stop();
 }
 
 /// Regression: the running agent took the update for pending until its restart.
