@@ -70,7 +70,7 @@ impl ErasedLines {
 
 /// Returns the number of a line that may consist of two parts. Those that agents send and tombstones begin
 /// with it.
-fn number(line: &[u8]) -> Option<u64> {
+pub(super) fn number(line: &[u8]) -> Option<u64> {
     let Some(rest) = line.strip_prefix(br#"{"seq":"#) else { return seq_of(line) };
     let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
     std::str::from_utf8(&rest[..digits]).ok()?.parse().ok()

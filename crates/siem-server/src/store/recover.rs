@@ -8,6 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use memchr::memmem;
 use siem_protocol::{ChainPoint, Digest};
 use tracing::{error, info, warn};
 
@@ -16,6 +17,7 @@ use super::{
     checkpoint,
     epoch::{EpochFiles, Stem, open},
     erase::LineToErase,
+    erased_lines::number,
     frame::Frame,
     index_record::{self, RecordParts, scan},
     journal::{self, JournalPart},
@@ -63,6 +65,9 @@ pub(super) fn recover(journals: &Path, machines: &Path) -> io::Result<Recovered>
     Ok(Recovered { catalog, next_journal })
 }
 
+/// Ends of the files of lines and of the indexes.
+type Ends = HashMap<Stem, (u64, u64)>;
+
 /// Epochs of the frames in the journals.
 #[derive(Default)]
 struct Replayed {
@@ -77,19 +82,23 @@ struct Replayed {
 /// Writes the frames of the journals to their positions, and cuts off the bytes after them.
 fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<Replayed> {
     let mut files = EpochFiles::new(machines.to_owned());
-    let (mut damaged, mut uncertain) = (BTreeMap::new(), BTreeSet::new());
-    let mut erasures: BTreeMap<Stem, Vec<Note>> = BTreeMap::new();
-    let mut ends: HashMap<Stem, (u64, u64)> = HashMap::new();
+    let mut replayed = Replayed::default();
+    let mut ends = Ends::new();
     // Journals with a torn end: only the last one that was written to may have one.
-    let mut cut = Vec::new();
+    let mut cut: Vec<&PathBuf> = Vec::new();
     for (_, path) in journals {
         let mut batches = 0;
         let mut stems = BTreeSet::new();
         let end = journal::replay(path, |frame| {
+            for path in cut.drain(..) {
+                keep_damaged(path)?;
+                replayed.distrust(&mut ends);
+            }
             let stem = Stem::of(&frame.place);
             stems.insert(stem.clone());
             if !ends.contains_key(&stem) {
-                *damaged.entry(stem.clone()).or_default() |= prepare(machines, &stem, &frame)?;
+                let missing = prepare(machines, &stem, &frame)?;
+                *replayed.damaged.entry(stem.clone()).or_default() |= missing;
             }
             files.apply(&frame)?;
             let place = &frame.place;
@@ -99,37 +108,23 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<Replayed> 
         })?;
         let torn = end.torn;
         info!(journal = %path.display(), batches, torn, "copied a journal to the files of epochs");
-        if batches > 0 {
-            for path in cut.drain(..) {
-                keep_damaged(path)?;
-            }
+        if torn == 0 {
+            continue;
         }
-        if torn > 0 {
-            uncertain.extend(stems.iter().cloned());
-        }
+        replayed.uncertain.append(&mut stems);
         let mut later = 0;
-        if torn > 0 {
-            journal::parts(path, end.frames, |part| {
-                if let JournalPart::Frame(frame, _) = part {
-                    later += 1;
-                    let stem = Stem::of(&frame.place);
-                    let mut record = frame.record.as_slice();
-                    let note = RecordParts::take(&mut record).and_then(|it| it.note());
-                    if let Some(note) = note.filter(|note| note.erased.is_some()) {
-                        erasures.entry(stem.clone()).or_default().push(note);
-                    }
-                    uncertain.insert(stem);
-                }
-                Ok(())
-            })?;
-        }
+        journal::parts(path, end.frames, |part| {
+            if let JournalPart::Frame(frame, _) = part {
+                later += 1;
+                replayed.keep_erasure(&frame);
+            }
+            Ok(())
+        })?;
         if later > 0 {
-            // Not the end of an interrupted write: later frames may have been acknowledged. Where they
-            // are in the files of the epochs, they stay there, and the files are checked.
+            // Not the end of an interrupted write: later frames may have been acknowledged.
             keep_damaged(path)?;
-            ends.retain(|stem, _| !stems.contains(stem));
-            damaged.extend(stems.into_iter().map(|stem| (stem, true)));
-        } else if torn > 0 {
+            replayed.distrust(&mut ends);
+        } else {
             cut.push(path);
         }
     }
@@ -142,7 +137,30 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<Replayed> 
             Err(error) => return Err(error),
         }
     }
-    Ok(Replayed { damaged, uncertain, erasures })
+    Ok(replayed)
+}
+
+impl Replayed {
+    /// Forgets where the epochs end according to the journals so far, one of which is damaged: the frames that
+    /// cannot be read may have been acknowledged, and may be of any epoch. Where they are in its files, they
+    /// stay there, and the files are checked.
+    fn distrust(&mut self, ends: &mut Ends) {
+        for (stem, _) in ends.drain() {
+            self.uncertain.insert(stem.clone());
+            self.damaged.insert(stem, true);
+        }
+    }
+
+    /// Keeps the note of a frame behind damage if it is one of an erasure.
+    fn keep_erasure(&mut self, frame: &Frame) {
+        let stem = Stem::of(&frame.place);
+        let mut record = frame.record.as_slice();
+        let note = RecordParts::take(&mut record).and_then(|it| it.note());
+        if let Some(note) = note.filter(|note| note.erased.is_some()) {
+            self.erasures.entry(stem.clone()).or_default().push(note);
+        }
+        self.uncertain.insert(stem);
+    }
 }
 
 /// Copies a damaged journal to a file that no later repair replaces: numbers of journals are used
@@ -307,17 +325,22 @@ fn load(
         catalog.record(&key, note, *length);
     }
     let damaged = replayed.damaged.get(stem).copied().unwrap_or_default();
-    let repaired = repair_lines(machines, stem, &key, damaged, catalog)? || torn;
     let behind = replayed.erasures.get(stem).map_or(&[][..], Vec::as_slice);
     if !damaged && behind.is_empty() {
-        return Ok(repaired);
+        return Ok(repair_lines(machines, stem, &key, damaged, catalog)? || torn);
     }
+    // Before the lines are compared: what an erasure has half overwritten is not lost.
     let known = notes.iter().filter_map(|(note, _)| note.erased.as_ref());
-    Ok(erase_again(machines, stem, &key, known, behind, catalog)? || repaired)
+    let present = erase_again(machines, stem, &key, known, behind, catalog)?;
+    let repaired = repair_lines(machines, stem, &key, damaged, catalog)?;
+    let known = notes.iter().filter_map(|(note, _)| note.erased.as_ref());
+    note_again(machines, stem, &key, known, behind, &present, catalog)?;
+    Ok(repaired || torn || !present.is_empty())
 }
 
 /// Replaces lines by tombstones again that are erased according to the notes `known` of the index, or
-/// to those `behind` damage of a journal, which the index may lack.
+/// to those `behind` damage of a journal, which the index may lack. Returns the numbers of all that are
+/// erased and there.
 ///
 /// The frames before the damage were written to the files again, and one of them may have brought such
 /// a line, while the frame with its erasure is behind the damage.
@@ -327,41 +350,91 @@ fn erase_again<'a>(
     key: &Key,
     known: impl Iterator<Item = &'a ErasureNote>,
     behind: &'a [Note],
-    catalog: &mut Catalog,
-) -> io::Result<bool> {
-    let mut erased: HashMap<u64, (Digest, &str)> = HashMap::new();
-    let mut noted: BTreeSet<(&str, u64)> = BTreeSet::new();
-    for erasure in known {
-        erased.extend(erasure.lines.iter().map(|it| (it.seq, (it.line_sha256, &*erasure.id))));
-        noted.extend(erasure.lines.iter().map(|it| (&*erasure.id, it.seq)));
+    catalog: &Catalog,
+) -> io::Result<BTreeSet<u64>> {
+    let behind = behind.iter().filter_map(|note| note.erased.as_ref());
+    let mut erased: HashMap<u64, Vec<(Digest, &str)>> = HashMap::new();
+    for (line, id) in known.chain(behind).flat_map(|it| it.lines.iter().map(|line| (line, &*it.id)))
+    {
+        erased.entry(line.seq).or_default().push((line.line_sha256, id));
     }
-    for erasure in behind.iter().filter_map(|note| note.erased.as_ref()) {
-        erased.extend(erasure.lines.iter().map(|it| (it.seq, (it.line_sha256, &*erasure.id))));
-    }
-    let path = stem.lines(machines);
+    let (path, mut present) = (stem.lines(machines), BTreeSet::new());
     if erased.is_empty() || !path.try_exists()? {
-        return Ok(false);
+        return Ok(present);
     }
     let file = open(&path)?;
-    let mut at = catalog.lines_from(key);
-    let mut reader = BufReader::with_capacity(256 << 10, File::open(&path)?);
+    let (mut at, (end, _)) = (catalog.lines_from(key), catalog.ends(key));
+    let mut reader = File::open(&path)?;
     reader.seek(SeekFrom::Start(at))?;
-    let (mut line, mut present) = (Vec::new(), BTreeSet::new());
+    let mut reader = BufReader::with_capacity(256 << 10, reader.take(end.saturating_sub(at)));
+    let mut line = Vec::new();
     while reader.read_until(b'\n', &mut line)? > 0 {
-        let text = line.strip_suffix(b"\n").unwrap_or(&line);
-        if let Some((seq, (digest, id))) = seq_of(text).and_then(|seq| erased.get_key_value(&seq)) {
-            present.insert(*seq);
-            if Digest::of(text) == *digest {
-                let tombstone = LineToErase::new(*seq, at, text).tombstone(id);
+        let start = at;
+        at += line.len() as u64;
+        if let Some(text) = line.strip_suffix(b"\n")
+            && let Some((seq, marks)) = number(text).and_then(|it| erased.get_key_value(&it))
+        {
+            if let Some((tombstone, id)) = lacking_tombstone(*seq, text, marks) {
                 let mut writer = &file;
-                writer.seek(SeekFrom::Start(at))?;
+                writer.seek(SeekFrom::Start(start))?;
                 writer.write_all(&tombstone)?;
                 warn!(code = "erasure_repeated_after_damage", file = %path.display(), seq, erasure = id, "a damaged journal brought an erased line back: it was erased again");
             }
+            present.insert(*seq);
         }
-        at += line.len() as u64;
         line.clear();
     }
+    Ok(present)
+}
+
+/// Returns the tombstone of an erased line, and the id of the erasure, if the line has its text or a part of
+/// it. `marks` has the hash of its text and the id of each erasure. A line that arrived with another text after
+/// its erasure stays.
+fn lacking_tombstone<'a>(
+    seq: u64,
+    line: &[u8],
+    marks: &[(Digest, &'a str)],
+) -> Option<(Vec<u8>, &'a str)> {
+    let tombstone = |(digest, id): &(Digest, &'a str)| {
+        (LineToErase::noted(seq, line.len() as u64, *digest).tombstone(id), *id)
+    };
+    let tombstones: Vec<_> = marks.iter().map(tombstone).collect();
+    let strip = |it: &(Vec<u8>, _)| it.0.len().saturating_sub(1);
+    if tombstones.iter().any(|it| it.0[..strip(it)] == *line) {
+        return None;
+    }
+    let digest = Digest::of(line);
+    let whole = marks.iter().find(|mark| mark.0 == digest).map(tombstone);
+    let half = || tombstones.into_iter().rfind(|it| is_half_overwritten(line, &it.0[..strip(it)]));
+    whole.or_else(half)
+}
+
+/// Reports whether a line consists of a part of an entry and a part of its tombstone: it is no entry any more,
+/// begins as only tombstones do, or ends so.
+fn is_half_overwritten(line: &[u8], tombstone: &[u8]) -> bool {
+    let same = line.iter().zip(tombstone).take_while(|(line, it)| line == it).count();
+    let begin = &tombstone[..same];
+    let begins = begin.ends_with(br#","kind":"e"#) && !line[same..].starts_with(b"vent\"")
+        || memmem::find(begin, br#","kind":"er"#).is_some();
+    let padding = tombstone.len() - tombstone.trim_ascii_end().len();
+    let end = if padding > 0 { padding + 1 } else { 10 };
+    let ends = line.ends_with(&tombstone[tombstone.len().saturating_sub(end)..]);
+    begins || ends || seq_of(line).is_none()
+}
+
+/// Adds notes of the erasures `behind` damage to the index, with those of their numbers that are `present`
+/// and not in one of its notes `known`.
+fn note_again<'a>(
+    machines: &Path,
+    stem: &Stem,
+    key: &Key,
+    known: impl Iterator<Item = &'a ErasureNote>,
+    behind: &[Note],
+    present: &BTreeSet<u64>,
+    catalog: &mut Catalog,
+) -> io::Result<()> {
+    let noted: BTreeSet<(&str, u64)> =
+        known.flat_map(|it| it.lines.iter().map(|line| (&*it.id, line.seq))).collect();
     for note in behind {
         let Some(ErasureNote { id, lines }) = &note.erased else { continue };
         let lines: Vec<_> = lines
@@ -381,7 +454,7 @@ fn erase_again<'a>(
         index.write_all(&record)?;
         catalog.record(key, &note, record.len() as u64);
     }
-    Ok(true)
+    Ok(())
 }
 
 /// Returns the notes, each with the length of its record and of damaged bytes before it, and the end
@@ -526,4 +599,35 @@ fn claims_behind(
         }
     }
     Ok(claims)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn line_overwritten_to_any_byte_lacks_its_tombstone() {
+        for kind in ["record", "event", "record_part"] {
+            let line = format!(
+                r#"{{"seq":7,"kind":"{kind}","source":"s","path":"/p","record":{{"text":"{}"}}}}"#,
+                "secret ".repeat(30)
+            );
+            let digest = Digest::of(line.as_bytes());
+            let mut tombstone = LineToErase::new(7, 0, line.as_bytes()).tombstone("01");
+            tombstone.pop();
+            let marks = [(Digest::ZERO, "00"), (digest, "01")];
+            for cut in 0..=line.len() {
+                let (old, new) = (line.as_bytes(), tombstone.as_slice());
+                for half in
+                    [[&new[..cut], &old[cut..]].concat(), [&old[..cut], &new[cut..]].concat()]
+                {
+                    let found = lacking_tombstone(7, &half, &marks);
+                    let found = found.map_or(half, |(it, _)| it[..it.len() - 1].to_vec());
+                    assert_eq!(found, tombstone, "{kind} {cut}");
+                }
+            }
+        }
+        let other = br#"{"seq":7,"kind":"event","source":"s","event":"another"}"#;
+        assert_eq!(lacking_tombstone(7, other, &[(Digest::ZERO, "01")]), None);
+    }
 }

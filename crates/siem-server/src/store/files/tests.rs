@@ -352,6 +352,64 @@ fn damage_inside_the_last_journal_keeps_a_copy_of_it() {
     }
 }
 
+/// Damage in one journal says nothing against what others wrote to the files: the frames that cannot be read
+/// may be of any epoch.
+#[test]
+fn damage_in_a_journal_cuts_no_file_that_an_earlier_one_wrote() {
+    let other = |seq| BatchText::new(seq, seq).with(|header| header.epoch = "other".into());
+    let root = directory();
+    let store = FileStore::open(root.path()).unwrap();
+    let journal = |number: u64| root.path().join(format!("journal/{number:012}.journal"));
+    let mut journals = BTreeMap::new();
+    let mut keep = |number: u64| {
+        stats(&store);
+        journals.insert(journal(number), files(root.path())[&journal(number)].clone());
+        store.handle().rotate().unwrap();
+    };
+    take(&store, &BatchText::new(1, 3)).unwrap();
+    keep(1);
+    take(&store, &other(1)).unwrap();
+    let first = written(root.path())[&journal(2)].len();
+    take(&store, &other(2)).unwrap();
+    take(&store, &BatchText::new(4, 5)).unwrap();
+    let last = written(root.path())[&journal(2)].len();
+    let mut states = Vec::new();
+    stats(&store);
+    states.push((files(root.path()), 5, 2));
+    keep(2);
+    take(&store, &other(3)).unwrap();
+    stats(&store);
+    states.push((files(root.path()), 5, 3));
+    take(&store, &BatchText::new(6, 8)).unwrap();
+    stats(&store);
+    states.push((files(root.path()), 8, 3));
+    drop(store);
+    // Damage before the last frame of the second journal, and in it.
+    for damaged in [first + 100, last - 1] {
+        for (left, held, others) in &states {
+            if damaged > first + 100 && *others == 2 {
+                // As after an interrupted write, which was not acknowledged.
+                continue;
+            }
+            let mut left = left.clone();
+            for (path, bytes) in &journals {
+                left.entry(path.clone()).or_insert_with(|| bytes.clone());
+            }
+            left.get_mut(&journal(2)).unwrap()[damaged] ^= 1;
+            let copy = copy(root.path(), &left);
+            let store = FileStore::open(copy.path()).unwrap();
+            let found = &stats(&store).machines[0];
+            let entries = |name| found.all_epochs().find(|it| it.epoch == name).unwrap().entries;
+            assert_eq!((entries("e-1"), entries("other")), (*held, *others), "{damaged}");
+            let receipt = take(&store, &BatchText::new(1, 9)).unwrap();
+            assert_eq!((receipt.accepted, receipt.duplicates), (9 - held, *held), "{damaged}");
+            stats(&store);
+            let all: Vec<_> = files(copy.path()).into_values().collect();
+            assert!(all.contains(&lines(1..=9).into_bytes()), "{damaged}");
+        }
+    }
+}
+
 /// State after a kill: the journal is complete, and the files of the epochs are in any state since
 /// the last checkpoint. Here each file is cut at each byte that the last two batches wrote.
 #[test]
