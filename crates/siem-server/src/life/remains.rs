@@ -3,8 +3,10 @@
 //! They may hold the only copy of entries, so that only erased lines are removed from them.
 
 use std::{
+    cell::RefCell,
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
-    io::{self, BufRead, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, BufRead, BufReader, BufWriter, Read as _, Seek as _, SeekFrom, Write},
     path::{Path, PathBuf},
     time::UNIX_EPOCH,
 };
@@ -13,7 +15,7 @@ use memchr::memmem;
 use tracing::warn;
 
 use super::{Hold, Holds, Selector, private, subject::Subject};
-use crate::store::{DamagedPart, EpochLines, damaged_parts};
+use crate::store::{DamagedPart, EpochLines, copy_with_blanks, damaged_parts};
 
 /// Such a file.
 pub(super) enum Remains {
@@ -45,25 +47,31 @@ struct Damage<'a> {
     path: &'a Path,
     start: u64,
     end: u64,
+    /// Texts that were looked for, and whether they are there: a part may have millions of lines.
+    known: RefCell<BTreeMap<String, bool>>,
 }
 
 impl Damage<'_> {
-    fn reader(&self) -> io::Result<impl BufRead + use<>> {
+    fn reader(&self, start: u64) -> io::Result<impl BufRead + use<>> {
         let mut file = File::open(self.path)?;
-        file.seek(SeekFrom::Start(self.start))?;
-        Ok(BufReader::new(file.take(self.end - self.start)))
+        file.seek(SeekFrom::Start(start))?;
+        Ok(BufReader::new(file.take(self.end - start)))
     }
 
     /// Reports whether a text is there, as it is or as in a JSON string: a name may have characters that are
     /// escaped there, such as `CORP\alice`.
     fn names(&self, text: &str) -> io::Result<bool> {
+        if let Some(found) = self.known.borrow().get(text) {
+            return Ok(*found);
+        }
         let quoted = serde_json::to_string(text)?;
         let escaped = quoted.strip_prefix('"').and_then(|it| it.strip_suffix('"')).unwrap_or(text);
         let mut found = false;
-        each_line(self.reader()?, |_, line| {
+        each_line(self.reader(self.start)?, |_, line| {
             found |= contains(line, text) || contains(line, escaped);
             Ok(())
         })?;
+        self.known.borrow_mut().insert(text.to_owned(), found);
         Ok(found)
     }
 }
@@ -128,8 +136,7 @@ impl Remains {
         Ok(Some((found.len(), u64::try_from(changed.as_millis()).unwrap_or(u64::MAX))))
     }
 
-    /// Passes its lines to a function, which returns `false` to end. Those that were erased before are
-    /// among them.
+    /// Passes its lines to a function, which returns `false` to end.
     pub(super) fn each(
         &self,
         mut show: impl FnMut(&Piece<'_>) -> io::Result<bool>,
@@ -159,10 +166,11 @@ impl Remains {
                     let origin = Origin::Sent { machine, users: vec![user] };
                     show(Piece { at: at + from, text, origin })
                 }),
-                DamagedPart::Damage { start, end } => {
-                    let part = Damage { path, start, end };
-                    each_line(part.reader()?, |from, text| {
-                        show(Piece { at: start + from, text, origin: Origin::Damage(&part) })
+                DamagedPart::Damage { start, lines, end } => {
+                    let part = Damage { path, start, end, known: RefCell::default() };
+                    // What names the sender before the lines stays: later erasures need it.
+                    each_line(part.reader(lines)?, |from, text| {
+                        show(Piece { at: lines + from, text, origin: Origin::Damage(&part) })
                     })
                 }
             }),
@@ -183,14 +191,17 @@ impl Remains {
             return Ok(());
         }
         let path = self.path();
-        let kept = rewrite(&path, &erased, matches!(self, Self::Surplus(_)))?;
+        let kept = match self {
+            Self::Surplus(_) => rewrite(&path, |to| copy_without(&path, &erased, to)),
+            Self::Journal(_) => rewrite(&path, |to| copy_with_blanks(&path, &erased, to)),
+        }?;
         warn!(code = "erasure_removed_remains", file = %path.display(), kept, "removed erased lines in a file of a recovery");
         path.parent().map_or(Ok(()), crate::store::sync_directory)
     }
 }
 
 /// Passes the lines that are read to a function, each with its position and its newline. Zeros, which follow
-/// the last frame of a journal, are left out.
+/// the last frame of a journal, are left out, and so are lines that were erased before.
 fn each_line(
     mut reader: impl BufRead,
     mut show: impl FnMut(u64, &[u8]) -> io::Result<()>,
@@ -206,33 +217,29 @@ fn each_line(
         if reader.read_until(b'\n', &mut line)? == 0 {
             return Ok(());
         }
-        show(at, &line)?;
+        if !line.trim_ascii().is_empty() {
+            show(at, &line)?;
+        }
         at += line.len() as u64;
         line.clear();
     }
 }
 
-/// Writes a file without the bytes at some positions, or with spaces in their place, and removes a file
-/// without any others. Returns the number of bytes that are left.
-fn rewrite(path: &Path, erased: &[(u64, u64)], shortens: bool) -> io::Result<u64> {
+/// Replaces a file by what a function writes, and removes it if that is nothing. Returns the number of bytes
+/// that are left.
+fn rewrite(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
+) -> io::Result<u64> {
     let aside = path.with_extension("new");
     let mut options = OpenOptions::new();
-    let mut to = private(options.write(true).create(true).truncate(true)).open(&aside)?;
-    let mut from = File::open(path)?;
-    let mut end = 0;
-    for (at, bytes) in erased {
-        io::copy(&mut (&from).take(at - end), &mut to)?;
-        end = at + bytes;
-        from.seek(SeekFrom::Start(end))?;
-        if !shortens {
-            io::copy(&mut io::repeat(b' ').take(bytes.saturating_sub(1)), &mut to)?;
-            to.write_all(b"\n")?;
-        }
-    }
-    io::copy(&mut from, &mut to)?;
+    let to = private(options.write(true).create(true).truncate(true)).open(&aside)?;
+    let mut to = BufWriter::new(to);
+    write(&mut to)?;
+    let to = to.into_inner().map_err(io::IntoInnerError::into_error)?;
     to.sync_all()?;
     let kept = to.metadata()?.len();
-    drop((from, to));
+    drop(to);
     if kept == 0 {
         fs::remove_file(&aside)?;
         fs::remove_file(path)?;
@@ -240,4 +247,17 @@ fn rewrite(path: &Path, erased: &[(u64, u64)], shortens: bool) -> io::Result<u64
         fs::rename(&aside, path)?;
     }
     Ok(kept)
+}
+
+/// Copies a file without the lines at some positions.
+fn copy_without(path: &Path, erased: &[(u64, u64)], to: &mut impl Write) -> io::Result<()> {
+    let mut from = File::open(path)?;
+    let mut end = 0;
+    for (at, bytes) in erased {
+        io::copy(&mut (&from).take(at - end), to)?;
+        end = at + bytes;
+        from.seek(SeekFrom::Start(end))?;
+    }
+    io::copy(&mut from, to)?;
+    Ok(())
 }

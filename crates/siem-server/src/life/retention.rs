@@ -2,15 +2,15 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs::File,
-    io::{self, BufRead as _, BufReader},
+    io,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use serde::{Deserialize, Serialize};
+use tracing::warn;
 
-use super::Holds;
+use super::{Holds, remains::Remains};
 use crate::{
     EpochKey, clock,
     fleet::StatsQuery,
@@ -129,7 +129,15 @@ pub(super) fn plan_of(
             low = middle + 1;
         }
     }
-    removals(store, &epochs, age, Some(UNIX_EPOCH + STEP * low))
+    let removals = removals(store, &epochs, age, Some(UNIX_EPOCH + STEP * low))?;
+    let bytes = left(&removals);
+    if bytes > max {
+        warn!(
+            code = "retention_limit_not_met",
+            bytes, max, "what must stay is larger than the limit of the retention"
+        );
+    }
+    Ok(removals)
 }
 
 /// Returns the epochs and oldest entries to remove before a time because of their age, and before another one
@@ -214,8 +222,8 @@ fn epochs(
     if !holds.list().is_empty() {
         for epoch in store.lines()? {
             let epoch = epoch?;
-            let hold = hold_of(&epoch, holds)?;
-            held.extend(epoch.key().zip(hold));
+            let key = epoch.key();
+            held.extend(key.zip(hold_of(epoch, holds)?));
         }
     }
     let mut found = Vec::new();
@@ -240,7 +248,7 @@ fn epochs(
 }
 
 /// Returns the hold that covers a part of an epoch, or of what a repair moved aside.
-fn hold_of(epoch: &EpochLines, holds: &Holds) -> io::Result<Option<u64>> {
+fn hold_of(epoch: EpochLines, holds: &Holds) -> io::Result<Option<u64>> {
     let Some(key) = epoch.key() else { return Ok(None) };
     let mut found = None;
     epoch.each_line(|line| {
@@ -249,29 +257,15 @@ fn hold_of(epoch: &EpochLines, holds: &Holds) -> io::Result<Option<u64>> {
         }
         Ok::<_, io::Error>(())
     })?;
-    let surplus = epoch.surplus();
-    if found.is_none() && surplus.try_exists()? {
-        has_line(&surplus, |line| {
-            let hold = |user| holds.covers(&key.machine, user, line);
-            found = epoch.users().find_map(hold).map(|hold| hold.id);
-            found.is_some()
+    if found.is_none() {
+        Remains::Surplus(epoch).each(|piece| {
+            found = piece.hold(holds)?.map(|hold| hold.id);
+            Ok(found.is_none())
         })?;
     }
     Ok(found)
 }
 
-/// Reports whether a line of a file meets the condition.
-fn has_line(path: &Path, mut condition: impl FnMut(&[u8]) -> bool) -> io::Result<bool> {
-    let mut reader = BufReader::new(File::open(path)?);
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line)? > 0 {
-        if condition(&line) {
-            return Ok(true);
-        }
-        line.clear();
-    }
-    Ok(false)
-}
 #[cfg(test)]
 mod tests {
     use std::time::UNIX_EPOCH;

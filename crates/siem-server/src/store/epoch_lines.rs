@@ -160,11 +160,6 @@ impl EpochLines {
         self.users.iter().map(String::as_str)
     }
 
-    /// Path of its lines.
-    pub(crate) fn path(&self) -> PathBuf {
-        self.path.clone()
-    }
-
     /// Path of the lines that a repair moved aside.
     pub(crate) fn surplus(&self) -> PathBuf {
         self.path.with_extension("surplus")

@@ -156,11 +156,7 @@ impl Frame {
             return Ok(None);
         }
         let (fixed, expected) = fixed.split_at(FIXED);
-        let short = |at: usize| {
-            u64::from(u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]))
-        };
-        let long = |at: usize| short(at).saturating_add(short(at + 4).saturating_mul(1 << 32));
-        let lengths = [short(8), long(12), long(20)];
+        let lengths = lengths(fixed);
         if lengths.iter().any(|length| *length > LARGEST) {
             return Ok(None);
         }
@@ -179,6 +175,26 @@ impl Frame {
         let frame = Self { place: parsed, record, lines: Lines::Read(lines) };
         Ok((frame.check(fixed, &place).as_bytes() == expected).then_some(frame))
     }
+}
+
+/// Returns the size of what precedes the lines of a frame in the journal, from its first bytes, also if it is
+/// damaged behind them. Without a frame there, returns `None`.
+pub(super) fn head_length(from: &mut impl Read) -> io::Result<Option<u64>> {
+    let mut fixed = [0; FIXED];
+    if !fill(from, &mut fixed)? || fixed[..8] != *MAGIC {
+        return Ok(None);
+    }
+    let [place, record, _] = lengths(&fixed);
+    Ok(Some(((FIXED + 32) as u64).saturating_add(place).saturating_add(record)))
+}
+
+/// Returns the sizes of the place, the record and the lines.
+fn lengths(fixed: &[u8]) -> [u64; 3] {
+    let short = |at: usize| {
+        u64::from(u32::from_le_bytes([fixed[at], fixed[at + 1], fixed[at + 2], fixed[at + 3]]))
+    };
+    let long = |at: usize| short(at).saturating_add(short(at + 4).saturating_mul(1 << 32));
+    [short(8), long(12), long(20)]
 }
 
 /// Returns the group with the positions of a batch's stored lines in their original files; empty if

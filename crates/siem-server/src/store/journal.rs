@@ -16,7 +16,7 @@ use memchr::memmem;
 use tracing::debug;
 
 use super::{
-    frame::{Frame, Lines, MAGIC},
+    frame::{Frame, Lines, MAGIC, head_length},
     index_record::RecordParts,
     sync_directory,
 };
@@ -247,8 +247,9 @@ pub(super) fn replay(
 pub(crate) enum DamagedPart<'a> {
     /// Lines from a position on, and who sent them; the user is empty if unknown.
     Lines { at: u64, machine: &'a str, user: &'a str, text: &'a [u8] },
-    /// Bytes between two positions that cannot be read.
-    Damage { start: u64, end: u64 },
+    /// Bytes between two positions that cannot be read, of which those up to `lines` are no lines: the first
+    /// bytes of a frame that is damaged behind them.
+    Damage { start: u64, lines: u64, end: u64 },
 }
 
 /// Passes the parts of a damaged journal to a function, without those that hold no lines.
@@ -259,7 +260,10 @@ pub(crate) fn damaged_parts(
     parts(path, 0, |part| {
         let (frame, end) = match part {
             JournalPart::Frame(frame, end) => (frame, end),
-            JournalPart::Damage(start, end) => return show(DamagedPart::Damage { start, end }),
+            JournalPart::Damage(start, end) => {
+                let lines = damaged_lines(path, start, end)?;
+                return show(DamagedPart::Damage { start, lines, end });
+            }
         };
         let mut record = frame.record.as_slice();
         let note = RecordParts::take(&mut record).and_then(|parts| parts.note());
@@ -269,6 +273,66 @@ pub(crate) fn damaged_parts(
         let at = end - text.len() as u64;
         show(DamagedPart::Lines { at, machine: &machine, user: &user, text })
     })
+}
+
+/// Returns the position of the first line in damage, or its start if that may be part of a line.
+fn damaged_lines(path: &Path, start: u64, end: u64) -> io::Result<u64> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(start))?;
+    let head = head_length(&mut (&file).take(end - start))?;
+    let Some(at) = head.and_then(|it| start.checked_add(it)).filter(|at| *at < end) else {
+        return Ok(start);
+    };
+    let mut line = Vec::new();
+    file.seek(SeekFrom::Start(at))?;
+    BufReader::new(file.take(end - at)).read_until(b'\n', &mut line)?;
+    // With damaged lengths it would be anywhere. An erased line is blank.
+    let is_line = line.starts_with(br#"{"seq":"#) || line.trim_ascii().is_empty();
+    Ok(if is_line { at } else { start })
+}
+
+/// Copies a damaged journal with spaces in the place of some lines, by their positions and sizes in ascending
+/// order. Its frames get the checks of what they hold then: they stay frames.
+pub(crate) fn copy_with_blanks(
+    path: &Path,
+    lines: &[(u64, u64)],
+    to: &mut impl io::Write,
+) -> io::Result<()> {
+    let mut file = File::open(path)?;
+    parts(path, 0, |part| match part {
+        JournalPart::Frame(mut frame, end) => {
+            if let Lines::Read(text) = &mut frame.lines {
+                let start = end - text.len() as u64;
+                for (at, bytes) in within(lines, start, end) {
+                    let [from, to] = [at - start, at + bytes - start].map(usize::try_from);
+                    let (from, to) =
+                        (from.map_err(io::Error::other)?, to.map_err(io::Error::other)?);
+                    text[from..to].fill(b' ');
+                    text[to - 1] = b'\n';
+                }
+            }
+            frame.write(to)
+        }
+        JournalPart::Damage(start, end) => {
+            let mut done = start;
+            for (at, bytes) in within(lines, start, end) {
+                file.seek(SeekFrom::Start(done))?;
+                io::copy(&mut (&file).take(at - done), to)?;
+                io::copy(&mut io::repeat(b' ').take(bytes - 1), to)?;
+                to.write_all(b"\n")?;
+                done = at + bytes;
+            }
+            file.seek(SeekFrom::Start(done))?;
+            io::copy(&mut (&file).take(end - done), to)?;
+            Ok(())
+        }
+    })
+}
+
+/// Returns the lines that start between two positions.
+fn within(lines: &[(u64, u64)], start: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
+    let first = lines.partition_point(|(at, _)| *at < start);
+    lines[first..].iter().copied().take_while(move |(at, _)| *at < end)
 }
 
 /// Part of a journal that may be damaged.

@@ -3,8 +3,8 @@
 use std::{
     collections::BTreeMap,
     fs,
-    path::Path,
-    sync::Arc,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -14,7 +14,7 @@ use siem_protocol::{Digest, statement::TrustLevel};
 use tempfile::TempDir;
 
 use super::{
-    FileStore, FileStoreOptions,
+    EpochLines, FileStore, FileStoreOptions, LineToErase,
     files::tests::{copy, directory, files, stats, take},
 };
 use crate::{
@@ -91,6 +91,40 @@ fn with_text(root: &Path, text: &str) -> Vec<String> {
     let files = files(root).into_iter();
     let found = files.filter(|(_, bytes)| memmem::find(bytes, text.as_bytes()).is_some());
     found.map(|(path, _)| path.display().to_string()).collect()
+}
+
+/// What is logged by a call.
+fn log_of<T>(call: impl FnOnce() -> T) -> String {
+    let text = Arc::new(Mutex::new(Vec::new()));
+    let log = tracing_subscriber::fmt().with_writer(text.clone()).finish();
+    tracing::subscriber::with_default(log, call);
+    String::from_utf8(text.lock().unwrap().clone()).unwrap()
+}
+
+/// Path of the lines of `epoch-1`.
+fn lines_file(root: &TempDir) -> PathBuf {
+    files(root.path()).into_keys().find(|it| it.ends_with("epoch-1.ndjson")).unwrap()
+}
+
+/// Lines of an epoch to erase, by their text.
+fn lines_to_erase(epoch: &EpochLines, is_selected: impl Fn(&[u8]) -> bool) -> Vec<LineToErase> {
+    let mut found = Vec::new();
+    epoch
+        .each_line(|line| {
+            if is_selected(line.text) {
+                found.push(LineToErase::new(line.seq, line.at, line.text));
+            }
+            Ok::<_, std::io::Error>(())
+        })
+        .unwrap();
+    found
+}
+
+/// What a kill at this moment leaves, without the keys of the receiver.
+fn killed(root: &TempDir, left: &BTreeMap<PathBuf, Vec<u8>>) -> TempDir {
+    let killed = copy(root.path(), left);
+    fs::remove_dir_all(killed.path().join("trust")).unwrap();
+    killed
 }
 
 /// Recomputes the chain from what is stored of an epoch: lines, and tombstones with their hashes.
@@ -202,9 +236,8 @@ fn removed_epoch_keeps_its_ledger_and_continues() {
     let found = stats(&store);
     for store in [None, Some(store)] {
         // Once after a kill, once after an orderly end.
-        let killed = copy(root.path(), &files(root.path()));
+        let killed = killed(&root, &files(root.path()));
         drop(store);
-        fs::remove_dir_all(killed.path().join("trust")).unwrap();
         let store = open(&killed);
         assert_eq!(stats(&store).machines, found.machines);
         let read = read_all(&store);
@@ -272,9 +305,8 @@ fn retention_removes_the_oldest_entries_of_a_running_epoch() {
     check(&store, root.path());
     for store in [None, Some(store)] {
         // Once after a kill, once after an orderly end.
-        let killed = copy(root.path(), &files(root.path()));
+        let killed = killed(&root, &files(root.path()));
         drop(store);
-        fs::remove_dir_all(killed.path().join("trust")).unwrap();
         let store = open(&killed);
         check(&store, killed.path());
         let receipt = take(&store, &lines("epoch-1", 1, 4)).unwrap();
@@ -306,6 +338,8 @@ fn size_removes_the_oldest_entries_of_a_running_epoch() {
     assert_eq!(stats(&store).machines[0].epochs[0].bytes, stored - planned[0].bytes);
     assert_eq!(read_all(&store).len(), 560 - 256);
     // The last entries stay in any case.
+    let is_met = |limit| !log_of(|| plan(&root, &size(limit))).contains("retention_limit_not_met");
+    assert!(is_met(stored / 2) && !is_met(0));
     let LifeResponse::Removals(all) = request(&root, "02", LifeRequest::ApplyRetention(size(0)))
     else {
         panic!()
@@ -341,8 +375,7 @@ fn cut_file_whose_oldest_lines_were_removed_is_repaired() {
     let path = left.keys().find(|path| path.ends_with("epoch-1.ndjson")).unwrap().clone();
     let bytes = left.get_mut(&path).unwrap();
     bytes.truncate(bytes.len() - line(560).len() - 1);
-    let cut = copy(root.path(), &left);
-    fs::remove_dir_all(cut.path().join("trust")).unwrap();
+    let cut = killed(&root, &left);
     let store = open(&cut);
     let epoch = stats(&store).machines[0].epochs[0].clone();
     assert_eq!(epoch.entries, 559);
@@ -376,8 +409,7 @@ fn surplus_of_another_epoch_is_removed_with_its_session() {
     let store = open(&root);
     take(&store, &lines("epoch-1", 1, 2)).unwrap();
     stats(&store);
-    let lines = files(root.path()).into_keys().find(|it| it.ends_with("epoch-1.ndjson")).unwrap();
-    let surplus = root.path().join(lines).with_extension("surplus");
+    let surplus = lines_file(&root).with_extension("surplus");
     fs::write(&surplus, line(3) + "\n").unwrap();
     assert_eq!(erase(&root, "01"), done("01", 0, 0));
     assert_eq!(with_text(root.path(), SECRET), <[String; 0]>::default());
@@ -445,12 +477,7 @@ fn erasure_of_a_user_covers_later_entries_of_the_time_before() {
     let user = || LifeRequest::Erase(Selector::User("u".into()));
     assert!(matches!(request(&root, "01", user()), LifeResponse::Erased { entries: 2, .. }));
     let future = line(3).replace("2026-11-21", "2126-11-21");
-    let texts = [line(1), line(2), future.clone(), line(4)];
-    let after = texts.iter().fold(Digest::ZERO, |it, text| it.chain(Digest::of(text.as_bytes())));
-    let chain = siem_protocol::Chain { before: Digest::ZERO, after };
-    let mixed = lines("epoch-2", 1, 4).line(3, &future);
-    let mixed = mixed.with(|header| header.chain = Some(chain));
-    take(&store, &mixed).unwrap();
+    take(&store, &lines("epoch-2", 1, 4).line(3, &future).chained()).unwrap();
     assert_eq!(repeat(&root, "02"), (vec!["01-2".into()], 3, 0));
     let left = with_text(root.path(), "2126-11-21");
     assert_eq!(left.len(), 1, "{left:?}");
@@ -484,15 +511,7 @@ fn resumed_erasure_respects_a_hold_and_lists_what_it_erased() {
     let handle = store.handle();
     handle.settle().unwrap();
     let epoch = handle.epochs(None).unwrap().next().unwrap().unwrap();
-    let mut found = Vec::new();
-    epoch
-        .each_line(|line| {
-            if line.seq == 3 {
-                found.push(super::LineToErase::new(line.seq, line.at, line.text));
-            }
-            Ok::<_, std::io::Error>(())
-        })
-        .unwrap();
+    let found = lines_to_erase(&epoch, |text| text == line(3).as_bytes());
     let at = crate::clock::text(UNIX_EPOCH);
     handle.erase(epoch.key().unwrap(), "01".into(), at, found).unwrap();
     hold(&root, Selector::Session(SESSION.into()));
@@ -513,8 +532,7 @@ fn held_lines_that_a_repair_moved_aside_stay() {
     let store = open(&root);
     take(&store, &lines("epoch-1", 1, 4)).unwrap();
     stats(&store);
-    let lines = files(root.path()).into_keys().find(|it| it.ends_with("epoch-1.ndjson")).unwrap();
-    let surplus = root.path().join(lines).with_extension("surplus");
+    let surplus = lines_file(&root).with_extension("surplus");
     let (selected, other) =
         (line(6) + "\n", line(7).replace("another-session", "held-session") + "\n");
     fs::write(&surplus, selected.clone() + &other).unwrap();
@@ -550,8 +568,7 @@ fn lines_of_a_recovery_are_erased_without_a_later_entry() {
     take(&store, &lines("epoch-1", 1, 4)).unwrap();
     assert!(matches!(erase(&root, "01"), LifeResponse::Erased { entries: 1, .. }));
     assert_eq!(repeat(&root, "02"), (vec![], 0, 0));
-    let lines = files(root.path()).into_keys().find(|it| it.ends_with("epoch-1.ndjson")).unwrap();
-    let surplus = root.path().join(lines).with_extension("surplus");
+    let surplus = lines_file(&root).with_extension("surplus");
     let damaged = root.path().join("journal/000000000009.damaged");
     let text = line(6) + "\n" + &line(7) + "\n";
     fs::write(&surplus, &text).unwrap();
@@ -572,11 +589,7 @@ fn entries_that_mention_an_erased_session_stay_and_are_counted() {
     let root = keyed();
     let store = open(&root);
     let mention = line(2).replace("stays", &format!("see {SESSION}"));
-    let texts = [line(1), mention.clone(), line(3)];
-    let after = texts.iter().fold(Digest::ZERO, |it, text| it.chain(Digest::of(text.as_bytes())));
-    let chain = siem_protocol::Chain { before: Digest::ZERO, after };
-    let mixed = lines("epoch-1", 1, 3).line(2, &mention);
-    take(&store, &mixed.with(|header| header.chain = Some(chain))).unwrap();
+    take(&store, &lines("epoch-1", 1, 3).line(2, &mention).chained()).unwrap();
     let LifeResponse::Erased { entries, mentions, mentioned, .. } = erase(&root, "01") else {
         panic!("not erased")
     };
@@ -617,15 +630,7 @@ fn erased_line_stays_erased_with_damage_before_its_erasure() {
     let before = files(root.path());
     let key = super::EpochKey { machine: "m-1".into(), epoch: "epoch-1".into() };
     let epoch = handle.epochs(Some(std::slice::from_ref(&key))).unwrap().next().unwrap().unwrap();
-    let mut found = Vec::new();
-    epoch
-        .each_line(|line| {
-            if line.seq == 3 {
-                found.push(super::LineToErase::new(line.seq, line.at, line.text));
-            }
-            Ok::<_, std::io::Error>(())
-        })
-        .unwrap();
+    let found = lines_to_erase(&epoch, |text| text == line(3).as_bytes());
     handle.erase(key, "01".into(), crate::clock::text(UNIX_EPOCH), found).unwrap();
     handle.settle().unwrap();
     let after = files(root.path());
@@ -655,8 +660,7 @@ fn reader_sees_the_tombstone_of_a_line_that_is_half_replaced() {
     let store = open(&root);
     take(&store, &lines("epoch-1", 1, 3)).unwrap();
     stats(&store);
-    let path = files(root.path()).into_keys().find(|it| it.ends_with("epoch-1.ndjson")).unwrap();
-    let path = root.path().join(path);
+    let path = lines_file(&root);
     let old = fs::read(&path).unwrap();
     let handle = store.handle();
     let (to, located) = tokio::sync::oneshot::channel();
@@ -690,6 +694,143 @@ fn reader_sees_the_tombstone_of_a_line_that_is_half_replaced() {
     }
 }
 
+/// The frames of a damaged journal stay frames, of which the senders are known.
+#[test]
+fn erased_lines_in_a_damaged_journal_leave_the_others_alone() {
+    let root = keyed();
+    let store = open(&root);
+    let mention = line(2).replace("stays", &format!("see {SESSION}"));
+    take(&store, &lines("epoch-1", 1, 4).line(2, &mention).chained()).unwrap();
+    take(&store, &lines("epoch-2", 1, 4).with(|header| header.user = "other".into())).unwrap();
+    stats(&store);
+    let journal = fs::read(root.path().join("journal/000000000001.journal")).unwrap();
+    let damaged = root.path().join("journal/000000000009.damaged");
+    fs::write(&damaged, journal).unwrap();
+    let frames = || {
+        let mut frames = 0;
+        super::journal::parts(&damaged, 0, |part| {
+            frames += u32::from(matches!(part, super::journal::JournalPart::Frame(..)));
+            Ok(())
+        })
+        .unwrap();
+        frames
+    };
+    erase(&root, "01");
+    for id in ["02", "03"] {
+        assert_eq!(repeat(&root, id), (vec![], 0, 0));
+    }
+    let text = String::from_utf8_lossy(&fs::read(&damaged).unwrap()).into_owned();
+    assert!(!text.contains(SECRET) && text.contains(&mention));
+    assert_eq!(frames(), 2);
+    request(&root, "04", LifeRequest::Erase(Selector::User("u".into())));
+    for id in ["05", "06"] {
+        assert_eq!(repeat(&root, id), (vec![], 0, 0));
+    }
+    let text = String::from_utf8_lossy(&fs::read(&damaged).unwrap()).into_owned();
+    assert!(!text.contains(&mention));
+    let others = [1, 2, 4].map(|seq| text.matches(&line(seq)).count());
+    assert_eq!((others, frames()), ([1; 3], 2));
+}
+
+/// A damaged frame with lines from before and after the erasure of its user.
+#[test]
+fn erased_lines_of_damage_leave_the_name_of_its_sender() {
+    let root = keyed();
+    let store = open(&root);
+    let later = line(2).replace("2026-11-21", "2126-11-21");
+    let batch = lines("epoch-1", 1, 3).line(2, &later).chained();
+    take(&store, &batch.with(|header| header.user = "other".into())).unwrap();
+    stats(&store);
+    let mut journal = fs::read(root.path().join("journal/000000000001.journal")).unwrap();
+    journal.truncate(journal.iter().rposition(|byte| *byte != 0).unwrap());
+    let damaged = root.path().join("journal/000000000009.damaged");
+    let has = |text: &str| memmem::find(&fs::read(&damaged).unwrap(), text.as_bytes()).is_some();
+    let user = || LifeRequest::Erase(Selector::User("other".into()));
+    request(&root, "01", user());
+    fs::write(&damaged, journal).unwrap();
+    assert_eq!(repeat(&root, "02"), (vec!["01-2".into()], 0, 0));
+    assert!(!has("2026-11-21T20:00:01") && has(&later));
+    request(&root, "03", user());
+    assert!(!has("2126-11-21"));
+    assert_eq!(repeat(&root, "04"), (vec![], 0, 0));
+}
+
+/// Damage that names an erased user in a line that stays.
+#[test]
+fn erased_damage_is_not_erased_again_for_a_later_line() {
+    let root = keyed();
+    let _store = open(&root);
+    let damaged = root.path().join("journal/000000000009.damaged");
+    let of_bob = |seq| line(seq).replace("/p/", "/home/bob/") + "\n";
+    let later = of_bob(2).replace("2026-11-21", "2126-11-21");
+    request(&root, "01", LifeRequest::Erase(Selector::User("bob".into())));
+    fs::write(&damaged, of_bob(1) + &later).unwrap();
+    assert_eq!(repeat(&root, "02"), (vec!["01-2".into()], 0, 0));
+    assert_eq!(repeat(&root, "03"), (vec![], 0, 0));
+    assert_eq!(fs::read_to_string(&damaged).unwrap().trim_start(), later);
+}
+
+/// A held line that a recovery left must not keep the later entries that no hold covers.
+#[test]
+fn held_line_of_a_recovery_leaves_later_entries_to_be_erased() {
+    let root = keyed();
+    let store = open(&root);
+    take(&store, &lines("epoch-1", 1, 4)).unwrap();
+    assert!(matches!(erase(&root, "01"), LifeResponse::Erased { entries: 1, .. }));
+    let damaged = root.path().join("journal/000000000009.damaged");
+    let held = line(6).replace(SECRET, "held-session") + "\n";
+    fs::write(&damaged, &held).unwrap();
+    hold(&root, Selector::Session("held-session".into()));
+    take(&store, &lines("epoch-1", 5, 7)).unwrap();
+    assert_eq!(repeat(&root, "02"), (vec!["01-2".into()], 1, 1));
+    assert_eq!(with_text(root.path(), SECRET), <[String; 0]>::default());
+    assert_eq!(fs::read_to_string(&damaged).unwrap(), held);
+}
+
+/// A line that a kill left half overwritten, while the frame of its erasure is behind damage.
+#[test]
+fn half_erased_line_is_erased_with_damage_before_its_erasure() {
+    let root = keyed();
+    let store = open(&root);
+    take(&store, &lines("epoch-1", 1, 3)).unwrap();
+    let handle = store.handle();
+    handle.rotate().unwrap();
+    let before = files(root.path());
+    take(&store, &lines("epoch-2", 1, 1)).unwrap();
+    let key = super::EpochKey { machine: "m-1".into(), epoch: "epoch-1".into() };
+    let epoch = handle.epochs(Some(std::slice::from_ref(&key))).unwrap().next().unwrap().unwrap();
+    let found = lines_to_erase(&epoch, |line| memmem::find(line, SECRET.as_bytes()).is_some());
+    handle.erase(key, "01".into(), crate::clock::text(UNIX_EPOCH), found).unwrap();
+    handle.settle().unwrap();
+    let after = files(root.path());
+    drop(store);
+    let path = lines_file(&root);
+    let index = path.with_extension("index");
+    let start = line(1).len() + line(2).len() + 2;
+    // The note of the erasure in the index, and in the journal only.
+    for index_bytes in [&after[&index], &before[&index]] {
+        for cut in [18, 24, 60, 140, 200] {
+            let mut left = after.clone();
+            left.insert(index.clone(), index_bytes.clone());
+            let text = left.get_mut(&path).unwrap();
+            text[start + cut..].copy_from_slice(&before[&path][start + cut..]);
+            for (_, journal) in
+                left.iter_mut().filter(|(path, _)| path.ends_with("000000000002.journal"))
+            {
+                journal[100] ^= 1;
+            }
+            let killed = copy(root.path(), &left);
+            drop(FileStore::open(killed.path()).unwrap());
+            let with = with_text(killed.path(), "that must vanish");
+            assert_eq!(with, <[String; 0]>::default(), "{cut}");
+            assert_eq!(stored_chain(killed.path(), "epoch-1"), chain(3), "{cut}");
+            let store = FileStore::open(killed.path()).unwrap();
+            let receipt = take(&store, &lines("epoch-1", 1, 5)).unwrap();
+            assert_eq!((receipt.accepted, receipt.duplicates), (2, 3), "{cut}");
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -708,13 +849,7 @@ proptest! {
         let handle = store.handle();
         handle.settle().unwrap();
         let epoch = handle.epochs(None).unwrap().next().unwrap().unwrap();
-        let mut found = Vec::new();
-        epoch.each_line(|line| {
-            if memmem::find(line.text, SECRET.as_bytes()).is_some() {
-                found.push(super::LineToErase::new(line.seq, line.at, line.text));
-            }
-            Ok::<_, std::io::Error>(())
-        }).unwrap();
+        let found = lines_to_erase(&epoch, |text| memmem::find(text, SECRET.as_bytes()).is_some());
         handle.erase(epoch.key().unwrap(), "01".into(), crate::clock::text(UNIX_EPOCH), found).unwrap();
         let mut left = files(root.path());
         for (path, bytes) in &mut left {
@@ -723,9 +858,8 @@ proptest! {
                 bytes.truncate(from + cut % (bytes.len() - from + 1));
             }
         }
-        let killed = copy(root.path(), &left);
+        let killed = killed(&root, &left);
         drop(store);
-        fs::remove_dir_all(killed.path().join("trust")).unwrap();
         drop(open(&killed));
         prop_assert_eq!(with_text(killed.path(), SECRET), Vec::<String>::new());
         prop_assert_eq!(stored_chain(killed.path(), "epoch-1"), chain(last));

@@ -41,7 +41,7 @@ pub(crate) use erase::{LineToErase, OldPart, StoreHandle};
 pub(crate) use files::StoreLock;
 pub use files::{FileStore, FileStoreOptions, OpenError};
 pub use format::{DataFormat, FormatError};
-pub(crate) use journal::{DamagedPart, damaged_parts};
+pub(crate) use journal::{DamagedPart, copy_with_blanks, damaged_parts};
 pub use memory::MemoryStore;
 pub(crate) use read_only::ReadOnlyStore;
 pub use read_only::{ReadError, StoredLines, read_lines, read_stats};

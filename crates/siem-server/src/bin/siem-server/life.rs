@@ -283,11 +283,18 @@ impl Erase {
         if mentioned == 0 {
             return Ok(());
         }
-        let (entry, stay) = if mentioned == 1 { ("entry", "stays") } else { ("entries", "stay") };
-        output::line(&format!("{mentioned} {entry} with the id {stay}, as part of others:"))?;
+        let text = match mentioned {
+            1 => {
+                "1 entry of another session contains the id and stays (to erase it: --with-mentions):"
+            }
+            _ => &format!(
+                "{mentioned} entries of other sessions contain the id and stay (to erase them: --with-mentions):"
+            ),
+        };
+        output::line(text)?;
         let row = |it: Mention| [it.machine, it.of, it.entries.to_string()];
         let rows: Vec<_> = mentions.into_iter().map(row).collect();
-        output::table(["MACHINE", "SESSION", "ENTRIES"], &rows)
+        output::table(["MACHINE", "PART OF", "ENTRIES"], &rows)
     }
 }
 
@@ -313,8 +320,8 @@ impl Repeat {
             if erasures.is_empty() { String::new() } else { format!(", {}", erasures.join(", ")) };
         output::line(&format!("erased {entries} later {entry}{names}"))?;
         if held > 0 {
-            let epoch = noun(held, "epoch", "epochs");
-            output::line(&format!("later entries of {held} {epoch} stay: a hold covers them"))?;
+            let place = noun(held, "place", "places");
+            output::line(&format!("later entries in {held} {place} stay: a hold covers them"))?;
         }
         Ok(())
     }

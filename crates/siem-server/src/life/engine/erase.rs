@@ -1,13 +1,13 @@
 //! Erasure of entries.
 
-use std::{collections::BTreeMap, fs, io, path::PathBuf, time::SystemTime};
+use std::{collections::BTreeMap, fs, io, time::SystemTime};
 
 use siem_protocol::note::NoteSigner;
 use tracing::info;
 
 use super::{Engine, Stop};
 use crate::{
-    clock,
+    EpochKey, clock,
     life::{
         AccessAction, ErasedEpoch, Erasure, Hold, Holds, LifeResponse, Mention, Reason, erasures,
         lock_removals, remains::Remains, session::Relation, subject::Subject,
@@ -34,9 +34,6 @@ struct Survey {
     others: u64,
 }
 
-/// Erased entries of an epoch.
-type Erased = (PathBuf, ErasedEpoch);
-
 impl Engine {
     pub(super) fn erase(
         &self,
@@ -54,8 +51,7 @@ impl Engine {
         let _removals = lock_removals(&self.data)?;
         let holds = Holds::read(&self.data)?;
         let survey = self.survey(subject, &holds)?;
-        let record = |erased: &[Erased], stopped_by_hold| {
-            let epochs: Vec<_> = erased.iter().map(|(_, epoch)| epoch.clone()).collect();
+        let record = |epochs: Vec<ErasedEpoch>, stopped_by_hold| {
             let entries = epochs.iter().flat_map(|epoch| &epoch.seqs).map(|it| it.count()).sum();
             Erasure {
                 id: id.to_owned(),
@@ -71,7 +67,7 @@ impl Engine {
         };
         if let Some((hold, place)) = &survey.held {
             // The process may have ended in the middle, and a hold been added since.
-            let erasure = record(&self.erased(id, subject)?, Some(*hold));
+            let erasure = record(self.erased(id, subject)?, Some(*hold));
             let before = match erasure.entries {
                 0 => "nothing was erased".to_owned(),
                 entries => {
@@ -91,7 +87,7 @@ impl Engine {
             // The part that was erased is listed: another attempt has another id.
             completed => completed,
         };
-        let erasure = record(&erased, None);
+        let erasure = record(erased, None);
         erasures::append(&self.data, &erasure, key)?;
         completed?;
         let (entries, epochs) = (erasure.entries, erasure.epochs.len());
@@ -119,10 +115,12 @@ impl Engine {
                 Ok::<_, io::Error>(())
             })?;
         }
-        if holds.list().is_empty() {
+        // A repetition leaves held lines there, and must not leave what arrived in the epochs.
+        if holds.list().is_empty() || subject.of.is_some() {
             return Ok(survey);
         }
         for remains in self.remains()? {
+            let remains = remains?;
             remains.each(|piece| {
                 if piece.is_selected(subject)? {
                     let place = || format!("a line in `{}`", remains.path().display());
@@ -164,35 +162,33 @@ impl Engine {
     /// Removes selected lines from the files of recoveries. Those that a hold covers stay.
     fn erase_remains(&self, subject: &Subject, holds: &Holds) -> io::Result<()> {
         for remains in self.remains()? {
-            remains.erase(subject, holds)?;
+            remains?.erase(subject, holds)?;
         }
         Ok(())
     }
 
-    /// Returns the files that recoveries left.
-    pub(super) fn remains(&self) -> io::Result<Vec<Remains>> {
-        let mut remains = Vec::new();
-        for epoch in self.store.with_surplus()? {
-            remains.push(Remains::Surplus(epoch?));
-        }
+    /// Returns the files that recoveries left. The index of an epoch with one is read when the iterator
+    /// reaches it.
+    pub(super) fn remains(&self) -> io::Result<impl Iterator<Item = io::Result<Remains>>> {
+        let mut journals = Vec::new();
         for entry in fs::read_dir(self.data.join("journal"))? {
             let path = entry?.path();
             if path.extension().is_some_and(|ending| ending == "damaged") {
-                remains.push(Remains::Journal(path));
+                journals.push(Ok(Remains::Journal(path)));
             }
         }
-        Ok(remains)
+        let surplus = self.store.with_surplus()?.map(|epoch| epoch.map(Remains::Surplus));
+        Ok(surplus.chain(journals))
     }
 
-    /// Returns what was erased under an id, also before an interruption, with the path of the lines.
-    fn erased(&self, id: &str, subject: &Subject) -> io::Result<Vec<Erased>> {
+    /// Returns what was erased under an id, also before an interruption.
+    fn erased(&self, id: &str, subject: &Subject) -> io::Result<Vec<ErasedEpoch>> {
         let mut erased = Vec::new();
         for epoch in self.store.epochs(subject.epochs.as_deref())? {
             let epoch = epoch?;
             let seqs = epoch.erased_under(id);
-            if let Some(key) = epoch.key().filter(|_| !seqs.is_empty()) {
-                let (machine, of) = (key.machine, key.epoch);
-                erased.push((epoch.path(), ErasedEpoch { machine, epoch: of, seqs }));
+            if let Some(EpochKey { machine, epoch }) = epoch.key().filter(|_| !seqs.is_empty()) {
+                erased.push(ErasedEpoch { machine, epoch, seqs });
             }
         }
         Ok(erased)

@@ -67,7 +67,7 @@ impl Engine {
         if held > 0 {
             warn!(
                 code = "erasure_repeat_held",
-                epochs = held,
+                places = held,
                 "a hold covers later entries of an erased subject: they stay"
             );
         }
@@ -92,6 +92,7 @@ impl Engine {
     ) -> io::Result<u64> {
         let (mut compared, mut held) = (BTreeMap::new(), 0);
         for remains in self.remains()? {
+            let remains = remains?;
             let (path, version) = (remains.path().display().to_string(), remains.version()?);
             let Some(version) = version else { continue };
             if swept.has_remains(&path, version) {
