@@ -10,6 +10,7 @@ use std::{
 use siem_protocol::update::{MAX_CATALOG_BYTES, ReleaseCatalog};
 
 use super::{ATTEMPTS, BackupError, copy::Writer};
+use crate::updates::CATALOG;
 
 /// Open files of the releases: one that is replaced or deleted can still be read.
 #[derive(Default)]
@@ -21,7 +22,7 @@ impl Releases {
     /// Opens the manifest and the artifacts that it lists. An unusable manifest is a file like others.
     pub(super) fn pin(data: &Path) -> Result<Self, BackupError> {
         let folder = data.join("dist");
-        let path = folder.join("manifest.json");
+        let path = folder.join(CATALOG);
         for _ in 0..ATTEMPTS {
             let Some(mut manifest) = open(&path)? else { return Ok(Self::default()) };
             let read = |file: &mut File| {

@@ -57,17 +57,44 @@ pub fn edit_catalog<T, E: std::error::Error + 'static>(
     releases: &ReleaseFolder,
     edit: impl FnOnce(&Path, &mut ReleaseCatalog) -> Result<T, E>,
 ) -> Result<T, EditError<E>> {
-    let folder = releases.path();
-    let failed = |path: PathBuf| move |source| EditError::Write { path, source };
-    fs::create_dir_all(&folder).map_err(failed(folder.clone()))?;
-    let _lock = lock(&folder, LOCK)?;
-    let releases = ReleaseFolder::new(&folder);
-    let mut catalog = releases.catalog()?.unwrap_or_default();
-    let edited = edit(&folder, &mut catalog).map_err(EditError::Refused)?;
-    let text = catalog.to_json().map_err(EditError::Invalid)?;
-    let path = folder.join(CATALOG);
-    replace_public_file(&path, &text).map_err(failed(path))?;
-    Ok(edited)
+    LockedCatalog::lock(releases)?.edit(edit)
+}
+
+/// The catalog of a folder, which no other command changes until this is dropped.
+pub(super) struct LockedCatalog {
+    folder: PathBuf,
+    _lock: File,
+}
+
+impl LockedCatalog {
+    /// Waits for other commands that change the catalog.
+    pub(super) fn lock<E: std::error::Error + 'static>(
+        releases: &ReleaseFolder,
+    ) -> Result<Self, EditError<E>> {
+        let folder = releases.path();
+        let failed = |source| EditError::Write { path: folder.clone(), source };
+        fs::create_dir_all(&folder).map_err(failed)?;
+        let lock = lock(&folder, LOCK)?;
+        Ok(Self { folder, _lock: lock })
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Changes the catalog; see [`edit_catalog`].
+    pub(super) fn edit<T, E: std::error::Error + 'static>(
+        &self,
+        edit: impl FnOnce(&Path, &mut ReleaseCatalog) -> Result<T, E>,
+    ) -> Result<T, EditError<E>> {
+        let mut catalog = ReleaseFolder::new(&self.folder).catalog()?.unwrap_or_default();
+        let edited = edit(&self.folder, &mut catalog).map_err(EditError::Refused)?;
+        let text = catalog.to_json().map_err(EditError::Invalid)?;
+        let path = self.folder.join(CATALOG);
+        let written = replace_public_file(&path, &text);
+        written.map_err(|source| EditError::Write { path, source })?;
+        Ok(edited)
+    }
 }
 
 /// Waits for other commands that copy artifacts into a folder, and keeps them out until the file is dropped.

@@ -14,7 +14,7 @@ use siem_protocol::{
 use crate::regular_file::{open_without_link, read_regular_file};
 
 /// Name of the catalog in the folder.
-pub(super) const CATALOG: &str = "manifest.json";
+pub(crate) const CATALOG: &str = "manifest.json";
 
 /// Places of the releases.
 #[derive(Clone, Debug, PartialEq, Eq)]

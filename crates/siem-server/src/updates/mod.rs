@@ -9,5 +9,6 @@ mod remove;
 
 pub use add::{AddError, AddedRelease, add_releases};
 pub use edit::{EditError, edit_catalog};
+pub(crate) use folder::CATALOG;
 pub use folder::{CatalogError, OpenedArtifact, ReleaseFolder};
 pub use remove::{RemoveError, remove_release};

@@ -1,43 +1,60 @@
 //! Removes a release.
 
-use std::{fs, io};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use siem_protocol::update::{CatalogRelease, Version};
+use siem_protocol::update::{CatalogArtifact, CatalogRelease, Version};
 
-use super::{EditError, ReleaseFolder, edit_catalog};
+use super::{EditError, ReleaseFolder, edit::LockedCatalog};
 
-/// Reason why a release is not removed.
+/// Reason why a release, or one of its artifacts, is not removed.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
     /// There is no such release.
     #[error("there is no release {0} (run: siem-server update list)")]
     Unknown(Version),
+    /// The release is removed from the catalog, but one of its artifacts is still there.
+    #[error("the release is removed, but cannot delete `{path}`: delete it")]
+    Delete {
+        /// The artifact.
+        path: PathBuf,
+        /// Reason given by the system.
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Removes a release from the catalog, then its artifacts, and returns it. A download that has begun continues.
 ///
 /// # Errors
-/// [`EditError`]: [`EditError::Write`] for an artifact that is no longer listed, and still there; otherwise the
-/// catalog is as before.
+/// [`EditError`]: the catalog is as before, except with [`RemoveError::Delete`]; then all other artifacts are
+/// deleted.
 pub fn remove_release(
     releases: &ReleaseFolder,
     version: &Version,
 ) -> Result<CatalogRelease, EditError<RemoveError>> {
-    let folder = releases.path();
-    edit_catalog(releases, |_, catalog| {
+    // Until the artifacts are deleted: another command may add the release again.
+    let catalog = LockedCatalog::lock(releases)?;
+    let removed = catalog.edit(|_, catalog| {
         let at = catalog.releases.iter().position(|release| release.version == *version);
         let at = at.ok_or_else(|| RemoveError::Unknown(version.clone()))?;
         Ok(catalog.releases.remove(at))
-    })
-    .and_then(|removed| {
-        for artifact in &removed.artifacts {
-            let path = folder.join(artifact.artifact.as_str());
-            match fs::remove_file(&path) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(EditError::Write { path, source }),
-                Ok(()) => {}
-            }
+    })?;
+    delete(catalog.folder(), &removed.artifacts).map_err(EditError::Refused)?;
+    Ok(removed)
+}
+
+/// Deletes all artifacts that it can, and returns the first error.
+fn delete(folder: &Path, artifacts: &[CatalogArtifact]) -> Result<(), RemoveError> {
+    let paths = artifacts.iter().map(|it| folder.join(it.artifact.as_str()));
+    let failed = paths.filter_map(|path| match fs::remove_file(&path) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Some(RemoveError::Delete { path, source })
         }
-        Ok(removed)
-    })
+        _ => None,
+    });
+    // Not only up to the first one.
+    failed.collect::<Vec<_>>().into_iter().next().map_or(Ok(()), Err)
 }

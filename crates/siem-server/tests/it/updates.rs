@@ -622,3 +622,22 @@ fn removed_release_is_neither_listed_nor_there() {
     assert_eq!(list(&dist).as_array().unwrap().len(), 1);
     assert!(fail(&dist, &["remove", "0.3.0"], 2).contains("there is no release 0.3.0"));
 }
+
+#[test]
+fn artifact_that_cannot_be_deleted_is_named_and_keeps_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let dist = folder.path().join("dist");
+    let mut catalog = write_dist(&dist, &["0.3.0", "0.4.0"]);
+    let arm = Platform::new("linux", "aarch64").unwrap();
+    let name = ArtifactName::of(&catalog.releases[0].version, &arm);
+    fs::write(dist.join(name.as_str()), program("0.3.0")).unwrap();
+    let artifact = CatalogArtifact::new(&arm, name.clone(), &program("0.3.0"));
+    catalog.releases[0].artifacts.push(artifact);
+    write_catalog(&dist, &catalog);
+    fs::remove_file(dist.join(LINUX)).unwrap();
+    fs::create_dir_all(dist.join(LINUX).join("directory")).unwrap();
+    let failed = fail(&dist, &["remove", "0.3.0"], 1);
+    assert!(failed.contains("cannot delete") && failed.contains(LINUX), "{failed}");
+    assert!(!dist.join(name.as_str()).try_exists().unwrap());
+    assert_eq!(list(&dist).as_array().unwrap().len(), 1);
+}
