@@ -102,11 +102,11 @@ impl Table {
     }
 }
 
-/// Number of connections with requests, for these.
+/// Handle to the number of connections with requests.
 #[derive(Clone, Debug)]
-pub(crate) struct Crowd(Arc<Connections>);
+pub(crate) struct Occupancy(Arc<Connections>);
 
-impl Crowd {
+impl Occupancy {
     /// Reports whether so many connections have requests that others may soon wait.
     pub(crate) fn is_dense(&self) -> bool {
         let (busy, _, limit) = self.0.counts();
@@ -137,9 +137,9 @@ impl Connection {
         Busy(self.clone())
     }
 
-    /// Returns the number of connections with requests.
-    pub(crate) fn crowd(&self) -> Crowd {
-        Crowd(self.connections.clone())
+    /// Returns a handle to the number of connections with requests.
+    pub(crate) fn occupancy(&self) -> Occupancy {
+        Occupancy(self.connections.clone())
     }
 
     /// Returns whether a request has begun on the connection.

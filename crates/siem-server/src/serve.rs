@@ -206,7 +206,7 @@ impl Service<Request<Incoming>> for PeerService {
             return Box::pin(async move { Ok(response) });
         }
         request.extensions_mut().insert(ConnectInfo(client));
-        request.extensions_mut().insert(self.connection.crowd());
+        request.extensions_mut().insert(self.connection.occupancy());
         let (responding, refusals) = (self.router.call(request), self.refusals.clone());
         Box::pin(async move {
             let response = responding.await.map(|mut response| {

@@ -15,7 +15,7 @@ use super::{
     turns::{Sender, Turn, Turns},
 };
 use crate::{
-    connections::Crowd,
+    connections::Occupancy,
     memory::{Budget, Reserved},
 };
 
@@ -74,8 +74,8 @@ impl Intake {
         }
         let expected = length.unwrap_or(limit);
         let memory = self.small.reserve(expected.min(SMALL)).await.ok_or(Rejection::Overloaded)?;
-        let crowd = parts.extensions.get().cloned();
-        let mut reading = Reading { crowd, ..Reading::new(self, sender, expected, memory) };
+        let occupancy = parts.extensions.get().cloned();
+        let mut reading = Reading { occupancy, ..Reading::new(self, sender, expected, memory) };
         while let Some(data) = reading.next(body).await? {
             reading.add(&data, limit).await?;
         }
@@ -94,7 +94,7 @@ struct Reading<'a> {
     bytes: Vec<u8>,
     memory: Reserved,
     turn: Option<Turn>,
-    crowd: Option<Crowd>,
+    occupancy: Option<Occupancy>,
     /// Time until which more bytes must arrive. Each byte extends it.
     deadline: Instant,
     /// End of the current period, in which the rate is measured once the body has a turn.
@@ -113,7 +113,7 @@ impl<'a> Reading<'a> {
             bytes: Vec::new(),
             memory,
             turn: None,
-            crowd: None,
+            occupancy: None,
             deadline: now + intake.body_timeout,
             period_end: now + intake.stall,
             arrived: 0,
@@ -154,7 +154,7 @@ impl<'a> Reading<'a> {
             return Ok(());
         }
         if self.turn.is_none() {
-            if self.crowd.as_ref().is_some_and(Crowd::is_dense) {
+            if self.occupancy.as_ref().is_some_and(Occupancy::is_dense) {
                 return Err(Rejection::Slow);
             }
             self.start_period(now);

@@ -41,7 +41,7 @@ pub(super) fn relation(line: &[u8], id: &str) -> Relation {
     }
     let Ok(text) = std::str::from_utf8(line) else { return Relation::Part };
     let mut owner = Owner::default();
-    let shape = json::members(text.trim_ascii_end(), |member| owner.look(&member, id));
+    let shape = json::members(text.trim_ascii_end(), |member| owner.inspect(&member, id));
     if owner.is_part || shape.is_none() {
         return Relation::Part;
     }
@@ -50,7 +50,7 @@ pub(super) fn relation(line: &[u8], id: &str) -> Relation {
 }
 
 impl Owner {
-    fn look(&mut self, member: &Member<'_>, id: &str) {
+    fn inspect(&mut self, member: &Member<'_>, id: &str) {
         if member.is("path") {
             self.path(member.value, id);
         } else if member.is("record") {
