@@ -95,10 +95,10 @@ fn with_text(root: &Path, text: &str) -> Vec<String> {
 
 /// What is logged by a call.
 fn log_of<T>(call: impl FnOnce() -> T) -> String {
-    let text = Arc::new(Mutex::new(Vec::new()));
-    let log = tracing_subscriber::fmt().with_writer(text.clone()).finish();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let log = tracing_subscriber::fmt().with_writer(Mutex::new(file.reopen().unwrap())).finish();
     tracing::subscriber::with_default(log, call);
-    String::from_utf8(text.lock().unwrap().clone()).unwrap()
+    fs::read_to_string(file.path()).unwrap()
 }
 
 /// Path of the lines of `epoch-1`.
