@@ -242,6 +242,18 @@ fn as_a_user() {
     world.wait_for_event("update_installed", "0.4.0");
     world.assert_runs("0.4.0");
 
+    // A person goes back, and forth again.
+    world.agent(&world.installed(), &["update", "rollback"]).succeed();
+    world.assert_runs("0.2.0");
+    assert_eq!(world.wait_for_event("update_failed", "0.4.0")["reason"], "by_hand");
+    world
+        .agent(&world.installed(), &["update", "install"])
+        .ships_to(&world.receiver.url())
+        .succeed();
+    world.assert_runs("0.4.0");
+    let is_confirmed = || world.update_status()["record"]["state"] == "confirmed";
+    eventually("it is confirmed", || is_confirmed().then_some(()));
+
     let count = writer.finish();
     let last = record(count);
     wait_for(&world.receiver, "the last record", |entries| {
@@ -250,6 +262,8 @@ fn as_a_user() {
     world.agent(&world.installed(), &["uninstall"]).succeed();
     world.receiver.assert_complete();
     let entries = world.receiver.entries();
+    // None was tried again by itself.
+    assert_eq!(entries::events(&entries, "update_failed").len(), 3);
     let stored: Vec<&[u8]> = entries.iter().map(|entry| &*entry.bytes).collect();
     let stored: Vec<&[u8]> =
         stored.into_iter().filter(|bytes| bytes.starts_with(b"{\"type\":\"user\"")).collect();
