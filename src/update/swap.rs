@@ -124,7 +124,12 @@ pub(crate) fn install(
         .and_then(|()| keep_previous(files, reach))
         .and_then(|()| record(files, from, new, reach))
         .and_then(|record| put_into_place(files, record, supervise, reach));
-    let record = placed.inspect_err(|_| drop(own_program::remove_if_present(&next)))?;
+    let record = placed.inspect_err(|_| {
+        // In an empty place, the file shows later that the release was never there, and is not to blame.
+        if files.program().try_exists().unwrap_or(false) {
+            drop(own_program::remove_if_present(&next));
+        }
+    })?;
     let runs = reach(Step::RunNew).map_err(|error| ChildError::NotStarted(error).into());
     let Err(error) = runs.and_then(|()| check_runs(files.program(), new.to)) else {
         return Ok(record);

@@ -383,6 +383,8 @@ fn error_that_leaves_the_place_empty_is_repaired() {
     assert_eq!(bench.state(), Some(UpdateState::Unconfirmed));
     assert!(supervise(&bench, Duration::from_secs(60), &Service::default()));
     assert_eq!((bench.version(), bench.state()), ("0.1.0", Some(UpdateState::RolledBack)));
+    assert!(bench.rolled_back().is_empty());
+    assert!(!bench.files.next().try_exists().unwrap());
 }
 
 /// Regression: a virus scanner that held the new program kept a good release away for good.

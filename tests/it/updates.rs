@@ -4,6 +4,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use crate::support::{
@@ -14,6 +15,7 @@ use crate::support::{
     minisign::Minisign,
     release_server::{Fault, Releases, release},
     scripted_receiver::ScriptedReceiver,
+    within,
 };
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -310,7 +312,9 @@ fn download_ends_when_updates_are_turned_off() {
     // Writes the configuration that the agent has.
     drop(machine.command("off", &["run"]));
     agent.signal(Signal::HUP);
-    eventually("it is removed", || (!part.try_exists().unwrap()).then_some(()));
+    // A receiver that sends nothing is given up after 30 s.
+    let soon = Duration::from_secs(20);
+    within(soon, "it is removed", || (!part.try_exists().unwrap()).then_some(()));
     agent.stop();
 }
 
