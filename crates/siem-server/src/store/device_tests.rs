@@ -128,6 +128,15 @@ impl Receiver {
     }
 }
 
+/// A receiver that has entries 1 to `last` without a seal, and a device that was enrolled after them.
+fn enrolled_after(last: u64) -> (Receiver, TestDevice) {
+    let device = TestDevice::new(1);
+    let mut receiver = Receiver::new(TrustLevel::FirstUse);
+    receiver.take(&BatchText::new(1, last)).unwrap();
+    receiver.enroll(&device);
+    (receiver, device)
+}
+
 fn open(root: &TempDir, registry: &Arc<Registry>) -> FileStore {
     let options = FileStoreOptions::default();
     FileStore::open_with_registry(root.path(), options, registry.clone()).unwrap()

@@ -116,13 +116,10 @@ fn store_without_registry_keeps_the_epochs_of_devices_closed() {
 #[test]
 fn sealed_batch_adopts_the_epoch_that_it_continues() {
     for (first, last, adopted_at) in [(6, 9, 6), (4, 9, 6), (1, 5, 6), (5, 5, 6)] {
-        let device = TestDevice::new(1);
-        let mut receiver = Receiver::new(TrustLevel::FirstUse);
-        receiver.take(&BatchText::new(1, 5)).unwrap();
-        let key = receiver.enroll(&device);
+        let (mut receiver, device) = enrolled_after(5);
         receiver.take(&BatchText::new(first, last).seal(&device)).unwrap();
         assert_eq!(receiver.state(&device), DeviceState::Confirmed);
-        let by = receiver.registry.device(&key).unwrap().confirmed_by;
+        let by = receiver.registry.device(&key_of(&device)).unwrap().confirmed_by;
         assert_eq!(by, Some(Confirmation::Continuity));
         let before = receiver.machine();
         let owner = before.epochs[0].device.as_ref().unwrap();
@@ -139,10 +136,7 @@ fn sealed_batch_adopts_the_epoch_that_it_continues() {
 
 #[test]
 fn duplicates_below_the_head_adopt_nothing() {
-    let device = TestDevice::new(1);
-    let mut receiver = Receiver::new(TrustLevel::FirstUse);
-    receiver.take(&BatchText::new(1, 5)).unwrap();
-    receiver.enroll(&device);
+    let (mut receiver, device) = enrolled_after(5);
     let receipt = receiver.take(&BatchText::new(1, 4).seal(&device)).unwrap().receipt;
     assert_eq!((receipt.accepted, receipt.duplicates), (0, 4));
     assert_eq!(receiver.epoch().device, None);
@@ -151,10 +145,7 @@ fn duplicates_below_the_head_adopt_nothing() {
 
 #[test]
 fn sealed_batch_with_an_unknown_chain_adopts_nothing() {
-    let device = TestDevice::new(1);
-    let mut receiver = Receiver::new(TrustLevel::FirstUse);
-    receiver.take(&BatchText::new(1, 5)).unwrap();
-    receiver.enroll(&device);
+    let (mut receiver, device) = enrolled_after(5);
     let other = Digest::of(b"other");
     for text in [
         BatchText::new(8, 9),
@@ -175,10 +166,7 @@ fn sealed_batch_with_an_unknown_chain_adopts_nothing() {
 /// unconfirmed owner.
 #[test]
 fn adoption_confirms_its_key_after_a_crash() {
-    let device = TestDevice::new(1);
-    let mut receiver = Receiver::new(TrustLevel::FirstUse);
-    receiver.take(&BatchText::new(1, 5)).unwrap();
-    receiver.enroll(&device);
+    let (mut receiver, device) = enrolled_after(5);
     let before = files(&receiver.root.path().join("trust"));
     receiver.take(&BatchText::new(6, 7).seal(&device)).unwrap();
     let mut left = files(receiver.root.path());

@@ -102,10 +102,7 @@ fn conversion_gives_the_same_index_from_damaged_files() {
 /// State after a kill in the middle of a write: notes with seals are as whole as others.
 #[test]
 fn sealed_batches_survive_any_cut_of_the_index() {
-    let device = TestDevice::new(1);
-    let mut receiver = Receiver::new(TrustLevel::FirstUse);
-    receiver.take(&BatchText::new(1, 2)).unwrap();
-    receiver.enroll(&device);
+    let (receiver, device) = enrolled_after(2);
     let mut receiver = receiver.restart();
     let checkpointed = files(receiver.root.path());
     let points = [(2, 4), (5, 6)]
