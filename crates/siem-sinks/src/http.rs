@@ -2,6 +2,7 @@
 
 mod client;
 mod failure;
+mod hesitant;
 mod retry_after;
 mod streamed;
 

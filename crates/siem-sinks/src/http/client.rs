@@ -3,6 +3,10 @@
 //! After sleep, or a change of the network, a connection may swallow everything: a proxy in between
 //! acknowledges the bytes, so that keep-alive notices nothing. A pooled connection is therefore used
 //! for a short time only, and a request on one is repeated on a new one if no response starts soon.
+//!
+//! A receiver may also refuse a request by its head and close the connection. Its response is lost if
+//! that happens while the body is written. The request is then repeated once, with a pause before the
+//! body.
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -13,7 +17,7 @@ use reqwest::{Client, IntoUrl, Method, Request, RequestBuilder, Response};
 use tokio::time::{Instant, timeout};
 use tracing::info;
 
-use super::ClientSettings;
+use super::{ClientSettings, hesitant};
 
 /// Time for which a connection without a request is kept for the next one.
 pub(super) const MAX_IDLE: Duration = Duration::from_secs(5);
@@ -76,16 +80,37 @@ impl HttpClient {
     }
 
     /// Sends a request that this client has created, and waits at most `within` for the end of its
-    /// response. If no response starts on a reused connection, the request is sent once more, on a new
-    /// one.
+    /// response. The request is sent once more if no response starts on a reused connection, or if the
+    /// receiver closes the connection while the body is written.
     pub(super) async fn send(
         &self,
         request: RequestBuilder,
         within: Duration,
     ) -> Result<Response, reqwest::Error> {
-        let mut started = Instant::now();
+        let started = Instant::now();
         let (client, request) = request.timeout(within).build_split();
-        let mut request = request?;
+        let request = request?;
+        let again = request.try_clone();
+        let response = self.send_once(client, request, within).await;
+        let (Err(error), Some(mut again)) = (&response, again) else { return response };
+        let left = within.saturating_sub(started.elapsed());
+        if !hesitant::is_unwritten(error) || left <= PATIENCE {
+            return response;
+        }
+        *again.timeout_mut() = Some(left);
+        hesitant::pause_before_body(&mut again, PATIENCE);
+        let (started, client) = (Instant::now(), self.state().client.clone());
+        self.note_response(started, client.execute(again).await)
+    }
+
+    /// Sends a request, and once more on a new connection if no response starts on a reused one.
+    async fn send_once(
+        &self,
+        client: Client,
+        mut request: Request,
+        within: Duration,
+    ) -> Result<Response, reqwest::Error> {
+        let mut started = Instant::now();
         let (generation, patience) = {
             let state = self.state();
             (state.generation, state.patience(length(&request)))
@@ -112,6 +137,15 @@ impl HttpClient {
                 }
             }
         };
+        self.note_response(started, response)
+    }
+
+    /// Records the time of the response to a request that was sent at `started`.
+    fn note_response(
+        &self,
+        started: Instant,
+        response: Result<Response, reqwest::Error>,
+    ) -> Result<Response, reqwest::Error> {
         if response.is_ok() {
             let mut state = self.state();
             state.last_response = Some(Instant::now());
@@ -269,6 +303,28 @@ mod tests {
         client.state().took = Duration::ZERO;
         assert_eq!(server.post(&client).await.unwrap(), 200);
         assert_eq!(server.requests.load(Ordering::SeqCst), 4, "the repetition is waited for");
+    }
+
+    /// A collector on the same machine refused a request that was too large, and the same one was sent
+    /// a hundred times, since its response was lost each time.
+    #[tokio::test]
+    async fn refusal_by_the_head_is_read_although_the_body_is_not() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}/", listener.local_addr().unwrap());
+        thread::spawn(move || {
+            for client in listener.incoming().flatten() {
+                let head = BufReader::new(&client).lines().map_while(Result::ok);
+                head.take_while(|line| !line.is_empty()).for_each(drop);
+                let answer = b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n";
+                (&client).write_all(answer).ok();
+            }
+        });
+        let client = client();
+        for _ in 0..10 {
+            let request = client.post(&url).body(vec![b'x'; 20 << 20]);
+            let response = client.send(request, Duration::from_secs(60)).await;
+            assert_eq!(response.unwrap().status(), 413);
+        }
     }
 
     #[tokio::test]
