@@ -87,9 +87,9 @@ impl Piece<'_> {
             (Origin::Sent { machine, users }, _) => {
                 Ok(users.iter().any(|user| subject.may_select(machine, user, self.text)))
             }
-            (Origin::Damage(_), Selector::Session(id) | Selector::Mentions(id)) => {
-                Ok(contains(self.text, id))
-            }
+            // Neither depends on the sender.
+            (Origin::Damage(_), Selector::Session(_)) => Ok(subject.may_select("", "", self.text)),
+            (Origin::Damage(_), Selector::Mentions(id)) => Ok(contains(self.text, id)),
             (Origin::Damage(part), Selector::User(name) | Selector::Machine(name)) => {
                 Ok(subject.may_be_in_time(self.text) && part.names(name)?)
             }
