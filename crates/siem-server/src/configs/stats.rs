@@ -135,7 +135,8 @@ pub struct BrokenConfig {
     pub reason: String,
 }
 
-/// Returns the configuration that a device should have.
+/// Returns the configuration that a device should have. One that it refused is still its configuration after the
+/// roll-out halted, so that the operator sees who refused it.
 pub fn choose_for_device<'f>(
     set: &'f FileSet,
     device: &DeviceConfig,
@@ -148,7 +149,9 @@ pub fn choose_for_device<'f>(
         groups: device.groups.clone(),
         in_force: device.in_force.as_ref().map(|it| it.hash),
     };
-    choose(&set.files, &facts, |hash| halted.contains(hash))
+    let is_refused =
+        |hash: &Digest| device.refused.as_ref().is_some_and(|refused| refused.hash == *hash);
+    choose(&set.files, &facts, |hash| halted.contains(hash) && !is_refused(hash))
 }
 
 impl ConfigStats {

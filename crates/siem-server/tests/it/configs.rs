@@ -173,7 +173,13 @@ async fn rollout_halts_for_refusals_and_stays_halted() {
     assert_eq!(of_new["waiting"][0]["machine"], "m-4");
     // Two of three devices refuse it.
     fleet.refuse("m-3", Some(old), new).await;
-    assert_eq!(fleet.stats().await["files"][0]["halted"], true);
+    let stats = fleet.stats().await;
+    let of_new = &stats["files"][0];
+    assert_eq!(of_new["halted"], true);
+    // Who refused it, and why, is what the operator looks for then.
+    let counts = ["applied", "refused", "offered", "not_asked"].map(|it| of_new[it].as_u64());
+    assert_eq!(counts, [1, 2, 0, 0].map(Some));
+    assert_eq!(of_new["refusals"].as_array().unwrap().len(), 2);
     let fleet = fleet.restart().await;
     for (machine, revision) in [("m-1", "new"), ("m-2", "old"), ("m-3", "old"), ("m-4", "old")] {
         assert_eq!(ask(&fleet, machine).await.unwrap(), revision, "{machine}");
