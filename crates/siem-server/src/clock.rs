@@ -1,6 +1,9 @@
 //! Source of the current time.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// The last time that has a text, in ms since 1970: later ones have a year of five digits.
+const LATEST: Duration = Duration::from_millis(253_402_300_799_999);
 
 /// Source of the current time; tests replace it.
 pub trait Clock: Send + Sync + 'static {
@@ -19,9 +22,9 @@ impl Clock for SystemClock {
     }
 }
 
-/// Formats a time as in files and responses: RFC 3339, milliseconds, UTC.
+/// Formats a time as in files and responses: RFC 3339, milliseconds, UTC. The year is 9999 at most.
 pub(crate) fn text(time: SystemTime) -> String {
-    humantime::format_rfc3339_millis(time).to_string()
+    humantime::format_rfc3339_millis(time.min(UNIX_EPOCH + LATEST)).to_string()
 }
 
 /// Parses a time in RFC 3339 notation, UTC.

@@ -7,6 +7,10 @@ use siem_protocol::json::{self, Member};
 
 use crate::{clock, store::StoredLines, trust::DeviceKey};
 
+/// Members that [`with_origin`] adds. A sender could give an entry one with the same name.
+const ADDED: [&str; 8] =
+    ["machine_id", "hostname", "user", "epoch", "device", "received_at", "time", "claimed"];
+
 /// Members before those of the entry.
 #[derive(Serialize)]
 struct Origin<'a> {
@@ -23,6 +27,9 @@ struct Origin<'a> {
 /// `received_at` and `time` at the start of each. All other bytes stay as they are. `device` is
 /// absent without a device key. `time` is the `timestamp` of a record, otherwise the time at which
 /// the entry was read or created, and absent if the line has none of them.
+///
+/// Members of the entry with one of these names are moved into an object `claimed`: most parsers use
+/// the last one of two members with one name, which would be that of the sender.
 #[must_use]
 pub fn with_origin(lines: &StoredLines<'_>) -> Vec<u8> {
     let origin = Origin {
@@ -42,15 +49,37 @@ pub fn with_origin(lines: &StoredLines<'_>) -> Vec<u8> {
             continue;
         };
         out.extend_from_slice(&start);
-        if let Some(time) = std::str::from_utf8(line).ok().and_then(time_of) {
+        let text = std::str::from_utf8(line).unwrap_or_default();
+        if let Some(time) = time_of(text) {
             out.extend_from_slice(format!(r#","time":"{}""#, clock::text(time)).as_bytes());
         }
+        let apart = claims_apart(text.trim_ascii_end());
+        let members = apart.as_ref().map_or(members, |text| text.as_bytes());
         if !members.trim_ascii_start().starts_with(b"}") {
             out.push(b',');
         }
         out.extend_from_slice(members);
     }
     out
+}
+
+/// Returns the members of an entry and the end of its line, with those that imitate added ones in
+/// `claimed`; `None` if there are no such members.
+fn claims_apart(entry: &str) -> Option<String> {
+    let (mut claimed, mut others) = (Vec::new(), Vec::new());
+    json::members(entry, |member| {
+        let is_claim = ADDED.iter().any(|name| member.is(name));
+        let to = if is_claim { &mut claimed } else { &mut others };
+        to.push(member);
+    });
+    let text = |members: Vec<Member<'_>>| {
+        let texts = members.iter().map(|member| format!("\"{}\":{}", member.key, member.value));
+        texts.collect::<Vec<_>>().join(",")
+    };
+    (!claimed.is_empty()).then(|| {
+        let comma = if others.is_empty() { "" } else { "," };
+        format!("\"claimed\":{{{}}}{comma}{}}}\n", text(claimed), text(others))
+    })
 }
 
 /// Returns the `timestamp` of a record, otherwise `read_at` or `at` of the entry.
@@ -139,6 +168,21 @@ mod tests {
     }
 
     #[test]
+    fn member_of_a_sender_does_not_pass_for_that_of_the_receiver() {
+        // Most parsers use the last one of two members with one name.
+        let lines = r#"{"seq":1,"user":"boss" , "k\u0069nd":"event","\u0075ser":{"a":"}"},"received_at":1}"#;
+        let line = added(lines, None);
+        let value: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!((&value["user"], &value["kind"]), (&"dev".into(), &"event".into()), "{line}");
+        assert_eq!(value["received_at"], "2026-11-21T20:00:02.000Z");
+        assert_eq!(value["claimed"], serde_json::json!({"user": {"a": "}"}, "received_at": 1}));
+        let line = added("{\"claimed\":1,\"user\":2}\n", None);
+        let value: Value = serde_json::from_str(&line).unwrap();
+        assert_eq!(value["claimed"], serde_json::json!({"claimed": 1, "user": 2}));
+        assert!(line.ends_with("}\n"));
+    }
+
+    #[test]
     fn time_is_that_of_record_or_event_or_reading() {
         let read = r#""read_at":"2026-11-21T20:00:01.000Z""#;
         for (members, time) in [
@@ -149,6 +193,10 @@ mod tests {
             (format!(r#"{read},"record":{{"timestamp":7}}"#), Some("2026-11-21T20:00:01.000Z")),
             (format!(r#"{read},"record":{{"timestamp":"9-9"}}"#), Some("2026-11-21T20:00:01.000Z")),
             (format!(r#"{read},"raw":"torn""#), Some("2026-11-21T20:00:01.000Z")),
+            (
+                format!(r#"{read},"record":{{"timestamp":"9999-12-31T23:59:59-10:00"}}"#),
+                Some("9999-12-31T23:59:59.999Z"),
+            ),
             (
                 r#""at":"2026-11-22T00:00:00.000Z","data":{"at":"2020-01-01T00:00:00Z"}"#.into(),
                 Some("2026-11-22T00:00:00.000Z"),
