@@ -14,7 +14,7 @@ use std::{
 use memchr::memmem;
 use tracing::warn;
 
-use super::{Hold, Holds, Selector, private, subject::Subject};
+use super::{Hold, Holds, Selector, private, session, subject::Subject};
 use crate::store::{DamagedPart, EpochLines, copy_with_blanks, damaged_parts};
 
 /// Such a file.
@@ -89,7 +89,7 @@ impl Piece<'_> {
             }
             // Neither depends on the sender.
             (Origin::Damage(_), Selector::Session(_)) => Ok(subject.may_select("", "", self.text)),
-            (Origin::Damage(_), Selector::Mentions(id)) => Ok(contains(self.text, id)),
+            (Origin::Damage(_), Selector::Mentions(id)) => Ok(session::contains(self.text, id)),
             (Origin::Damage(part), Selector::User(name) | Selector::Machine(name)) => {
                 Ok(subject.may_be_in_time(self.text) && part.names(name)?)
             }
@@ -105,7 +105,9 @@ impl Piece<'_> {
             Origin::Damage(part) => {
                 for hold in holds.list() {
                     let covers = match &hold.selector {
-                        Selector::Session(id) | Selector::Mentions(id) => contains(self.text, id),
+                        Selector::Session(id) | Selector::Mentions(id) => {
+                            session::contains(self.text, id)
+                        }
                         Selector::User(name) | Selector::Machine(name) => part.names(name)?,
                     };
                     if covers {

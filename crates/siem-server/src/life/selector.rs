@@ -2,10 +2,9 @@
 
 use std::fmt;
 
-use memchr::memmem;
 use serde::{Deserialize, Serialize};
 
-use super::session::{Relation, relation};
+use super::session::{Relation, contains, relation};
 
 /// Minimum length of a session id: a shorter text would be in many unrelated lines.
 const SESSION: usize = 8;
@@ -48,7 +47,7 @@ impl Selector {
     #[must_use]
     pub fn covers(&self, machine: &str, user: &str, line: &[u8]) -> bool {
         match self {
-            Self::Session(id) | Self::Mentions(id) => memmem::find(line, id.as_bytes()).is_some(),
+            Self::Session(id) | Self::Mentions(id) => contains(line, id),
             Self::User(name) => name == user,
             Self::Machine(id) => id == machine,
         }

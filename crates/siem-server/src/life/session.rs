@@ -1,5 +1,6 @@
 //! Which entries belong to a session, and which ones only mention its id.
 
+use data_encoding::BASE64;
 use memchr::memmem;
 use siem_protocol::json::{self, Member};
 
@@ -36,7 +37,7 @@ struct Owner {
 ///
 /// A text that is no JSON object, such as a part of a line, does not say its session: it counts as one of it.
 pub(super) fn relation(line: &[u8], id: &str) -> Relation {
-    if memmem::find(line, id.as_bytes()).is_none() {
+    if !contains(line, id) {
         return Relation::None;
     }
     let Ok(text) = std::str::from_utf8(line) else { return Relation::Part };
@@ -47,6 +48,24 @@ pub(super) fn relation(line: &[u8], id: &str) -> Relation {
     }
     let Owner { session, file, name, source, .. } = owner;
     Relation::Mention(session.or(file).or(name).or(source).unwrap_or_default())
+}
+
+/// Reports whether a line contains a text, as it is or in the bytes that it has as `raw_base64`.
+pub(super) fn contains(line: &[u8], text: &str) -> bool {
+    memmem::find(line, text.as_bytes()).is_some()
+        || bytes_of(line).is_some_and(|bytes| memmem::find(&bytes, text.as_bytes()).is_some())
+}
+
+/// Returns the bytes that an entry has as `raw_base64`.
+fn bytes_of(line: &[u8]) -> Option<Vec<u8>> {
+    memmem::find(line, b"\"raw_base64\"")?;
+    let mut bytes = None;
+    json::members(std::str::from_utf8(line).ok()?.trim_ascii_end(), |member| {
+        if member.is("raw_base64") {
+            bytes = json::string(member.value).and_then(|it| BASE64.decode(it.as_bytes()).ok());
+        }
+    });
+    bytes
 }
 
 impl Owner {
@@ -63,11 +82,12 @@ impl Owner {
                 }
             });
         } else if member.is("raw") {
-            // A line that is no JSON, such as one in which two records follow each other.
-            let names = ["sessionId", "session_id"];
-            let quoted = |name: &&str| format!(r#"\"{name}\":\"{id}\""#);
-            let has = |text: String| memmem::find(member.value.as_bytes(), text.as_bytes());
-            self.is_part |= names.iter().map(quoted).any(|text| has(text).is_some());
+            let text = json::string(member.value).unwrap_or_default();
+            self.is_part |= names_session(text.as_bytes(), id);
+        } else if member.is("raw_base64") {
+            let text = json::string(member.value).unwrap_or_default();
+            let bytes = BASE64.decode(text.as_bytes()).unwrap_or_default();
+            self.is_part |= names_session(&bytes, id);
         } else if member.is("event") {
             self.name = json::string(member.value).map(Into::into);
         } else if member.is("source") {
@@ -91,6 +111,19 @@ impl Owner {
         let name = path.rsplit(['/', '\\']).next().unwrap_or_default();
         self.file.get_or_insert_with(|| stem(name).to_owned());
     }
+}
+
+/// Reports whether a line that is no JSON, such as one in which two records follow each other, or a part of a
+/// long one, has the id as that of its session.
+fn names_session(line: &[u8], id: &str) -> bool {
+    let value = format!("\"{id}\"");
+    let has_value = |rest: &[u8]| {
+        let rest = rest.trim_ascii_start().strip_prefix(b":");
+        rest.is_some_and(|rest| rest.trim_ascii_start().starts_with(value.as_bytes()))
+    };
+    [r#""sessionId""#, r#""session_id""#].iter().any(|name| {
+        memmem::find_iter(line, name.as_bytes()).any(|at| has_value(&line[at + name.len()..]))
+    })
 }
 
 /// Returns the name of a file up to the first dot.
@@ -154,5 +187,21 @@ mod tests {
             assert_eq!(of(line), Relation::Mention(expected.to_owned()), "{line}");
         }
         assert_eq!(of(r#"{"seq":1,"path":"/p/OTHER.jsonl"}"#), Relation::None);
+    }
+
+    #[test]
+    fn session_is_known_in_bytes_that_are_encoded() {
+        let line = |path: &str, text: &str| {
+            let bytes = [text.replace("ID", ID).as_bytes(), b"\xff"].concat();
+            let encoded = BASE64.encode(&bytes);
+            of(&format!(
+                r#"{{"seq":1,"kind":"record_part","path":"{path}","part":1,"raw_base64":"{encoded}"}}"#
+            ))
+        };
+        let own = r#"{"parentUuid":null,"sessionId":"ID","text":""#;
+        assert_eq!(line("/p/agent-a1.jsonl", own), Relation::Part);
+        assert_eq!(line("/p/agent-a1.jsonl", r#"{"session_id" : "ID""#), Relation::Part);
+        assert_eq!(line("/p/OTHER.jsonl", r#"{"text":"see ID"#), Relation::Mention(OTHER.into()));
+        assert_eq!(line("/p/OTHER.jsonl", r#"{"text":"see I"#), Relation::None);
     }
 }
