@@ -26,10 +26,10 @@ pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Re
         .chain(rows)
         .map(|row| row.each_ref().map(|cell| plain(cell)))
         .collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: [usize; N] = std::array::from_fn(|column| width(column).unwrap_or_default());
+    let widest = |column: usize| rows.iter().map(|row| width(&row[column])).max();
+    let widths: [usize; N] = std::array::from_fn(|column| widest(column).unwrap_or_default());
     for row in &rows {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}"));
+        let cells = row.iter().zip(widths).map(|(cell, widest)| padded(cell, widest));
         line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
     }
     Ok(())
@@ -63,6 +63,34 @@ fn is_deceptive(c: char) -> bool {
             '\u{ad}' | '\u{61c}' | '\u{115f}' | '\u{1160}' | '\u{180e}' | '\u{200b}'..='\u{200f}'
             | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}'
             | '\u{feff}' | '\u{ffa0}' | '\u{e0000}'..='\u{e0fff}')
+}
+
+fn padded(text: &str, columns: usize) -> String {
+    format!("{text}{:1$}", "", columns.saturating_sub(width(text)))
+}
+
+/// Number of columns that a text takes in a terminal.
+fn width(text: &str) -> usize {
+    text.chars().map(columns).sum()
+}
+
+/// Number of columns of a character: none for marks that are written over the one before, two for the scripts of
+/// East Asia and for pictures, as in Unicode Standard Annex 11.
+fn columns(c: char) -> usize {
+    match c {
+        '\u{300}'..='\u{36f}' => 0,
+        '\u{1100}'..='\u{115f}'
+        | '\u{2e80}'..='\u{a4cf}'
+        | '\u{ac00}'..='\u{d7a3}'
+        | '\u{f900}'..='\u{faff}'
+        | '\u{fe30}'..='\u{fe6f}'
+        | '\u{ff00}'..='\u{ff60}'
+        | '\u{ffe0}'..='\u{ffe6}'
+        | '\u{1f300}'..='\u{1f64f}'
+        | '\u{1f900}'..='\u{1f9ff}'
+        | '\u{20000}'..='\u{3fffd}' => 2,
+        _ => 1,
+    }
 }
 
 /// Shortens a text to `longest` characters.
@@ -99,6 +127,12 @@ mod tests {
         assert_eq!(plain("a\u{202e}b\u{200b}"), "a\\u{202e}b\\u{200b}");
         assert_eq!(plain("büro"), "büro");
         assert_eq!(plain(""), "-");
+    }
+
+    #[test]
+    fn wide_characters_take_two_columns() {
+        assert_eq!(["büro", "bu\u{308}ro", "宽字", "한글", "😀a"].map(width), [4, 4, 4, 4, 3]);
+        assert_eq!([padded("宽", 4), padded("abc", 2)], ["宽  ", "abc"]);
     }
 
     #[test]
