@@ -1,7 +1,9 @@
 //! Log of who read or erased what, and why.
 //!
 //! Each line names the SHA-256 of the line before, so that a line cannot be changed or removed
-//! without changing all after it.
+//! without changing all after it. The hash of the last line is in a file of its own, which a change of
+//! that line leaves behind. Who changes both files leaves no trace here: the receiver logs each hash, see
+//! [`AccessWatch`](super::AccessWatch).
 
 use std::{
     fs::{self, OpenOptions},
@@ -13,7 +15,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use siem_protocol::Digest;
 
-use super::{directory, lock, private};
+use super::{directory, lock, private, replace};
 use crate::clock;
 
 /// What was done.
@@ -53,6 +55,25 @@ pub struct AccessEntry {
     pub before: Digest,
 }
 
+/// A line of the log, and its hash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AccessLine {
+    /// What the line says.
+    #[serde(flatten)]
+    pub entry: AccessEntry,
+    /// SHA-256 of the line without its newline.
+    pub sha256: Digest,
+}
+
+/// What was written last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct AccessHead {
+    /// Number of lines.
+    pub(super) lines: u64,
+    /// SHA-256 of the last one.
+    pub(super) sha256: Digest,
+}
+
 /// Error of the log.
 #[derive(Debug, thiserror::Error)]
 pub enum AccessLogError {
@@ -73,6 +94,19 @@ pub enum AccessLogError {
         /// Number of the line, from 1.
         line: usize,
     },
+    /// Its last lines were changed or removed.
+    #[error(
+        "the last lines of `{path}` were changed or removed: {lines} were written, the last one with \
+         the SHA-256 {sha256}"
+    )]
+    Cut {
+        /// The file.
+        path: PathBuf,
+        /// Number of lines that were written.
+        lines: u64,
+        /// SHA-256 of the last one.
+        sha256: Digest,
+    },
 }
 
 /// The access log of a data directory.
@@ -80,13 +114,23 @@ pub enum AccessLogError {
 pub struct AccessLog {
     data: PathBuf,
     path: PathBuf,
+    /// The file with the [`AccessHead`]. In a backup, which copies files by their names, it is not younger
+    /// than the lines.
+    head: PathBuf,
 }
 
 impl AccessLog {
     /// Refers to the log of the data directory `data`, which may have none yet.
     #[must_use]
     pub fn new(data: &Path) -> Self {
-        Self { data: data.to_owned(), path: directory(data).join("access.ndjson") }
+        let directory = directory(data);
+        let (path, head) = (directory.join("access.ndjson"), directory.join("access-head.json"));
+        Self { data: data.to_owned(), path, head }
+    }
+
+    /// Path of the file with the lines.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
     /// Appends a line, which is durable then.
@@ -104,14 +148,17 @@ impl AccessLog {
         let write = || -> io::Result<()> {
             let _held = lock(&self.data)?;
             let text = read(&self.path)?;
-            let whole = memchr::memrchr(b'\n', &text).map_or(0, |at| at + 1);
+            let whole = whole(&text);
+            let found = head_of(whole);
+            // After a change of the last lines the chain stays broken.
+            let written = self.read_head()?.filter(|written| !written.is_in(whole));
             let entry = AccessEntry {
                 at: clock::text(now),
                 who: who.to_owned(),
                 action,
                 what: what.to_owned(),
                 why: why.to_owned(),
-                before: lines(&text[..whole]).last().map_or(Digest::ZERO, Digest::of),
+                before: written.unwrap_or(found).sha256,
             };
             let mut line = serde_json::to_vec(&entry)?;
             line.push(b'\n');
@@ -119,10 +166,13 @@ impl AccessLog {
             let mut file =
                 private(options.write(true).create(true).truncate(false)).open(&self.path)?;
             // A torn line was never confirmed.
-            file.set_len(whole as u64)?;
+            file.set_len(whole.len() as u64)?;
             io::Seek::seek(&mut file, io::SeekFrom::End(0))?;
             file.write_all(&line)?;
-            file.sync_all()
+            file.sync_all()?;
+            let sha256 = Digest::of(line.trim_ascii_end());
+            let head = AccessHead { lines: found.lines + 1, sha256 };
+            replace(&self.head, &serde_json::to_vec(&head)?)
         };
         write().map_err(|source| AccessLogError::Io { path: self.path.clone(), source })
     }
@@ -131,23 +181,58 @@ impl AccessLog {
     ///
     /// # Errors
     /// [`AccessLogError`] if the file cannot be read or was altered.
-    pub fn verify(&self) -> Result<Vec<AccessEntry>, AccessLogError> {
-        let io_error = |source| AccessLogError::Io { path: self.path.clone(), source };
+    pub fn verify(&self) -> Result<Vec<AccessLine>, AccessLogError> {
+        let path = || self.path.clone();
+        let io_error = |source| AccessLogError::Io { path: path(), source };
+        // It is written after the line.
+        let written = self.read_head().map_err(io_error)?;
         let text = read(&self.path).map_err(io_error)?;
         let mut before = Digest::ZERO;
-        let mut entries = Vec::new();
-        // A torn line was never confirmed.
-        let whole = memchr::memrchr(b'\n', &text).map_or(0, |at| at + 1);
-        for (number, line) in lines(&text[..whole]).enumerate() {
+        let mut found = Vec::new();
+        for (number, line) in lines(whole(&text)).enumerate() {
             let entry = serde_json::from_slice(line).ok();
             let Some(entry) = entry.filter(|entry: &AccessEntry| entry.before == before) else {
-                return Err(AccessLogError::Broken { path: self.path.clone(), line: number + 1 });
+                return Err(AccessLogError::Broken { path: path(), line: number + 1 });
             };
-            entries.push(entry);
             before = Digest::of(line);
+            found.push(AccessLine { entry, sha256: before });
         }
-        Ok(entries)
+        match written {
+            Some(written) if !written.is_in(whole(&text)) => {
+                let AccessHead { lines, sha256 } = written;
+                Err(AccessLogError::Cut { path: path(), lines, sha256 })
+            }
+            _ => Ok(found),
+        }
     }
+
+    /// Returns what was written last; `None` by an earlier release.
+    fn read_head(&self) -> io::Result<Option<AccessHead>> {
+        match fs::read(&self.head) {
+            Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl AccessHead {
+    /// Reports whether the log has the line.
+    fn is_in(&self, log: &[u8]) -> bool {
+        let before = usize::try_from(self.lines).unwrap_or(usize::MAX).checked_sub(1);
+        let line = before.and_then(|before| lines(log).nth(before));
+        line.is_some_and(|line| Digest::of(line) == self.sha256)
+    }
+}
+
+/// Returns the complete lines. A torn line was never confirmed.
+fn whole(text: &[u8]) -> &[u8] {
+    &text[..memchr::memrchr(b'\n', text).map_or(0, |at| at + 1)]
+}
+
+fn head_of(log: &[u8]) -> AccessHead {
+    let sha256 = lines(log).last().map_or(Digest::ZERO, Digest::of);
+    AccessHead { lines: lines(log).count() as u64, sha256 }
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
@@ -188,5 +273,30 @@ mod tests {
         assert_eq!(log.verify().unwrap().len(), 3);
         log.append(UNIX_EPOCH, "root", AccessAction::Read, "line", "four").unwrap();
         assert_eq!(log.verify().unwrap().len(), 4);
+    }
+
+    #[test]
+    fn change_of_the_last_line_is_noticed_for_good() {
+        let whys = ["one", "two", "three"];
+        let changes: [fn(&str) -> String; 4] = [
+            |text| text.replace("three", "3hree"),
+            |text| text.split_inclusive('\n').take(2).collect(),
+            |text| text.trim_end_matches('\n').to_owned(),
+            |_| String::new(),
+        ];
+        for change in changes {
+            let root = tempfile::tempdir().unwrap();
+            let log = AccessLog::new(root.path());
+            for why in whys {
+                log.append(UNIX_EPOCH, "root", AccessAction::Read, "line", why).unwrap();
+            }
+            let text = fs::read_to_string(&log.path).unwrap();
+            fs::write(&log.path, change(&text)).unwrap();
+            assert!(log.verify().is_err());
+            log.append(UNIX_EPOCH, "root", AccessAction::Read, "line", "four").unwrap();
+            assert!(log.verify().is_err());
+            fs::remove_file(&log.path).unwrap();
+            assert!(log.verify().is_err());
+        }
     }
 }

@@ -4,12 +4,17 @@ mod erase;
 mod repeat;
 mod retain;
 
-use std::{io, path::PathBuf, sync::Arc, time::SystemTime};
+use std::{
+    io,
+    path::PathBuf,
+    sync::Arc,
+    time::{Instant, SystemTime},
+};
 
 use tracing::error;
 
 use super::{
-    AccessAction, AccessLog, LifeRequest, LifeResponse, Reason, RetentionPolicy,
+    AccessAction, AccessLog, LifeRequest, LifeResponse, Reason, RetentionClock, RetentionPolicy,
     mailbox::{self, Letter},
     subject::Subject,
 };
@@ -49,9 +54,12 @@ impl Engine {
     }
 
     /// Removes what the configuration no longer keeps.
-    pub(crate) fn apply_retention(&self, policy: &RetentionPolicy) {
+    pub(crate) fn apply_retention(&self, policy: &RetentionPolicy, clock: &mut RetentionClock) {
         let reason = Reason { who: "siem-server".into(), why: "configuration".into() };
-        if let Err(Stop::Io(error)) = self.retain(policy, &reason, SystemClock.now()) {
+        let now = SystemClock.now();
+        let permitted = clock.permit(*policy, now, Instant::now()).map_err(Stop::Io);
+        let removed = permitted.and_then(|policy| self.retain(&policy, &reason, now));
+        if let Err(Stop::Io(error)) = removed {
             error!(code = "retention_failed", %error, "cannot remove epochs by the retention, trying again in an hour");
         }
     }

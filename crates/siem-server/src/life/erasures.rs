@@ -1,6 +1,7 @@
 //! Erasures that were completed, each signed by the receiver's key.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, OpenOptions},
     io::{self, Seek as _, SeekFrom, Write as _},
     path::Path,
@@ -12,8 +13,11 @@ use siem_protocol::{
     note::{self, Note, NoteSigner, SignError, VerifierKey},
 };
 
-use super::{Selector, directory, lock, private, subject};
-use crate::ledger::Range;
+use super::{Selector, directory, lock, mailbox, private, subject};
+use crate::{
+    ledger::Range,
+    store::{ReadError, read_epochs},
+};
 
 /// A completed erasure.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,4 +139,26 @@ pub fn erasures(data: &Path, keys: &[VerifierKey]) -> io::Result<Vec<ErasureView
         views.push(ErasureView { erasure, is_signed, is_in_force });
     }
     Ok(views)
+}
+
+/// Returns the ids of erasures that the epochs of the data directory `data` name, but the list does not, with the
+/// number of erased entries: the list was altered.
+///
+/// # Errors
+/// If a file cannot be read.
+pub fn unlisted_erasures(data: &Path) -> Result<BTreeMap<String, u64>, ReadError> {
+    let failed = |source| ReadError { path: directory(data), source };
+    let mut found: BTreeMap<String, u64> = BTreeMap::new();
+    for epoch in read_epochs(data)? {
+        for (id, entries) in epoch.map_err(failed)?.erasures() {
+            *found.entry(id.to_owned()).or_default() += entries;
+        }
+    }
+    // One that a receiver executes is listed before its request is removed.
+    let waiting = mailbox::waiting(data).map_err(failed)?;
+    let listed = erasures(data, &[]).map_err(failed)?.into_iter().map(|view| view.erasure.id);
+    for id in listed.chain(waiting) {
+        found.remove(&id);
+    }
+    Ok(found)
 }

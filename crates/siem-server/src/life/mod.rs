@@ -9,6 +9,8 @@
 //! DIR/life/holds.json           legal holds
 //! DIR/life/access.ndjson        who read or erased what, and why; each line names the hash of the
 //!                               one before
+//! DIR/life/access-head.json     number of its lines, and hash of the last one
+//! DIR/life/retention.json       time at which the retention of the configuration was applied last
 //! DIR/life/lock                 held for the time of a change
 //! DIR/life/removals             held while lines are removed, so that no hold is added meanwhile
 //! ```
@@ -17,12 +19,14 @@
 //! again when the store is opened.
 
 mod access_log;
+mod access_watch;
 mod engine;
 mod erasures;
 mod holds;
 mod mailbox;
 mod remains;
 mod retention;
+mod retention_clock;
 mod selector;
 mod session;
 mod subject;
@@ -32,13 +36,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-pub use access_log::{AccessAction, AccessEntry, AccessLog, AccessLogError};
+pub use access_log::{AccessAction, AccessEntry, AccessLine, AccessLog, AccessLogError};
+pub(crate) use access_watch::AccessWatch;
 pub(crate) use engine::Engine;
-pub use erasures::{ErasedEpoch, Erasure, ErasureView, erasures};
+pub use erasures::{ErasedEpoch, Erasure, ErasureView, erasures, unlisted_erasures};
 pub use holds::{Hold, Holds};
 pub use mailbox::{LifeRequest, LifeResponse, MailboxError, Mention, Reason, execute};
 pub(crate) use retention::RetainedEpochs;
 pub use retention::{Removal, RemovalCause, RetainedEpoch, RetentionPolicy, plan};
+pub(crate) use retention_clock::RetentionClock;
 pub use selector::{Selector, SelectorError};
 pub use subject::end_erasure;
 pub(crate) use subject::forget_swept;

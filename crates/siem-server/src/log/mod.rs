@@ -58,3 +58,15 @@ impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for StandardError {
         }
     }
 }
+
+/// Returns what a call logs on this thread.
+#[cfg(test)]
+pub(crate) fn log_of<T>(call: impl FnOnce() -> T) -> String {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let log = tracing_subscriber::fmt()
+        .with_ansi(false)
+        .with_writer(Mutex::new(file.reopen().unwrap()))
+        .finish();
+    tracing::subscriber::with_default(log, call);
+    std::fs::read_to_string(file.path()).unwrap()
+}

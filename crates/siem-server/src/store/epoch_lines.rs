@@ -170,6 +170,12 @@ impl EpochLines {
         merge(self.erased.get(id).into_iter().flatten())
     }
 
+    /// Ids of the erasures, and how many numbers each erased.
+    pub(crate) fn erasures(&self) -> impl Iterator<Item = (&str, u64)> {
+        let count = |ranges: &Vec<Range>| merge(ranges.iter()).iter().map(|it| it.count()).sum();
+        self.erased.iter().map(move |(id, ranges)| (id.as_str(), count(ranges)))
+    }
+
     /// Passes the lines to `show`, in the order of their positions, without those that were erased.
     pub(crate) fn each_line<E: From<io::Error>>(
         &self,

@@ -30,7 +30,7 @@ use crate::{
     batch::Batch,
     fleet::StatsQuery,
     ledger::{Ledger, Range},
-    life::{Engine, RetentionPolicy},
+    life::{AccessLog, AccessWatch, Engine, RetentionClock, RetentionPolicy},
     metrics::Durations,
     stats::Stats,
     trust::Registry,
@@ -259,18 +259,22 @@ impl RequestThread {
         let ended = ends.clone();
         let run = move || {
             let mut applied: Option<Instant> = None;
+            let mut clock = RetentionClock::new(&engine.data);
+            let mut access = AccessWatch::new(AccessLog::new(&engine.data));
             while !ended.load(Ordering::Acquire) {
                 // A store without a registry, such as one that a restoration opens, signs no erasure: the
                 // requests stay for the receiver.
+                let is_due = applied.is_none_or(|applied| applied.elapsed() >= REMOVALS);
                 if engine.registry.is_some() {
+                    access.check(is_due);
                     engine.poll();
                 }
-                if applied.is_none_or(|applied| applied.elapsed() >= REMOVALS) {
+                if is_due {
                     if engine.registry.is_some() {
                         engine.repeat_erasures();
                     }
                     if retention != RetentionPolicy::default() {
-                        engine.apply_retention(&retention);
+                        engine.apply_retention(&retention, &mut clock);
                     }
                     applied = Some(Instant::now());
                 }

@@ -43,8 +43,8 @@ pub use files::{FileStore, FileStoreOptions, OpenError};
 pub use format::{DataFormat, FormatError};
 pub(crate) use journal::{DamagedPart, copy_with_blanks, damaged_parts};
 pub use memory::MemoryStore;
-pub(crate) use read_only::ReadOnlyStore;
 pub use read_only::{ReadError, StoredLines, read_lines, read_stats};
+pub(crate) use read_only::{ReadOnlyStore, read_epochs};
 pub use release::open_lines;
 pub use storage::{Answer, EpochKey, HeldPoint, Storage, StoreError, StoredBatch, StoredLine};
 

@@ -103,9 +103,23 @@ impl RetainedEpochs for ReadOnlyStore {
     }
 
     fn lines(&self) -> io::Result<Box<dyn Iterator<Item = io::Result<EpochLines>> + '_>> {
-        let stems = epochs(&self.machines).map_err(io::Error::other)?;
-        Ok(Box::new(stems.into_iter().map(|stem| EpochLines::read(&self.machines, &stem, 0))))
+        Ok(Box::new(lines_below(&self.machines).map_err(io::Error::other)?))
     }
+}
+
+/// Returns the epochs of a data directory. Each is read when the iterator reaches it.
+pub(crate) fn read_epochs(
+    data: &Path,
+) -> Result<impl Iterator<Item = io::Result<EpochLines>>, ReadError> {
+    check_version(data)?;
+    lines_below(&data.join("machines"))
+}
+
+fn lines_below(
+    machines: &Path,
+) -> Result<impl Iterator<Item = io::Result<EpochLines>> + use<>, ReadError> {
+    let (found, machines) = (epochs(machines)?, machines.to_owned());
+    Ok(found.into_iter().map(move |stem| EpochLines::read(&machines, &stem, 0)))
 }
 
 /// Passes the stored lines on to `show`, batch by batch: those of an epoch in the order in which

@@ -132,6 +132,44 @@ async fn erasure_beside_a_receiver_leaves_the_seals_valid() {
     let actions: Vec<_> =
         log.as_array().unwrap().iter().map(|it| it["action"].as_str().unwrap()).collect();
     assert_eq!(actions, ["hold_add", "hold_remove", "erase"]);
+    // Without the list, the epochs still name the erasure.
+    std::fs::remove_file(data.path().join("life/erasures.ndjson")).unwrap();
+    let error = text(run(data.path(), &["erasures", "list"]), 1);
+    assert!(error.contains(&format!("{} (4 entries)", one["id"].as_str().unwrap())), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replaced_access_log_is_not_the_one_that_was_noted() {
+    let server = Server::with_devices(TrustLevel::Shared, Limits::default()).await;
+    let data = server.end().await;
+    let hold =
+        |reason| text(run(data.path(), &["hold", "add", "--user", "u", "--reason", reason]), 0);
+    let log = |noted: &[&str]| run(data.path(), &[&["access-log"], noted].concat());
+    hold("case 1");
+    hold("case 2");
+    let last = String::from_utf8(log(&[]).stderr).unwrap();
+    let noted = last.trim().rsplit(' ').next().unwrap();
+    assert!(noted.starts_with("2:"), "{last}");
+    hold("case 3");
+    text(log(&["--noted", noted]), 0);
+    // Without its last lines, the log does not fit to the hash that is kept beside it.
+    let files =
+        ["access.ndjson", "access-head.json"].map(|name| data.path().join("life").join(name));
+    let lines = std::fs::read_to_string(&files[0]).unwrap();
+    std::fs::write(&files[0], lines.lines().next().unwrap().to_owned() + "\n").unwrap();
+    text(log(&[]), 1);
+    // With both files replaced, only what was noted shows it.
+    files.iter().for_each(|file| std::fs::remove_file(file).unwrap());
+    hold("case 1");
+    hold("case 2");
+    text(log(&[]), 0);
+    text(log(&["--noted", noted]), 1);
+    for wrong in ["2", "0:", "2:xyz", &noted.replace("2:", "0:")] {
+        text(log(&["--noted", wrong]), 2);
+    }
+    let elsewhere = data.path().join("none");
+    text(run(&elsewhere, &["access-log"]), 2);
+    text(run(&elsewhere, &["hold", "list"]), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

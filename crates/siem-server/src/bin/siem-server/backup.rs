@@ -10,7 +10,7 @@ use siem_server::{
     life::AccessAction,
 };
 
-use crate::{Data, failure::Failure, life::log, output};
+use crate::{Data, access_log::log, failure::Failure, output};
 
 /// Copy the data directory, also while the receiver runs
 ///

@@ -39,7 +39,7 @@ impl Entries {
             wanted.as_ref().map(|wanted| format!(" of {name} {wanted}")).unwrap_or_default()
         };
         let what = format!("entries{}{}", part("machine", &self.machine), part("user", &self.user));
-        crate::life::log(&self.data.directory, AccessAction::Read, &what, &self.reason)?;
+        crate::access_log::log(&self.data.directory, AccessAction::Read, &what, &self.reason)?;
         let mut output = BufWriter::new(io::stdout().lock());
         read_lines(&self.data.directory, |lines| {
             if self.is_wanted(&lines) {

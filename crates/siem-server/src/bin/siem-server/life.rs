@@ -1,7 +1,7 @@
-//! `siem-server erase`, `erasures`, `hold`, `retention` and `access-log`.
+//! `siem-server erase`, `erasures`, `hold` and `retention`.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, SystemTime},
 };
@@ -12,13 +12,13 @@ use siem_server::{
     Clock as _, FileStore, FileStoreOptions, OpenError, SystemClock,
     config::{Inputs, load},
     life::{
-        self, AccessAction, AccessLog, Hold, Holds, LifeRequest, LifeResponse, Mention, Reason,
+        self, AccessAction, Hold, Holds, LifeRequest, LifeResponse, Mention, Reason,
         RetentionPolicy, Selector,
     },
     trust::ReceiverKeysView,
 };
 
-use crate::{Data, config::Problems, failure::Failure, output, random, who::who};
+use crate::{Data, access_log::log, config::Problems, failure::Failure, output, random, who::who};
 
 /// Time for which a command waits for the server.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -89,7 +89,7 @@ pub(crate) struct End {
     reason: String,
 }
 
-/// List the completed erasures, and verify their signatures
+/// List the completed erasures, and verify their signatures, and that the list has all
 #[derive(Args)]
 pub(crate) struct List {
     #[command(flatten)]
@@ -196,16 +196,6 @@ struct RetentionLimits {
     max_bytes: Option<u64>,
 }
 
-/// Print who read or erased what, and why, and verify the chain of the log
-#[derive(Args)]
-pub(crate) struct ShowAccessLog {
-    #[command(flatten)]
-    data: Data,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct Refused(String);
@@ -221,6 +211,10 @@ struct NoErasure(String);
 #[derive(Debug, thiserror::Error)]
 #[error("{0} of the erasures are not signed by a key of the receiver")]
 struct NotSigned(usize);
+
+#[derive(Debug, thiserror::Error)]
+#[error("the list of erasures was altered, it lacks {0}")]
+struct NotListed(String);
 
 fn selector(
     session: Option<String>,
@@ -371,6 +365,12 @@ impl List {
                 ["ERASURE", "AT", "WHO", "WHAT", "ENTRIES", "IN FORCE", "SIGNATURE", "REASON"];
             output::table(head, &rows)?;
         }
+        let unlisted = life::unlisted_erasures(&list.data.directory).map_err(Failure::failed)?;
+        if !unlisted.is_empty() {
+            let text = |(id, count)| format!("{id} ({count} {})", noun(count, "entry", "entries"));
+            let texts: Vec<_> = unlisted.into_iter().map(text).collect();
+            return Err(Failure::failed(NotListed(texts.join(", "))));
+        }
         match erasures.iter().filter(|view| !view.is_signed).count() {
             0 => Ok(()),
             count => Err(Failure::failed(NotSigned(count))),
@@ -390,10 +390,6 @@ impl HoldCommand {
             Self::List(list) => list.execute(),
         }
     }
-}
-
-pub(crate) fn log(data: &Path, action: AccessAction, what: &str, why: &str) -> Result<(), Failure> {
-    AccessLog::new(data).append(now(), &who(), action, what, why).map_err(Failure::failed)
 }
 
 impl AddHold {
@@ -427,6 +423,7 @@ impl RemoveHold {
 
 impl ListHolds {
     fn execute(self) -> Result<(), Failure> {
+        self.data.check()?;
         let holds = Holds::read(&self.data.directory).map_err(Failure::failed)?;
         if self.json {
             return output::json(&holds.list());
@@ -499,27 +496,4 @@ fn print_removals(removals: &[life::Removal], json: bool) -> Result<(), Failure>
     };
     let rows: Vec<_> = removals.iter().map(row).collect();
     output::table(["MACHINE", "EPOCH", "LAST BATCH", "BYTES", "LIMIT"], &rows)
-}
-
-impl ShowAccessLog {
-    pub(crate) fn execute(self) -> Result<(), Failure> {
-        let entries = AccessLog::new(&self.data.directory).verify().map_err(Failure::failed)?;
-        if self.json {
-            return output::json(&entries);
-        }
-        let action = |action: AccessAction| match action {
-            AccessAction::Read => "read",
-            AccessAction::Erase => "erase",
-            AccessAction::EraseEnd => "erase end",
-            AccessAction::Backup => "backup",
-            AccessAction::Retention => "retention",
-            AccessAction::HoldAdd => "hold add",
-            AccessAction::HoldRemove => "hold remove",
-        };
-        let rows: Vec<_> = entries
-            .into_iter()
-            .map(|it| [it.at, it.who, action(it.action).to_owned(), it.what, it.why])
-            .collect();
-        output::table(["AT", "WHO", "ACTION", "WHAT", "WHY"], &rows)
-    }
 }

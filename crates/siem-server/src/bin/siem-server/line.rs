@@ -73,7 +73,7 @@ impl Line {
         self.data.continue_as_owner()?;
         // What cannot be logged is not read.
         let what = format!("line at {} of generation {}", self.offset, self.generation);
-        crate::life::log(directory, AccessAction::Read, &what, &self.reason)?;
+        crate::access_log::log(directory, AccessAction::Read, &what, &self.reason)?;
         let found = self.find(&directory.join("machines")).map_err(Failure::failed)?;
         if found.has_altered {
             eprintln!(

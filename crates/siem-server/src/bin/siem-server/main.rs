@@ -1,6 +1,7 @@
 //! A receiver, and its administration: its configuration and keys, the devices that it knows, its tokens, and
 //! views of what it holds.
 
+mod access_log;
 mod as_owner;
 mod backup;
 mod config;
@@ -79,7 +80,7 @@ enum Command {
     /// Remove epochs by age and size, and keep their ledgers
     #[command(subcommand)]
     Retention(life::Retention),
-    AccessLog(life::ShowAccessLog),
+    AccessLog(access_log::ShowAccessLog),
 }
 
 /// Data directory, of every command.

@@ -1,14 +1,7 @@
 //! Removal of epochs and of the oldest entries.
 
 use super::*;
-
-/// What is logged by a call.
-fn log_of<T>(call: impl FnOnce() -> T) -> String {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    let log = tracing_subscriber::fmt().with_writer(Mutex::new(file.reopen().unwrap())).finish();
-    tracing::subscriber::with_default(log, call);
-    fs::read_to_string(file.path()).unwrap()
-}
+use crate::log::log_of;
 
 /// What the retention would remove.
 fn plan(root: &TempDir, policy: &RetentionPolicy) -> LifeResponse {
