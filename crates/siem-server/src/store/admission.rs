@@ -133,12 +133,13 @@ fn facts(
         shared_allowed: registry.is_some_and(|registry| registry.is_shared_allowed(machine)),
         ratcheted,
         seal,
-        epoch: epoch_state(catalog, batch, key, same, own_device),
+        epoch: epoch_state(catalog, registry, batch, key, same, own_device),
     }
 }
 
 fn epoch_state(
     catalog: &Catalog,
+    registry: Option<&Registry>,
     batch: &Batch,
     key: &Key,
     same: impl Fn(&DeviceKey) -> bool,
@@ -149,6 +150,7 @@ fn epoch_state(
     match epoch.owner {
         Some(owner) if same(&owner) => EpochState::Own,
         Some(_) if batch.header.redelivery && own_device && of_user => EpochState::ForeignLetters,
+        Some(owner) if is_unconfirmed(registry, &owner, batch) => EpochState::ForeignUnconfirmed,
         Some(_) => EpochState::Foreign,
         None => EpochState::Keyless(match batch.covers() {
             Some(_) if !of_user => Reach::OfOther,
@@ -162,6 +164,17 @@ fn epoch_state(
             _ => Reach::Below,
         }),
     }
+}
+
+/// Reports whether a device was never confirmed for the machine and user of a batch.
+fn is_unconfirmed(registry: Option<&Registry>, owner: &DeviceKey, batch: &Batch) -> bool {
+    let (machine, user) = (&batch.header.machine_id, &batch.header.user);
+    registry.is_some_and(|registry| {
+        // One that is unknown was evicted, which happens to unconfirmed ones only.
+        registry.device(owner).is_none_or(|device| {
+            device.confirmed_by.is_none() || device.machine != *machine || device.user != *user
+        })
+    })
 }
 
 /// Creates the event for an alarm.

@@ -307,7 +307,7 @@ impl Writer {
             reply(responder, Ok(StoredBatch { receipt: planned.receipt, point }));
             return None;
         }
-        if let Some(error) = self.find_clone(&batch, admission, &planned.note) {
+        if let Some(error) = self.find_clone(&batch, &key, admission, &planned.note) {
             reply(responder, Err(error));
             return None;
         }

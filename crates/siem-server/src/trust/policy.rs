@@ -9,6 +9,7 @@
 //! | by a revoked or copied key | any | refused as `device-revoked` or `device-cloned` |
 //! | by its owner | owned | stored; at level `enrolled` only if the key is confirmed |
 //! | none, or by another key | owned | refused as `epoch-owned`, event `impersonation` |
+//! | by a confirmed key | owned by a device that is not confirmed for the machine and user | refused as `conflict`: the agent starts a new epoch |
 //! | none, and `allow-shared` was given | owned | refused as `conflict`: the agent starts a new epoch |
 //! | none, and a key was confirmed | keyless or unknown | refused as `impersonation`, with its event |
 //! | none, level `enrolled` | keyless or unknown | refused as `not-enrolled` |
@@ -91,8 +92,11 @@ pub enum EpochState {
     Keyless(Reach),
     /// The lineage of the device that sealed the batch owns it.
     Own,
-    /// Another device owns it.
+    /// Another device owns it, with a key that is or was confirmed for the machine and user.
     Foreign,
+    /// Another device owns it, with a key that is not: anyone who saw the first batch of the epoch on
+    /// its way may have begun it.
+    ForeignUnconfirmed,
     /// Another device of the machine and user owns it, and the batch brings dead letters.
     ForeignLetters,
 }
@@ -218,12 +222,13 @@ pub fn decide(facts: &Facts) -> Decision {
 
 fn decide_keyless(facts: &Facts) -> Decision {
     match facts.epoch {
-        EpochState::Own | EpochState::Foreign | EpochState::ForeignLetters => {
-            match facts.shared_allowed {
-                true => Decision::refuse(Denial::Renumber),
-                false => Decision::repel(Denial::EpochOwned),
-            }
-        }
+        EpochState::Own
+        | EpochState::Foreign
+        | EpochState::ForeignUnconfirmed
+        | EpochState::ForeignLetters => match facts.shared_allowed {
+            true => Decision::refuse(Denial::Renumber),
+            false => Decision::repel(Denial::EpochOwned),
+        },
         EpochState::Unknown | EpochState::Keyless(_) => {
             if facts.ratcheted && !facts.shared_allowed {
                 Decision::repel(Denial::Impersonation)
@@ -243,7 +248,9 @@ fn decide_sealed(facts: &Facts, sealer: Sealer, confirmed: bool) -> Decision {
     let alarm = (sealer.is_second && !confirmed).then_some(Alarm::SecondKey);
     let denied = !confirmed && facts.requires_confirmed();
     match facts.epoch {
-        EpochState::Foreign => Decision::repel(Denial::EpochOwned),
+        // Otherwise the machine would be silent for good, although it is known which key is real.
+        EpochState::ForeignUnconfirmed if confirmed => Decision::refuse(Denial::Renumber),
+        EpochState::Foreign | EpochState::ForeignUnconfirmed => Decision::repel(Denial::EpochOwned),
         // Once a key is confirmed, the epochs of its machine are no longer keyless: continuity
         // proves nothing about an older one.
         EpochState::Keyless(Reach::Head) if !confirmed && !facts.ratcheted => {

@@ -298,3 +298,37 @@ fn repeated_batch_of_an_earlier_run_is_no_clone() {
     }
     assert_eq!(receiver.events().clone, 0);
 }
+
+/// Someone on the way can hold back the batches of two runs of the agent, and let them pass by turns,
+/// each one longer than the one before. The device lost its key that way.
+#[test]
+fn held_back_batches_of_an_earlier_run_are_no_clone() {
+    let device = TestDevice::new(1);
+    let mut receiver = Receiver::new(TrustLevel::FirstUse);
+    receiver.confirm(&device);
+    for last in 1..9 {
+        let instance = if last % 2 == 0 { "new" } else { "old" };
+        let text = BatchText::new(1, last).with(|header| header.instance = Some(instance.into()));
+        receiver.take(&text.seal(&device)).unwrap();
+    }
+    assert_eq!((receiver.events().clone, receiver.machine().entries), (0, 8));
+}
+
+/// Anyone with a token who sees the first batch of an epoch on its way can begin the epoch before its
+/// device does. The device was silent for good then, also once an operator had approved it.
+#[test]
+fn epoch_begun_by_a_stranger_makes_a_confirmed_device_renumber() {
+    let (stranger, device) = (TestDevice::new(1), TestDevice::new(2));
+    let mut receiver = Receiver::new(TrustLevel::FirstUse);
+    receiver.enroll(&stranger);
+    let key = receiver.enroll(&device);
+    receiver.take(&BatchText::new(1, 2).seal(&stranger)).unwrap();
+    let first = || BatchText::new(1, 3).seal(&device);
+    assert_eq!(denied(receiver.take(&first())), Denial::EpochOwned);
+    receiver.registry.confirm(&key, Confirmation::Operator).unwrap();
+    assert_eq!(conflict(receiver.take(&first())), 3);
+    receiver.take(&of("epoch-2", 1, 3).seal(&device)).unwrap();
+    let machine = receiver.machine();
+    assert_eq!((machine.entries, machine.unconfirmed[0].entries), (3, 2));
+    assert_eq!(denied(receiver.take(&BatchText::new(3, 3))), Denial::EpochOwned);
+}

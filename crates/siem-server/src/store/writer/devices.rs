@@ -84,6 +84,7 @@ impl Writer {
     pub(super) fn find_clone(
         &self,
         batch: &Batch,
+        key: &Key,
         admission: &Admission,
         note: &Note,
     ) -> Option<StoreError> {
@@ -96,7 +97,11 @@ impl Writer {
         let detail = match successor {
             Some(successor) => format!("the key was replaced by `{successor}`, which is in use"),
             None => {
-                let instance = batch.header.instance.as_ref()?;
+                // A run of the agent continues after what it got a receipt for. A batch that overlaps
+                // with what is held may be one of an earlier run that someone on the way held back.
+                let (first, _) = batch.covers()?;
+                let next = self.catalog.epoch(key).map_or(1, |epoch| epoch.next_seq);
+                let instance = batch.header.instance.as_ref().filter(|_| first >= next)?;
                 let found = registry.observe_instance(&owner.key, instance)?;
                 format!("instances `{}` and `{}`", found.instances[0], found.instances[1])
             }

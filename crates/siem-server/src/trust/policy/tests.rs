@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 const LEVELS: [TrustLevel; 3] = [TrustLevel::Shared, TrustLevel::FirstUse, TrustLevel::Enrolled];
-const EPOCHS: [EpochState; 8] = [
+const EPOCHS: [EpochState; 9] = [
     EpochState::Unknown,
     EpochState::Keyless(Reach::Below),
     EpochState::Keyless(Reach::Head),
@@ -11,6 +11,7 @@ const EPOCHS: [EpochState; 8] = [
     EpochState::Keyless(Reach::OfOther),
     EpochState::Own,
     EpochState::Foreign,
+    EpochState::ForeignUnconfirmed,
     EpochState::ForeignLetters,
 ];
 
@@ -73,6 +74,13 @@ fn decisions_are_those_of_the_specification() {
         (facts(L::Shared, none, E::Foreign), Decision::repel(Denial::EpochOwned)),
         (facts(L::Enrolled, none, E::Foreign), Decision::repel(Denial::EpochOwned)),
         (facts(L::FirstUse, confirmed, E::Foreign), Decision::repel(Denial::EpochOwned)),
+        (facts(L::Shared, none, E::ForeignUnconfirmed), Decision::repel(Denial::EpochOwned)),
+        (
+            facts(L::FirstUse, unconfirmed, E::ForeignUnconfirmed),
+            Decision::repel(Denial::EpochOwned),
+        ),
+        (facts(L::FirstUse, confirmed, E::ForeignUnconfirmed), Decision::refuse(Denial::Renumber)),
+        (facts(L::Enrolled, confirmed, E::ForeignUnconfirmed), Decision::refuse(Denial::Renumber)),
         // Continuity.
         (facts(L::Shared, unconfirmed, head), confirming),
         (facts(L::FirstUse, unconfirmed, head), confirming),
@@ -139,14 +147,12 @@ fn decisions_are_those_of_the_specification() {
 #[test]
 fn keyless_batch_never_enters_an_owned_epoch() {
     for facts in all() {
-        let owned = matches!(
-            facts.epoch,
-            EpochState::Own | EpochState::Foreign | EpochState::ForeignLetters
-        );
+        let foreign = matches!(facts.epoch, EpochState::Foreign | EpochState::ForeignUnconfirmed);
+        let owned = foreign || matches!(facts.epoch, EpochState::Own | EpochState::ForeignLetters);
         if owned && facts.seal == SealState::None {
             assert!(!stores(decide(&facts)), "{facts:?}");
         }
-        if facts.epoch == EpochState::Foreign || facts.seal == SealState::Invalid {
+        if foreign || facts.seal == SealState::Invalid {
             assert!(!stores(decide(&facts)), "{facts:?}");
         }
     }
