@@ -95,23 +95,30 @@ fn enroll_device(
     })?;
     let device = &enrolled.device;
     if enrolled.forked {
-        registry.record(fork_event(&enroll, peer));
+        let previous = enroll.previous.as_ref().map(DeviceKey::from);
+        let detail = previous.map(|previous| format!("the key `{previous}` was replaced before"));
+        registry.record(enrollment_event(EventKind::Clone, &enroll, peer, detail));
+    }
+    if let Some(besides) = enrolled.besides {
+        let detail = format!("a token has confirmed it besides the key `{besides}`");
+        registry.record(enrollment_event(EventKind::SecondKey, &enroll, peer, Some(detail)));
     }
     info!(key = %device.key, machine = device.machine, user = device.user, state = %device.state, "enrolled a device");
     Ok(EnrollAnswer { device: enrolled.statement, keys: enrolled.keys })
 }
 
-/// Event about two devices that both replace one key.
-fn fork_event(enroll: &Enroll, peer: Option<IpAddr>) -> Event {
+fn enrollment_event(
+    kind: EventKind,
+    enroll: &Enroll,
+    peer: Option<IpAddr>,
+    detail: Option<String>,
+) -> Event {
     Event {
         peer,
         user: enroll.user.clone(),
         host: enroll.host.clone(),
         device: Some(DeviceKey::from(&enroll.key)),
-        detail: enroll
-            .previous
-            .as_ref()
-            .map(|previous| format!("the key `{}` was replaced before", DeviceKey::from(previous))),
-        ..Event::new(EventKind::Clone, &enroll.machine)
+        detail,
+        ..Event::new(kind, &enroll.machine)
     }
 }

@@ -10,7 +10,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 pub use key::{DEVICE_KEY_NAME, DeviceKey, InvalidDeviceKey};
 pub(super) use line::{DeviceLine, Enrolled};
 use serde::{Deserialize, Serialize};
-use siem_protocol::statement::{Confirmation, DeviceState, Enroll, TrustLevel};
+use siem_protocol::{
+    note::VerifierKey,
+    statement::{Confirmation, DeviceState, Enroll, TrustLevel},
+};
 
 use super::journal::Fold;
 use crate::batch::MAX_NAME;
@@ -410,6 +413,18 @@ impl Devices {
         }
         let forked = before.is_some_and(|before| before.next.is_some() || before.cloned);
         Ok(EnrollDecision { line: Some(DeviceLine::Enroll(enrolled)), forked })
+    }
+
+    /// Returns a confirmed key of the machine and user of an enrollment that belongs to another device.
+    pub(super) fn confirmed_besides(&self, enroll: &Enroll) -> Option<DeviceKey> {
+        let root =
+            |key: &VerifierKey| self.devices.get(&DeviceKey::from(key)).map(|device| device.root);
+        let own = root(&enroll.key).or_else(|| root(enroll.previous.as_ref()?));
+        let is_other = |device: &Device| {
+            device.confirmed_by.is_some() && !device.revoked && Some(device.root) != own
+        };
+        let mut keys = self.pair(&enroll.machine, &enroll.user)?.keys.iter().copied();
+        keys.find(|key| self.devices.get(key).is_some_and(is_other))
     }
 
     /// Decides a confirmation.

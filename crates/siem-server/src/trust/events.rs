@@ -40,7 +40,8 @@ const KEPT: usize = 256;
 pub enum EventKind {
     /// A batch without the right key for an epoch, or for a machine and user that has a key.
     Impersonation,
-    /// The first batch of an unconfirmed key, of a machine and user that has another one.
+    /// The first batch of an unconfirmed key, of a machine and user that has another one; or a second
+    /// key that a token confirms.
     SecondKey,
     /// A batch without a key that does not continue its epoch.
     ChainMismatch,
@@ -145,7 +146,8 @@ impl Event {
 pub struct EventCounts {
     /// Batches without the right key.
     pub impersonation: u64,
-    /// Unconfirmed keys of a machine and user that has another one.
+    /// Keys of a machine and user that has another one: unconfirmed ones, and those that a token
+    /// confirmed.
     pub second_key: u64,
     /// Batches without a key that do not continue their epoch.
     pub chain_mismatch: u64,

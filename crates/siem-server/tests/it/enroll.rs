@@ -93,6 +93,34 @@ async fn machine_bound_token_enrolls_its_machine_only() {
     assert_eq!(server.registry().devices().len(), 1);
 }
 
+/// The token may have been read on the way, or by another user of the machine.
+#[tokio::test]
+async fn token_that_confirms_a_second_key_is_an_event() {
+    let server = TrustServer::start(TrustLevel::Enrolled).await;
+    let token = server.token(enroll_token(false, Some("m-1")));
+    let enroll =
+        |body: String| server.post_enroll(&token, body).header(header::MACHINE_ID, "m-1").send();
+    let mut other_user = enrollment(4);
+    other_user.user = "v".into();
+    for (body, second_key) in [
+        (signed(&enrollment(1), &[1]), 0),
+        (signed(&enrollment(1), &[1]), 0),
+        (signed(&other_user, &[4]), 0),
+        (signed(&rotation(2, 1), &[2, 1]), 0),
+        (signed(&enrollment(3), &[3]), 1),
+        (signed(&enrollment(3), &[3]), 1),
+    ] {
+        assert_eq!(enroll(body).await.unwrap().status(), 200);
+        let counts = EventCounts { second_key, ..EventCounts::default() };
+        assert_eq!(server.registry().event_counts(), counts);
+    }
+    // Without a confirmation the first batch is the event.
+    server.enroll_with_fleet_token(&enrollment(5)).await;
+    assert_eq!(server.registry().event_counts().second_key, 1);
+    let events = std::fs::read_to_string(server.data().join("trust/events.ndjson")).unwrap();
+    assert!(events.contains("127.0.0.1"), "{events}");
+}
+
 #[tokio::test]
 async fn rotated_key_continues_the_confirmed_one() {
     let server = TrustServer::start(TrustLevel::Enrolled).await;

@@ -38,6 +38,8 @@ pub struct Enrollment {
     /// True if the previous key of the device was already replaced or is cloned: two agents hold
     /// it, and the new key does not continue it.
     pub forked: bool,
+    /// Confirmed key of another device of the machine and user, if the token has confirmed this one.
+    pub besides: Option<DeviceKey>,
 }
 
 /// Keys that were evicted in the current hour.
@@ -92,17 +94,19 @@ impl Registry {
             self.devices.read(decide)?;
             self.use_token(token, key)?;
         }
-        let (forked, evicted) = self.devices.transact(Durability::Synced, |devices| {
+        let (forked, besides, evicted) = self.devices.transact(Durability::Synced, |devices| {
             let EnrollDecision { line, forked } = decide(devices)?;
+            let is_confirmed = confirms && line.is_some();
+            let besides = is_confirmed.then(|| devices.confirmed_besides(enroll)).flatten();
             let evicted = matches!(&line, Some(DeviceLine::Enroll(it)) if it.evicts.is_some());
-            Ok::<_, EnrollError>((line, (forked, evicted)))
+            Ok::<_, EnrollError>((line, (forked, besides, evicted)))
         })?;
         if evicted {
             lock(&self.evictions).number += 1;
         }
         let device = self.device(&key).ok_or(EnrollRefusal::Revoked)?;
         let statement = self.statement(&receiver, &enroll.key, &device)?;
-        Ok(Enrollment { device, statement, keys: receiver.answer.clone(), forked })
+        Ok(Enrollment { device, statement, keys: receiver.answer.clone(), forked, besides })
     }
 
     fn statement(

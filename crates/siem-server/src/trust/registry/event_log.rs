@@ -81,7 +81,7 @@ fn log(line: &EventLine) {
         EventKind::SecondKey => {
             warn!(
                 code = "second_key",
-                line, "an unconfirmed device key sends for a machine and user that have a key"
+                line, "another device key appeared for a machine and user that have one"
             );
         }
         EventKind::ChainMismatch => {
