@@ -126,7 +126,11 @@ impl Pins {
             && self.configured != configured
         {
             let before = std::mem::replace(&mut self.keys, configured.to_vec());
-            self.retire(before);
+            let is_current_kept = before.first().is_none_or(|current| configured.contains(current));
+            // A current key that stays vouches for the one that it has announced.
+            let dropped =
+                before.into_iter().filter(|key| !is_current_kept || self.configured.contains(key));
+            self.retire(dropped.collect());
             self.retired.retain(|key| !configured.contains(key));
             self.receiver = Some(first.name().to_owned());
             self.trust.device_key = None;
@@ -199,7 +203,11 @@ impl Pins {
     /// [`PinsError`]: the caller holds delivery.
     pub fn load(state_dir: &Path, sink: &str, endpoint: &str) -> Result<Option<Self>, PinsError> {
         let mut receivers = read(state_dir)?.receivers.into_iter();
-        Ok(receivers.find(|pins| pins.is_of(sink, endpoint)))
+        let found = receivers.find(|pins| pins.is_of(sink, endpoint));
+        Ok(found.map(|mut pins| {
+            endpoint.clone_into(&mut pins.trust.endpoint);
+            pins
+        }))
     }
 
     /// Stores the pins, so that a power cut cannot undo that.
@@ -218,7 +226,9 @@ impl Pins {
     }
 
     fn is_of(&self, sink: &str, endpoint: &str) -> bool {
-        self.sink == sink && self.trust.endpoint == endpoint
+        // Requests are the same with and without a slash at the end of the endpoint.
+        let without_slash = |url: &str| url.trim_end_matches('/').to_owned();
+        self.sink == sink && without_slash(&self.trust.endpoint) == without_slash(endpoint)
     }
 }
 
@@ -285,6 +295,21 @@ mod tests {
         assert_eq!(stored_trust(dir.path()), [second.trust, first.trust]);
     }
 
+    /// An agent that pinned the key at one of them trusted anyone at the other.
+    #[test]
+    fn endpoint_with_and_without_a_slash_has_one_pin() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut pins = Pins::new("siem", "https://a/path");
+        pins.replace_keys("siem.test", vec![key(1)], false);
+        pins.save(dir.path()).unwrap();
+        let load = |endpoint| Pins::load(dir.path(), "siem", endpoint).unwrap();
+        let found = load("https://a/path/").unwrap();
+        assert_eq!((&found.keys, &*found.trust.endpoint), (&pins.keys, "https://a/path/"));
+        found.save(dir.path()).unwrap();
+        assert_eq!(stored_trust(dir.path()), [found.trust]);
+        assert_eq!(load("https://a/"), None);
+    }
+
     #[test]
     fn damaged_file_is_an_error_and_is_not_replaced() {
         let dir = tempfile::tempdir().unwrap();
@@ -312,6 +337,25 @@ mod tests {
         let pins = pins.with_configured(&[key(2)]);
         assert_eq!(pins.keys, [key(3)]);
         assert_eq!(pins.with_configured(&[key(4)]).keys, [key(4)]);
+    }
+
+    /// The key after it had counted as replaced, and every list that named it as an old one: an agent
+    /// held its entries for ever after the administrator had removed a key that was replaced.
+    #[test]
+    fn announced_key_counts_when_an_old_one_is_unconfigured() {
+        let pinned = |keys: &[u8]| {
+            let mut pins = Pins::new("siem", "https://a/");
+            pins.replace_keys("siem.test", keys.iter().copied().map(key).collect(), false);
+            pins
+        };
+        assert_eq!(pinned(&[1, 2]).with_configured(&[key(1)]).retired, []);
+        let mut pins = pinned(&[1, 2]).with_configured(&[key(1), key(2)]);
+        pins.replace_keys("siem.test", vec![key(2), key(3)], false);
+        assert_eq!(pins.with_configured(&[key(2)]).retired, [key(1)]);
+        // The administrator took it out, or no longer trusts the key that announced it.
+        let pins = pinned(&[1]).with_configured(&[key(1), key(2)]);
+        assert_eq!(pins.with_configured(&[key(1)]).retired, [key(2)]);
+        assert_eq!(pinned(&[1, 2]).with_configured(&[key(4)]).retired, [key(1), key(2)]);
     }
 
     #[test]
