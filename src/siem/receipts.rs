@@ -2,7 +2,8 @@
 //!
 //! | status | statement | entries | belief |
 //! | --- | --- | --- | --- |
-//! | 2xx | valid receipt | any | [`Belief::Stored`] |
+//! | 2xx | valid receipt that names the batch's seal | any | [`Belief::Stored`] |
+//! | 2xx | valid receipt, and a valid verdict that the batch is stored | any | [`Belief::Stored`] |
 //! | 2xx | none, or another | any | [`Belief::Untrusted`] |
 //! | 408, 425, 429, 5xx | any | any | [`Belief::Later`] |
 //! | other | valid verdict 409 | any | [`Belief::Conflict`] |
@@ -41,6 +42,9 @@ pub struct Subject<'a> {
     /// Point that a receipt must name: the end of the batch, or for a redelivery the sealed point.
     /// Without one no receipt is valid.
     pub point: Option<ChainPoint>,
+    /// Digest of the batch's seal. A receipt that names another one was given to another sender, or
+    /// for an earlier batch.
+    pub seal: Option<Digest>,
     /// Body of the request as sent.
     pub body: &'a [u8],
     /// Number of entries in the batch.
@@ -109,7 +113,7 @@ impl Belief {
     #[must_use]
     pub fn of(status: u16, body: &[u8], subject: &Subject<'_>) -> Self {
         match status {
-            200..=299 => match check_receipt(receipt_note(body).as_deref(), subject) {
+            200..=299 => match check_receipt(body, subject) {
                 Ok(receipt) => Self::Stored { receipt },
                 Err(problem) => Self::Untrusted(problem),
             },
@@ -146,21 +150,31 @@ impl Belief {
     }
 }
 
-fn receipt_note(body: &[u8]) -> Option<String> {
-    serde_json::from_slice::<Receipt>(body).ok()?.receipt
-}
-
 /// Returns the note of a receipt for the subject.
-fn check_receipt(note: Option<&str>, subject: &Subject<'_>) -> Result<String, UntrustedAnswer> {
-    let note = note.ok_or(UntrustedAnswer::Unsigned)?;
-    let receipt: StoredReceipt = open(note, subject.keys)?;
+///
+/// The chain is the same if the lines count as dead letters, so that another sender who begins the
+/// epoch without them gets such a receipt, too. Only the device can make its seal, and the receiver
+/// compares a seal with the lines that came. If the receipt names another seal, as after a restart in
+/// the middle of a delivery, the receiver says besides that the batch is stored.
+fn check_receipt(body: &[u8], subject: &Subject<'_>) -> Result<String, UntrustedAnswer> {
+    let Receipt { receipt, verdict, .. } =
+        serde_json::from_slice(body).map_err(|_| UntrustedAnswer::Unsigned)?;
+    let note = receipt.ok_or(UntrustedAnswer::Unsigned)?;
+    let receipt: StoredReceipt = open(&note, subject.keys)?;
     let point = ChainPoint { seq: receipt.last_seq, hash: receipt.chain };
     let is_ours = receipt.receiver == subject.receiver
         && receipt.machine == subject.machine
         && receipt.user == subject.user
         && receipt.epoch == subject.epoch
         && Some(point) == subject.point;
-    if is_ours { Ok(note.to_owned()) } else { Err(UntrustedAnswer::OtherSubject) }
+    if !is_ours {
+        return Err(UntrustedAnswer::OtherSubject);
+    }
+    let is_of_batch = receipt.seal.is_some() && receipt.seal == subject.seal;
+    if !is_of_batch {
+        check_stored(&verdict.ok_or(UntrustedAnswer::OtherSubject)?, subject)?;
+    }
+    Ok(note)
 }
 
 /// Checks that the receiver holds every entry of a redelivery. Its receipt does not say so: it is the
@@ -171,7 +185,12 @@ fn check_receipt(note: Option<&str>, subject: &Subject<'_>) -> Result<String, Un
 pub fn check_redelivery(body: &[u8], subject: &Subject<'_>) -> Result<(), UntrustedAnswer> {
     let receipt: Option<Receipt> = serde_json::from_slice(body).ok();
     let note = receipt.and_then(|receipt| receipt.verdict).ok_or(UntrustedAnswer::Unsigned)?;
-    let verdict = check_verdict(&note, subject)?;
+    check_stored(&note, subject)
+}
+
+/// Checks a verdict that every entry of the batch is stored.
+fn check_stored(note: &str, subject: &Subject<'_>) -> Result<(), UntrustedAnswer> {
+    let verdict = check_verdict(note, subject)?;
     let is_stored = (verdict.status, &*verdict.kind) == (200, names::verdict::STORED);
     if is_stored { Ok(()) } else { Err(UntrustedAnswer::OtherSubject) }
 }
@@ -217,7 +236,7 @@ pub fn describe(problem: UntrustedAnswer) -> &'static str {
         UntrustedAnswer::WrongKey => "is signed by a key that is not pinned",
         UntrustedAnswer::WrongSignature => "has a wrong signature",
         UntrustedAnswer::OtherSubject => {
-            "is about another receiver, machine, epoch, chain or request"
+            "is about another receiver, machine, epoch, chain, seal or request"
         }
     }
 }

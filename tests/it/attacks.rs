@@ -267,6 +267,21 @@ fn batch_that_was_changed_on_the_way_is_refused() {
     machine_is_undisturbed(&receiver, 7);
 }
 
+/// A receiver that gets too many keys refuses others for a while. It knows no seal of such a device, and
+/// says that each batch is stored.
+#[test]
+fn device_that_cannot_enroll_delivers_nevertheless() {
+    let (home, receiver) = (Home::new(), Receiver::at_level("first-use"));
+    let middle = Middle::to(&receiver.url());
+    middle.rule(|exchange| {
+        exchange.target.starts_with("POST /enroll").then(|| Reply::new(429, "{}"))
+    });
+    line(&home, 1);
+    ship(&home, &middle.url());
+    assert_eq!(state(&home, &middle.url()), "not_enrolled");
+    assert_eq!(entries::lines(&receiver.entries()).len(), 1);
+}
+
 /// Before a key is pinned the agent believes that a receiver has none; afterwards it does not.
 #[test]
 fn pinned_receiver_is_not_replaced_by_one_without_a_key() {

@@ -139,6 +139,19 @@ impl ForgedBatch {
         self
     }
 
+    /// The batch without its seal and its lines, which all count as dead letters. The chain is the
+    /// same.
+    pub(crate) fn without_lines(mut self) -> Self {
+        let seqs = self.header.first_seq.unwrap()..;
+        let dead = |(seq, line): (u64, String)| DeadLettered {
+            seq,
+            line_sha256: Digest::of(line.as_bytes()),
+        };
+        self.header.dead_lettered = seqs.zip(self.lines.drain(..)).map(dead).collect();
+        (self.header.count, self.header.seal) = (0, None);
+        self
+    }
+
     /// The batch with a forged first line under its header.
     pub(crate) fn with_forged_line(mut self) -> Self {
         self.lines[0] = forged_line(self.header.first_seq.unwrap());

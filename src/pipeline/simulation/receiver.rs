@@ -202,6 +202,7 @@ impl SimulatedSink {
             user: USER,
             epoch: &header.epoch,
             point: Some(point),
+            seal: header.seal.as_deref().map(digest),
             body: &body,
             entries: header.count,
         };

@@ -20,6 +20,10 @@ fn point() -> ChainPoint {
     ChainPoint { seq: 10, hash: Digest::of(b"chain") }
 }
 
+fn seal() -> Digest {
+    Digest::of(b"seal")
+}
+
 fn subject(keys: &[VerifierKey], entries: u64) -> Subject<'_> {
     Subject {
         receiver: "siem.test",
@@ -28,6 +32,7 @@ fn subject(keys: &[VerifierKey], entries: u64) -> Subject<'_> {
         user: "u",
         epoch: "e",
         point: Some(point()),
+        seal: Some(seal()),
         body: BODY,
         entries,
     }
@@ -41,7 +46,7 @@ fn receipt() -> StoredReceipt {
         epoch: "e".into(),
         last_seq: 10,
         chain: point().hash,
-        seal: None,
+        seal: Some(seal()),
         received_at: "2026-11-21T20:00:00Z".into(),
         durability: Durability::Synced,
     }
@@ -242,6 +247,36 @@ fn text() -> impl Strategy<Value = String> {
     prop_oneof![3 => Just(String::new()), 1 => "[a-z]{1,3}"]
 }
 
+/// The chain of a batch is the same if its lines count as dead letters, so a receipt for it says
+/// nothing about the lines: anyone with the secrets of the fleet could get one.
+#[test]
+fn receipt_with_another_seal_needs_a_verdict() {
+    for seal in [None, Some(Digest::of(b"of another sender"))] {
+        let note = signed(&StoredReceipt { seal, ..receipt() }, 1);
+        let believed = |verdict: Option<String>| {
+            let answer = Receipt { receipt: Some(note.clone()), verdict, ..Receipt::default() };
+            believed(200, &serde_json::to_string(&answer).unwrap(), 3)
+        };
+        let stored = || verdict(200, names::verdict::STORED);
+        let of_other = Verdict { body: Digest::of(b"another body"), ..stored() };
+        for (verdict, problem) in [
+            (None, UntrustedAnswer::OtherSubject),
+            (Some(signed(&of_other, 1)), UntrustedAnswer::OtherSubject),
+            (Some(signed(&verdict(200, problem::CONFLICT), 1)), UntrustedAnswer::OtherSubject),
+            (Some(signed(&stored(), 3)), UntrustedAnswer::WrongKey),
+        ] {
+            assert_eq!(believed(verdict), Belief::Untrusted(problem));
+        }
+        assert_eq!(believed(Some(signed(&stored(), 2))), Belief::Stored { receipt: note.clone() });
+    }
+    let unsealed = Subject { seal: None, ..subject(&[], 3) };
+    let keys = pinned();
+    let subject = Subject { keys: &keys, ..unsealed };
+    let note = signed(&StoredReceipt { seal: None, ..receipt() }, 1);
+    let belief = Belief::of(200, ok(Some(note)).as_bytes(), &subject);
+    assert_eq!(belief, Belief::Untrusted(UntrustedAnswer::OtherSubject));
+}
+
 proptest! {
     /// A statement is made from the expected one by random changes. It makes the agent give
     /// something up only if none was made.
@@ -253,6 +288,7 @@ proptest! {
         (machine, user, epoch, receiver) in (text(), text(), text(), text()),
         seq in prop_oneof![3 => Just(10_u64), 1 => 0..20_u64],
         chain in prop_oneof![3 => Just(b"chain".to_vec()), 1 => any::<Vec<u8>>()],
+        is_own_seal in prop::bool::weighted(0.75),
         body in prop_oneof![3 => Just(BODY.to_vec()), 1 => any::<Vec<u8>>()],
         cut in prop_oneof![3 => Just(usize::MAX), 1 => 0..400_usize],
         is_swapped in any::<bool>(),
@@ -266,6 +302,7 @@ proptest! {
             epoch: changed("e", &epoch),
             last_seq: seq,
             chain: Digest::of(&chain),
+            seal: is_own_seal.then(seal),
             ..receipt()
         };
         let kind = if verdict_status == 403 { problem::DEVICE_REVOKED } else { problem::CONFLICT };
@@ -293,7 +330,8 @@ proptest! {
         let belief = believed(status, &response.to_string(), entries);
         let unchanged = [&machine, &epoch, &receiver].iter().all(|it| it.is_empty())
             && seed <= 2 && !is_swapped && !is_cut;
-        let is_receipt = unchanged && user.is_empty() && seq == 10 && chain == b"chain";
+        let is_receipt =
+            unchanged && user.is_empty() && seq == 10 && chain == b"chain" && is_own_seal;
         let is_verdict = unchanged && body == BODY;
         match &belief {
             Belief::Stored { .. } => prop_assert!(is_receipt && (200..300).contains(&status)),

@@ -13,7 +13,9 @@ use ai_agent_stage::{Acknowledged, BuildError, Context};
 use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use siem_protocol::{BatchHeader, ChainPoint, Digest, Encoding, Problem, note::VerifierKey};
+use siem_protocol::{
+    BatchHeader, ChainPoint, Digest, Encoding, Problem, note::VerifierKey, statement::digest,
+};
 use siem_sinks::http::{Answer, NoAnswer};
 
 use super::{
@@ -217,7 +219,7 @@ impl HttpSiem {
         let within = self.timeout.max(batch.patience.unwrap_or_default());
         let id = header.id();
         let reply = self.connection.post(&id, self.encoding, body.clone(), within).await;
-        self.interpret(batch, &reply, &body)
+        self.interpret(batch, &reply, header.seal.as_deref().map(digest), &body)
     }
 
     /// Returns the header line as sent: with the seal of the device and the name of this run.
@@ -240,6 +242,7 @@ impl HttpSiem {
         &mut self,
         batch: &Batch,
         reply: &Result<Answer, NoAnswer>,
+        seal: Option<Digest>,
         sent: &[u8],
     ) -> Result<Delivery, NotReady> {
         let required = match batch.header.redelivery {
@@ -262,6 +265,7 @@ impl HttpSiem {
             user: &header.user,
             epoch: &header.epoch,
             point: sealed_point(batch),
+            seal,
             body: sent,
             entries: header.count,
         };

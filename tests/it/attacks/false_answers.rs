@@ -121,3 +121,37 @@ fn answers_in_the_receivers_place_change_nothing() {
     machine_is_undisturbed(&receiver, 22);
     assert_eq!(receiver.events("impersonation"), 0);
 }
+
+/// The chain is the same if all lines count as dead letters. Anyone with the secrets of the fleet and
+/// access to the network could begin an epoch in the place of its device, without any line, and got
+/// the receiver's real receipt for it. With that the agent deleted entries that no receiver had.
+#[test]
+fn receipt_for_another_sender_deletes_nothing() {
+    for is_sealed in [false, true] {
+        let (home, receiver) = (Home::new(), Receiver::at_level("first-use"));
+        let (middle, url) = (Middle::to(&receiver.url()), receiver.url());
+        middle.forge(move |exchange| {
+            let batch = exchange.batch();
+            let forger = Forger::new(&url, NAME, &batch.header.identity(), 7);
+            let batch = batch.without_lines();
+            if !is_sealed {
+                return forger.send(&batch);
+            }
+            assert_eq!(forger.enroll().status, 200);
+            forger.send(&forger.seal(batch))
+        });
+        line(&home, 1);
+        let running = agent(&home, &middle.url(), &["run"]).start_and_wait();
+        eventually("the agent notices", || {
+            (state(&home, &middle.url()) == "receipt_untrusted").then_some(())
+        });
+        running.stop();
+        middle.release();
+        let shown = agent(&home, &middle.url(), &["device", "show", "--json"]).succeed();
+        let shown: Value = serde_json::from_slice(&shown.stdout).unwrap();
+        receiver.administer(&["devices", "approve", shown["key"].as_str().unwrap()]);
+        ship(&home, &middle.url());
+        let entries = receiver.entries_of_all_epochs();
+        assert_eq!(entries::lines(&entries).len(), 1, "sealed: {is_sealed}");
+    }
+}

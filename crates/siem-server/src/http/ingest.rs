@@ -19,6 +19,7 @@ use hyper::http::request::Parts;
 use siem_protocol::{
     BatchHeader, Digest, Encoding, Receipt,
     names::{content_type, header},
+    statement::digest,
 };
 use tracing::debug;
 
@@ -189,6 +190,7 @@ async fn receive_batch(
     let unknown_config = unknown_config.then(|| batch.event(EventKind::ConfigUnknown));
     let answers = BatchAnswers::of(shared, &batch);
     let redelivered = batch.header.redelivery.then(|| batch.header.seqs.clone());
+    let seal = batch.header.seal.as_deref().map(digest);
     // After the signature: someone without the secret uses up no quota.
     let counted = QuotaCheck::admit(shared, sender, &batch)?;
     let begun = Instant::now();
@@ -209,19 +211,22 @@ async fn receive_batch(
     if let Some(answers) = answers {
         answers.note(shared).await;
     }
+    // The receipt of a batch that was stored before names the seal that it had then; that of a device
+    // whose enrollment was refused names none.
+    let is_of_other =
+        seal.is_some() && stored.point.as_ref().is_some_and(|point| point.seal != seal);
     let receipt = statements::receipt(shared, &subject, stored.point)?;
     debug!(%id, stored.receipt.accepted, stored.receipt.duplicates, "stored a batch");
     let accepted = stored.receipt.accepted_seqs.as_deref().unwrap_or_default();
-    let verdict = match redelivered {
-        Some(seqs) if seqs.iter().all(|seq| accepted.contains(seq)) => {
-            sign_stored(shared, subject).await
-        }
-        _ => None,
+    let needs_verdict = match redelivered {
+        Some(seqs) => seqs.iter().all(|seq| accepted.contains(seq)),
+        None => is_of_other,
     };
+    let verdict = if needs_verdict { sign_stored(shared, subject).await } else { None };
     Ok(Receipt { receipt, verdict, enroll, ..stored.receipt })
 }
 
-/// Signs that every entry of a redelivery is stored.
+/// Signs that every entry of a batch is stored.
 async fn sign_stored(shared: &Arc<Shared>, subject: BatchSubject) -> Option<String> {
     let shared = shared.clone();
     // The body is hashed.

@@ -83,8 +83,9 @@ pub(super) fn verdict(
     sign_verdict(shared, rejection, &subject.machine, Some(&subject.epoch), body)
 }
 
-/// Returns the signed statement that every entry of a redelivery is stored, which its receipt does
-/// not say: that is the one of the head of the epoch. `None` if the receiver has no key.
+/// Returns the signed statement that every entry of a batch is stored; `None` if the receiver has no
+/// key. The receipt does not say so for a redelivery, since it is the one of the head of the epoch; nor
+/// if it names the seal of another batch, since its chain is the same without the lines.
 pub(super) fn stored(shared: &Shared, subject: &BatchSubject) -> Option<String> {
     let key = shared.registry.as_ref()?.receiver_key()?;
     sign(

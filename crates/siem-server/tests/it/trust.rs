@@ -2,7 +2,7 @@
 
 use siem_protocol::{
     Digest, Encoding, Problem, Receipt,
-    names::problem as kinds,
+    names::{self, problem as kinds},
     note::{NoteSigner as _, SigningKey, VerifierKey},
     sign,
     statement::{self, Durability, Statement as _, StoredReceipt, TrustLevel, Verdict},
@@ -65,6 +65,33 @@ async fn stored_batch_has_a_signed_receipt() {
     assert_eq!((again.receipt, again.duplicates), (first.receipt, 4));
     let other = receipt(&server.take(&BatchText::new(3, 6).seal(&device)).await);
     assert_eq!((other.last_seq, other.chain), (6, chain(6)));
+}
+
+/// The receipt is the one for the seal that came first. It does not tell the sender that the lines of
+/// this batch are stored.
+#[tokio::test]
+async fn receipt_for_another_seal_comes_with_a_verdict() {
+    let (device, not_enrolled) = (TestDevice::new(1), TestDevice::new(2));
+    let server = server().await;
+    let answer = server.take(&BatchText::new(1, 2).seal(&not_enrolled)).await;
+    assert_eq!((receipt(&answer).seal, answer.verdict.is_some()), (None, true));
+    assert_eq!(server.take(&BatchText::new(1, 2)).await.verdict, None);
+    server.confirm(&device).await;
+    let sealed = BatchText::new(1, 4).seal(&device);
+    for _ in 0..2 {
+        assert_eq!(server.take(&sealed).await.verdict, None);
+    }
+    for encoding in [Encoding::Zstd, Encoding::Identity] {
+        let body = encoded(BatchText::new(1, 2).seal(&device).text().as_bytes(), encoding);
+        let (hash, signature) = (Digest::of(&body), sign(SECRET.as_bytes(), &body));
+        let response = server.signed(body, encoding.as_str(), &signature).send().await.unwrap();
+        let answer: Receipt = serde_json::from_str(&response.text().await.unwrap()).unwrap();
+        let named = receipt(&answer).seal;
+        assert_eq!(named, sealed.header.seal.as_deref().map(statement::digest));
+        let verdict = Verdict::open(&answer.verdict.unwrap(), &[receiver_key()]).unwrap().statement;
+        assert_eq!((verdict.status, &*verdict.kind), (200, names::verdict::STORED));
+        assert!(verdict.is_about(RECEIVER, "m-1", Some("e-1"), hash), "{verdict:?}");
+    }
 }
 
 #[tokio::test]
