@@ -9,7 +9,7 @@ use std::{
 
 use clap::Args;
 
-use super::{context::CliContext, failure::Failure};
+use super::{context::CliContext, failure::Failure, output::note};
 use crate::{
     logging,
     platform::{
@@ -49,9 +49,12 @@ impl Arguments {
         }
         // Before the first lines are read, so that no change is missed.
         let changes = self.follow.then(|| Changes::new(&dir));
-        let done = reader.read_last(self.lines, &mut print).and_then(|()| match &changes {
-            Some(changes) => follow(&mut reader, changes),
-            None => Ok(()),
+        let done = reader.read_last(self.lines, &mut print).and_then(|()| {
+            note_cut(&mut reader);
+            match &changes {
+                Some(changes) => follow(&mut reader, changes),
+                None => Ok(()),
+            }
         });
         match done {
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -65,7 +68,14 @@ impl Arguments {
 fn follow(reader: &mut LogReader, changes: &Changes) -> io::Result<()> {
     loop {
         reader.read_new(&mut print)?;
+        note_cut(reader);
         changes.wait();
+    }
+}
+
+fn note_cut(reader: &mut LogReader) {
+    if reader.take_cut() {
+        note("a log file is larger than those of the agent: only lines at its end are printed");
     }
 }
 

@@ -15,9 +15,9 @@ use super::secure_file;
 /// Name of the file that is written.
 const FILE: &str = "agent.log";
 /// Maximum size of a file.
-const LARGEST: u64 = 10 << 20;
+pub(super) const LARGEST: u64 = 10 << 20;
 /// Number of files, including the one being written.
-const FILES: u32 = 3;
+pub(super) const FILES: u64 = 3;
 /// Time without further attempts after a failed write.
 const PAUSE: Duration = Duration::from_secs(10);
 /// Interval of the checks whether the file still exists at its path.

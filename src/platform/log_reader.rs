@@ -14,11 +14,17 @@ use super::{
 /// Size of the pieces that are read.
 const PIECE: usize = 64 << 10;
 
+/// Maximum number of bytes before the end of the log that are read at once. The files of the agent have
+/// fewer; others may consist of a hole of any size.
+const MAX_READ: u64 = log_file::FILES * log_file::LARGEST + (2 << 20);
+
 /// Position in the log files of a directory.
 #[derive(Debug)]
 pub struct LogReader {
     dir: PathBuf,
     current: Option<Current>,
+    /// True if lines were left out.
+    is_cut: bool,
 }
 
 /// The file that is read, and the end of what was read. It stays open, so that its id is not reused.
@@ -42,13 +48,20 @@ impl LogReader {
     /// Creates a reader of the files in `dir`, from which nothing was read.
     #[must_use]
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned(), current: None }
+        Self { dir: dir.to_owned(), current: None, is_cut: false }
     }
 
     /// Returns true if there is a log file, or was one that is being read.
     #[must_use]
     pub fn has_files(&self) -> bool {
         self.current.is_some() || self.open_all().is_ok_and(|all| !all.is_empty())
+    }
+
+    /// Returns true if lines were left out since the last call, because a file is larger than those of
+    /// the agent.
+    #[must_use]
+    pub fn take_cut(&mut self) -> bool {
+        std::mem::take(&mut self.is_cut)
     }
 
     /// Passes the last `count` lines to `write`, oldest first. [`read_new`](Self::read_new) continues
@@ -58,12 +71,14 @@ impl LogReader {
     /// Errors of reading the files, and of `write`.
     pub fn read_last(&mut self, count: u64, write: Write<'_>) -> io::Result<()> {
         let mut all = self.open_all()?;
-        let mut wanted = count;
+        let (mut wanted, mut room) = (count, MAX_READ);
         let mut starts = Vec::new();
         for log in &all {
-            let (start, lines) = start_of_last(log, wanted)?;
-            starts.push(start);
-            wanted -= lines;
+            let last = start_of_last(log, wanted, room)?;
+            starts.push(last.start);
+            wanted -= last.lines;
+            room = room.saturating_sub(log.size);
+            self.is_cut |= last.is_cut;
             if wanted == 0 {
                 break;
             }
@@ -103,11 +118,17 @@ impl LogReader {
         }
     }
 
-    /// Reads a file from `offset` to its end, and remembers it as the current one.
-    fn read_on(&mut self, log: OpenLog, mut offset: u64, write: Write<'_>) -> io::Result<()> {
+    /// Reads a file from `offset` to its present end, and remembers it as the current one.
+    fn read_on(&mut self, mut log: OpenLog, mut offset: u64, write: Write<'_>) -> io::Result<()> {
+        log.size = file::Stamp::of(&log.file)?.size;
+        if log.size.saturating_sub(offset) > MAX_READ {
+            offset = start_of_last(&log, u64::MAX, MAX_READ)?.start;
+            self.is_cut = true;
+        }
         let mut piece = vec![0; PIECE];
-        loop {
-            let length = log.file.fill_at(&mut piece, offset)?;
+        while offset < log.size {
+            let wanted = usize::try_from(log.size - offset).map_or(PIECE, |left| left.min(PIECE));
+            let length = log.file.fill_at(&mut piece[..wanted], offset)?;
             if length == 0 {
                 break;
             }
@@ -137,34 +158,43 @@ impl LogReader {
     }
 }
 
-/// Returns the start of the last `count` lines of a file, and their number if there are fewer.
-fn start_of_last(log: &OpenLog, count: u64) -> io::Result<(u64, u64)> {
-    if count == 0 {
-        return Ok((log.size, 0));
-    }
-    let mut lines = 0;
+/// The last lines of a file.
+struct LastLines {
+    /// Offset at which they start.
+    start: u64,
+    /// Their number.
+    lines: u64,
+    /// True if there may be more, too far away from the end.
+    is_cut: bool,
+}
+
+/// Finds the last `count` lines of a file, or fewer: those that start within `room` bytes before its end.
+fn start_of_last(log: &OpenLog, count: u64, room: u64) -> io::Result<LastLines> {
+    let floor = log.size.saturating_sub(room);
+    let mut last = LastLines { start: log.size, lines: 0, is_cut: false };
     let mut end = log.size;
     let mut piece = vec![0; PIECE];
-    while end > 0 {
-        let start = end.saturating_sub(PIECE as u64);
+    while end > floor && last.lines < count {
+        let start = end.saturating_sub(PIECE as u64).max(floor);
         let wanted = usize::try_from(end - start).unwrap_or(PIECE);
         let length = log.file.fill_at(&mut piece[..wanted], start)?;
         for at in memchr::memrchr_iter(b'\n', &piece[..length]) {
             let after = start + at as u64 + 1;
             // The newline at the end of the file ends the last line.
-            if after == log.size {
-                continue;
-            }
-            lines += 1;
-            if lines == count {
-                return Ok((after, count));
+            if after < log.size && last.lines < count {
+                (last.start, last.lines) = (after, last.lines + 1);
             }
         }
         end = start;
     }
-    // The first line of the file has no newline before it.
-    let is_empty = log.size == 0;
-    Ok((0, if is_empty { 0 } else { (lines + 1).min(count) }))
+    if last.lines < count {
+        last.is_cut = floor > 0;
+        // The first line of the file has no newline before it.
+        if floor == 0 && log.size > 0 {
+            (last.start, last.lines) = (0, last.lines + 1);
+        }
+    }
+    Ok(last)
 }
 
 #[cfg(test)]
@@ -227,6 +257,60 @@ mod tests {
         write(dir.path(), "agent.log", &format!("first\n{long}\n{long}\nlast\n"));
         assert_eq!(last(&mut LogReader::new(dir.path()), 2), format!("{long}\nlast\n"));
         assert!(last(&mut LogReader::new(dir.path()), 4).starts_with("first\n"));
+    }
+
+    /// A log of 100 GB that consists of a hole was read as a whole: the command did not end, and a
+    /// support bundle held all of it in memory.
+    #[cfg(unix)]
+    #[test]
+    fn log_with_a_huge_hole_is_read_from_near_its_end() {
+        const HOLE: u64 = 1 << 42;
+
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let extend = |name: &str, size| {
+            let file = File::options().append(true).create(true).open(dir.join(name)).unwrap();
+            file.set_len(size).unwrap();
+        };
+        write(dir, "agent.log.2", "too far away\n");
+        write(dir, "agent.log.1", "before\n");
+        extend("agent.log.1", HOLE);
+        write(dir, "agent.log.1", "end of a line\na\nb\n");
+        write(dir, "agent.log", "c\n");
+        let mut reader = LogReader::new(dir);
+        assert_eq!((last(&mut reader, 3), reader.take_cut()), ("a\nb\nc\n".to_owned(), false));
+        for count in [4, u64::MAX] {
+            let mut reader = LogReader::new(dir);
+            assert_eq!(
+                (last(&mut reader, count), reader.take_cut()),
+                ("a\nb\nc\n".to_owned(), true)
+            );
+        }
+        // A hole alone is not a line.
+        fs::remove_file(dir.join("agent.log.1")).unwrap();
+        extend("agent.log.1", HOLE);
+        let mut reader = LogReader::new(dir);
+        assert_eq!((last(&mut reader, 3), reader.take_cut()), ("c\n".to_owned(), true));
+        // It appears while the log is followed.
+        let mut reader = LogReader::new(dir);
+        assert_eq!(last(&mut reader, 1), "c\n");
+        extend("agent.log", HOLE);
+        assert_eq!((new(&mut reader), reader.take_cut()), (String::new(), true));
+        write(dir, "agent.log", "\nd\n");
+        assert_eq!(new(&mut reader), "\nd\n");
+    }
+
+    #[test]
+    fn files_of_the_agent_are_read_whole() {
+        let dir = tempfile::tempdir().unwrap();
+        let line = format!("{}\n", "x".repeat(1023));
+        let lines = log_file::LARGEST / 1024;
+        for name in log_file::names() {
+            write(dir.path(), &name, &line.repeat(usize::try_from(lines).unwrap()));
+        }
+        let mut reader = LogReader::new(dir.path());
+        let text = last(&mut reader, u64::MAX);
+        assert_eq!((text.len() as u64, reader.take_cut()), (3 * log_file::LARGEST, false));
     }
 
     #[test_requires::requires(not_wine)]

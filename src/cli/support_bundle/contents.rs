@@ -124,11 +124,15 @@ fn configuration(context: &CliContext, loaded: Result<LoadedConfig, Failure>) ->
 /// Last lines of the log; empty if there is none.
 fn last_log(state_dir: &Path) -> String {
     let mut bytes = Vec::new();
-    let read = LogReader::new(&logging::dir(state_dir)).read_last(LOG_LINES, &mut |piece| {
+    let mut reader = LogReader::new(&logging::dir(state_dir));
+    let read = reader.read_last(LOG_LINES, &mut |piece| {
         bytes.extend_from_slice(piece);
         Ok(())
     });
     let mut text = String::from_utf8_lossy(&bytes).into_owned();
+    if reader.take_cut() {
+        text += "a log file is larger than those of the agent: only lines at its end are here\n";
+    }
     if let Err(error) = read {
         text += &format!("the log cannot be read: {error}\n");
     }
