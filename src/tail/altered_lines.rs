@@ -106,6 +106,11 @@ impl Range {
 }
 
 impl AlteredLines {
+    /// Key of the file, unless the event about it was handed over.
+    pub(super) fn unreported(&self) -> Option<FileKey> {
+        self.event.as_ref().map(|_| self.key)
+    }
+
     /// Creates the lines of the `altered` blocks of `file`, which was read up to `offset`.
     pub(super) fn new(
         key: FileKey,

@@ -120,6 +120,11 @@ impl CheckSchedule {
         }
     }
 
+    /// Counts the time from the start of `old`, so that its times stay valid.
+    pub(super) fn continue_time_of(&mut self, old: &Self) {
+        self.start = old.start;
+    }
+
     /// Forgets all files and makes a sweep due.
     pub(super) fn restart(&mut self) {
         self.has_swept = false;

@@ -267,8 +267,12 @@ impl Tail {
     /// Takes over the files of `old`, which has other options; [`Tail::restore`] must follow. Files
     /// keep their keys, and deleted files stay open.
     pub fn inherit(&mut self, old: Self) {
-        let Self { files, open, retired, .. } = old;
+        let Self { files, open, retired, verifier, schedule, .. } = old;
         (self.files, self.open, self.retired) = (files, open, retired);
+        self.schedule.continue_time_of(&schedule);
+        if let (Some(new), Some(old)) = (&mut self.verifier, verifier) {
+            new.inherit(old);
+        }
     }
 
     /// Adds a root.

@@ -81,6 +81,8 @@ pub(crate) struct MemoryStore {
     pub(crate) fails_reads: bool,
     /// Largest number of files that a sweep has reported.
     pub(crate) swept_files: std::cell::Cell<u64>,
+    /// Number of rows that were read.
+    pub(crate) reads: Arc<AtomicU64>,
     group: PendingGroup,
 }
 
@@ -97,6 +99,7 @@ impl Default for MemoryStore {
             is_paced: false,
             fails_reads: false,
             swept_files: std::cell::Cell::new(0),
+            reads: Arc::default(),
             group: PendingGroup::default(),
         }
     }
@@ -219,6 +222,7 @@ impl Intake for MemoryStore {
     }
 
     fn checkpoint(&self, generation: &GenerationId) -> Option<Vec<u8>> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         if self.fails_reads { None } else { self.rows.get(generation).cloned() }
     }
 
@@ -227,6 +231,7 @@ impl Intake for MemoryStore {
     }
 
     fn blocks(&self, generation: &GenerationId) -> Option<Vec<u8>> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         self.blocks.get(generation).cloned()
     }
 }

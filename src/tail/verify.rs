@@ -33,7 +33,8 @@ pub struct VerifyResources {
     /// Returns true if the machine runs on battery: nothing is verified then. May take some
     /// milliseconds.
     pub is_on_battery: Arc<dyn Fn() -> bool + Send + Sync>,
-    /// Returns the processor's time that was used, helper threads that open files included.
+    /// Returns the processor's time that was used, with that of helper threads, which open files, and of
+    /// programs that `is_on_battery` runs.
     pub cpu_time: Arc<dyn Fn() -> Duration + Send + Sync>,
 }
 
@@ -131,6 +132,19 @@ impl Verifier {
         }
     }
 
+    /// Resources that it uses.
+    #[cfg(test)]
+    pub(super) fn resources(&self) -> VerifyResources {
+        self.resources.clone()
+    }
+
+    /// Takes over the position and the schedule of `old`: another configuration must neither exceed the
+    /// budget nor forget suspects.
+    pub(super) fn inherit(&mut self, old: Self) {
+        let resources = self.resources.clone();
+        *self = Self { resources, ..old };
+    }
+
     /// Starts again from the stored rows.
     pub(super) fn restart(&mut self) {
         let check = self.check.take();
@@ -138,7 +152,10 @@ impl Verifier {
         if let Some(check) = check.filter(|_| self.current.is_none()) {
             self.schedule.add_suspect(check.key, Duration::ZERO);
         }
-        (self.current, self.altered) = (None, None);
+        self.current = None;
+        if let Some(key) = self.altered.take().and_then(|lines| lines.unreported()) {
+            self.schedule.discard_report(key);
+        }
         self.schedule.set_unfinished(false);
         self.selected.clear();
     }
@@ -206,34 +223,35 @@ impl Tail {
         if !verifier.schedule.is_due(now) {
             return false;
         }
+        let started = (verifier.resources.cpu_time)();
         if (verifier.resources.is_on_battery)() {
             verifier.schedule.wait_for_mains(now);
-            return false;
-        }
-        let started = (verifier.resources.cpu_time)();
-        let is_full = self.verify_burst(verifier, started, intake);
-        verifier.buffer = Vec::new();
-        if let Some(check) = &mut verifier.check {
-            check.file = None;
+        } else {
+            self.verify_burst(verifier, started, intake);
         }
         let cost = (verifier.resources.cpu_time)().saturating_sub(started);
         verifier.schedule.pause(self.schedule.now(), cost);
+        // The lines are read like others, outside of the budget: one file with many altered lines would
+        // prevent the verification of all others for days.
+        let is_full = self.hand_over_altered(verifier, intake);
         verifier.schedule.set_unfinished(verifier.check.is_some() || verifier.altered.is_some());
         is_full
     }
 
+    /// Verifies files for a short time, or until lines have to be handed over again.
     fn verify_burst(
         &mut self,
         verifier: &mut Verifier,
         started: Duration,
         intake: &mut dyn Intake,
-    ) -> bool {
+    ) {
         let began = self.schedule.now();
-        while (verifier.resources.cpu_time)().saturating_sub(started) < BURST
+        while verifier.altered.is_none()
+            && (verifier.resources.cpu_time)().saturating_sub(started) < BURST
             && self.schedule.now().saturating_sub(began) < BURST_TIME
         {
             let Some(check) = &mut verifier.check else {
-                let Some(key) = self.next_to_verify(verifier, intake) else { return false };
+                let Some(key) = self.next_to_verify(verifier, intake) else { break };
                 verifier.check = self.start_check(key, intake);
                 if verifier.check.is_none() {
                     verifier.end_current();
@@ -247,12 +265,6 @@ impl Tail {
                     let Some(check) = verifier.check.take() else { continue };
                     verifier.end_current();
                     verifier.altered = self.end_check(check, &mut verifier.schedule, intake);
-                    if self.hand_over_altered(verifier, intake) {
-                        return true;
-                    }
-                    if verifier.altered.is_some() {
-                        return false;
-                    }
                 }
                 Ok(CheckProgress::Abandoned) | Err(_) => {
                     verifier.check = None;
@@ -263,7 +275,10 @@ impl Tail {
         if verifier.schedule.must_store(self.schedule.now(), false) {
             verifier.store(intake);
         }
-        false
+        verifier.buffer = Vec::new();
+        if let Some(check) = &mut verifier.check {
+            check.file = None;
+        }
     }
 
     /// Returns the file that is verified next.
