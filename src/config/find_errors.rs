@@ -108,7 +108,11 @@ fn find(
             }
         };
         let found = if is_complete { checks.errors(&loaded) } else { Vec::new() };
-        if found.is_empty() || search.errors.len() >= max {
+        let mut has_changed = false;
+        if search.errors.len() < max {
+            found.into_iter().for_each(|found| has_changed |= search.add_of_stage(found));
+        }
+        if !has_changed {
             if let Some(missing) = loaded.missing_for_delivery().filter(|_| is_complete) {
                 search.add_missing(missing);
             }
@@ -116,7 +120,6 @@ fn find(
             loaded.removed = search.texts;
             return FoundErrors { loaded: Some(loaded), errors: search.errors };
         }
-        found.into_iter().for_each(|found| search.add_of_stage(found));
     }
 }
 
@@ -149,9 +152,13 @@ impl Search {
         }
     }
 
-    /// Adds an error of a stage, and removes its value, or makes the stage harmless.
-    fn add_of_stage(&mut self, found: StageError) {
+    /// Adds an error of a stage, and removes its value, or makes the stage harmless. Returns false if it
+    /// was harmless already: the error is about its name, and was added before.
+    fn add_of_stage(&mut self, found: StageError) -> bool {
         let StageError { kind, name, error } = found;
+        if self.removed.contains(&replacement_mark(&kind, &name)) {
+            return false;
+        }
         let place = error.place();
         let of_option = place.as_ref().and_then(|(location, path)| match stage_of(path) {
             Some((_, _, "" | "type")) | None => None,
@@ -163,19 +170,15 @@ impl Search {
             (None, _) => false,
         };
         if is_derived {
-            self.replace_stage(&kind, &name);
-            return;
+            return self.replace_stage(&kind, &name);
         }
         let Some((origin, path)) = of_option else {
             self.errors.push(error);
-            self.replace_stage(&kind, &name);
-            return;
+            return self.replace_stage(&kind, &name);
         };
         let original = self.original(&origin, &path);
         self.errors.push(error.moved(&original, self.location(&origin, &original)));
-        if !self.remove(&origin, &path, original) {
-            self.replace_stage(&kind, &name);
-        }
+        self.remove(&origin, &path, original) || self.replace_stage(&kind, &name)
     }
 
     /// Adds the settings that are missing and were not removed here.
@@ -272,13 +275,11 @@ impl Search {
     /// Replaces a stage by one of a type that needs no options; returns false if it is replaced
     /// already.
     fn replace_stage(&mut self, kind: &str, name: &str) -> bool {
-        let path = [kind.to_owned(), name.to_owned()];
-        let mark = [&path[..], &["type".to_owned()]].concat();
-        let mark = (LayerOrigin::Defaults, mark);
+        let mark = replacement_mark(kind, name);
         if self.removed.contains(&mark) {
             return false;
         }
-        self.remove_everywhere(&path);
+        self.remove_everywhere(&[kind.to_owned(), name.to_owned()]);
         self.removed.push(mark);
         let harmless = match kind {
             "source" => "claude-sessions",
@@ -295,6 +296,11 @@ impl Search {
         }
         true
     }
+}
+
+/// Entry of the removed values that stands for a replaced stage.
+fn replacement_mark(kind: &str, name: &str) -> (LayerOrigin, Vec<String>) {
+    (LayerOrigin::Defaults, [kind, name, "type"].map(str::to_owned).to_vec())
 }
 
 /// Returns kind and name of the stage that a path leads to, and the option or an empty text.

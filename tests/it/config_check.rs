@@ -90,6 +90,23 @@ fn check_accepts_what_run_accepts() {
     home.agent(&["run", "--once"]).config(&text).succeed();
 }
 
+/// The error was found again in what had replaced the stage, and reported a hundred times.
+#[test]
+fn enricher_with_a_reserved_name_is_reported_once() {
+    let home = Home::new();
+    for name in ["user", "altered"] {
+        let text =
+            format!("[pipeline]\nenrichers = ['{name}']\n[enricher.{name}]\ntype = 'labels'\n");
+        let options = "labels = { a = 'b' }\ncolour = 1\n";
+        let report = report(&home, &format!("{text}{options}{}", complete()), &[]);
+        let key = format!("enricher.{name}");
+        let unknown = format!("{key}.colour");
+        let mut found = problems(&report);
+        found.retain(|(_, key, _)| key.starts_with("enricher"));
+        assert_eq!(found, [("key_unknown", &*unknown, 6), ("value_invalid", &*key, 3)]);
+    }
+}
+
 /// The first error once hid the others.
 #[test]
 fn all_problems_are_reported_at_once() {
