@@ -62,7 +62,7 @@ fn has_first(line: &[u8], id: &str) -> bool {
 }
 
 /// Returns the session id of a line: the member of the outermost object, and no text inside another
-/// one. The line may be incomplete behind it.
+/// one. The line may be incomplete behind it, and have byte order marks before it.
 pub(super) fn session_id(line: &[u8]) -> Option<Cow<'_, str>> {
     QUOTED_MEMBER.find(line)?;
     let text = match std::str::from_utf8(line) {
@@ -70,6 +70,7 @@ pub(super) fn session_id(line: &[u8]) -> Option<Cow<'_, str>> {
         // The id of a part that ends inside a character is in front of that.
         Err(error) => std::str::from_utf8(&line[..error.valid_up_to()]).ok()?,
     };
+    let text = text.trim_start_matches(['\u{feff}', ' ', '\t', '\r']);
     let rest = json::members_before(text, MEMBER, |_| ())?;
     let inner = rest.strip_prefix('"')?;
     let end = inner.find(['"', '\\'])?;
@@ -129,6 +130,8 @@ mod tests {
             assert_eq!(id(none), None, "{none}");
         }
         assert_eq!(session_id(b"{\"sessionId\":\"s\",\"a\":\"\xff\"}").as_deref(), Some("s"));
+        // A session whose file begins with a mark counted as one without lines.
+        assert_eq!(id("\u{feff} \u{feff}{\"sessionId\":\"s-1\"}"), Some("s-1".into()));
     }
 
     #[test]
