@@ -158,6 +158,7 @@ fn rate_limit_of_a_sink_is_kept() {
 fn events_and_lines_of_files_name_machine_and_user() {
     let home = Home::new();
     home.write("-p/a.jsonl", "{\"timestamp\":\"2026-11-20T10:00:00Z\", \"n\":1}\nno json\n");
+    home.write("-p/b.jsonl", "{\"uuid\":\"b\",\"n\":1}\n{\"uuid\":\"b\",\"n\":2}\n");
     let copy = home.path().join("copy.ndjson");
     let config = format!(
         "[pipeline]\nsinks = [\"copy\", \"old\"]\nenrichers = [\"host\", \"labels\"]\n\
@@ -168,6 +169,7 @@ fn events_and_lines_of_files_name_machine_and_user() {
     let config = config.replace(", \"old\"", "");
     // Written without an agent.
     home.agent(&["outbox", "forget-sink", "old"]).config(&config).succeed();
+    home.write("-p/b.jsonl", "{\"other\":\"file\"}\n");
     home.agent(&["run", "--once"]).config(&config).succeed();
 
     let text = fs::read_to_string(&copy).unwrap();
@@ -189,10 +191,13 @@ fn events_and_lines_of_files_name_machine_and_user() {
             None => records.push((&line["time"], line)),
         }
     }
-    for event in [event::AGENT_STARTED, event::HEARTBEAT, event::SINK_REMOVED, event::EPOCH_STARTED]
-    {
+    let of_agent =
+        [event::AGENT_STARTED, event::HEARTBEAT, event::SINK_REMOVED, event::EPOCH_STARTED];
+    let of_files = [event::UUID_REUSED, event::FILE_REWRITTEN];
+    for event in of_agent.into_iter().chain(of_files) {
         assert!(events.contains(&event), "{event}: {events:?}");
     }
+    records.retain(|(_, line)| line["path"].as_str().is_some_and(|it| it.ends_with("a.jsonl")));
     let [(first, _), (second, line)] = &records[..] else { panic!("{records:?}") };
     assert_eq!(**first, "2026-11-20T10:00:00.000Z");
     assert_eq!(**second, line["read_at"]);
