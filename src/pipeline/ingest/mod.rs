@@ -13,7 +13,7 @@ mod storing;
 mod tests;
 mod writer;
 
-use std::{cell::OnceCell, collections::HashSet, sync::Arc, time::Duration};
+use std::{cell::OnceCell, collections::HashSet, mem, sync::Arc, time::Duration};
 
 use backfill_limit::BackfillState;
 use heartbeat::HeartbeatTimer;
@@ -124,8 +124,10 @@ pub struct IngestState {
     only_backfill: bool,
     /// Limit on reading backlogs.
     backfill: BackfillState,
-    /// Uptime at which memory is returned to the system, after much was read.
+    /// Uptime at which memory is returned to the system, after the start or after much was read.
     memory_release: Option<Duration>,
+    /// True if the code that only the start needs was unmapped.
+    is_start_unmapped: bool,
     /// Reason that nothing can be stored at present.
     store_failure: Option<StoreFailure>,
 }
@@ -228,6 +230,9 @@ impl Ingest {
         if self.state.memory_release.is_some_and(|due| now >= due) {
             self.state.memory_release = None;
             memory::release_free();
+            if !mem::replace(&mut self.state.is_start_unmapped, true) {
+                memory::release_code();
+            }
         }
         let due = self.state.heartbeat.due();
         let due = self.state.memory_release.map_or(due, |release| release.min(due));
@@ -239,8 +244,10 @@ impl Ingest {
         let version = crate::version::version().to_owned();
         let started = AgentEvent::AgentStarted { version, epoch: self.outbox.epoch() };
         self.inbox.keep_open(started.into());
-        let due = self.clock.uptime() + self.heartbeat_interval();
+        let now = self.clock.uptime();
+        let due = now + self.heartbeat_interval();
         self.state.heartbeat.schedule(due);
+        self.state.memory_release = Some(now + MEMORY_RELEASE);
         self.schedule_maintenance();
     }
 
