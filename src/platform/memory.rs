@@ -124,3 +124,35 @@ pub fn resident() -> Option<u64> {
 pub fn resident() -> Option<u64> {
     None
 }
+
+#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+mod tests {
+    use super::*;
+
+    /// Returns the resident kilobytes of the program's largest mapping of code.
+    fn resident_code() -> u64 {
+        let mut is_code = false;
+        let mut largest = (0, 0);
+        let mut size = 0;
+        for line in std::fs::read_to_string("/proc/self/smaps").unwrap().lines() {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let kilobytes = || words[1].parse::<u64>().unwrap();
+            match words[0] {
+                "Size:" => size = kilobytes(),
+                "Rss:" if is_code => largest = largest.max((size, kilobytes())),
+                name if !name.ends_with(':') => is_code = words[1] == "r-xp",
+                _ => {}
+            }
+        }
+        largest.1
+    }
+
+    #[test]
+    fn released_code_is_mapped_again_when_it_runs() {
+        let before = resident_code();
+        release_code();
+        let after = resident_code();
+        assert!(after < before, "{after} of {before} KB");
+        assert!(after > 0);
+    }
+}
