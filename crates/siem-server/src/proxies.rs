@@ -122,9 +122,10 @@ impl TrustedProxies {
         };
         let lines = headers.get_all(name).into_iter();
         lines
-            .flat_map(|line| match line.to_str() {
-                Err(_) => vec![None],
-                Ok(line) => self.parts(line).into_iter().map(|part| self.node(part)).collect(),
+            .flat_map(|line| {
+                // A client may send other bytes than text, before what the proxies add.
+                let line = String::from_utf8_lossy(line.as_bytes());
+                self.parts(&line).into_iter().map(|part| self.node(part)).collect::<Vec<_>>()
             })
             .collect()
     }
@@ -178,6 +179,8 @@ fn node_address(text: &str) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use hyper::header::{HeaderName, HeaderValue};
+
     use super::*;
 
     fn client(header: ForwardedHeader, peer: &str, lines: &[&str]) -> String {
@@ -187,8 +190,8 @@ mod tests {
         let mut headers = HeaderMap::new();
         for line in lines {
             let (name, value) = line.split_once(": ").unwrap();
-            headers
-                .append(name.parse::<hyper::header::HeaderName>().unwrap(), value.parse().unwrap());
+            let value = HeaderValue::from_bytes(value.as_bytes()).unwrap();
+            headers.append(name.parse::<HeaderName>().unwrap(), value);
         }
         proxies.client(peer.parse().unwrap(), &headers).to_string()
     }
@@ -208,6 +211,8 @@ mod tests {
             ("x-forwarded-for: 1.2.3.4, , 10.2.2.2", "10.2.2.2"),
             ("x-forwarded-for: ::ffff:203.0.113.9", "203.0.113.9"),
             ("x-forwarded-for: \", 203.0.113.9", "203.0.113.9"),
+            ("x-forwarded-for: \u{fc}, 203.0.113.9", "203.0.113.9"),
+            ("x-forwarded-for: 1.2.3.4, \u{fc}", "10.1.1.1"),
             ("forwarded: for=1.2.3.4", "10.1.1.1"),
         ] {
             assert_eq!(of("10.1.1.1", line), expected, "{line}");
@@ -238,6 +243,7 @@ mod tests {
             ("forwarded: for=1.2.3.4;by=\", for=203.0.113.9", "203.0.113.9"),
             ("forwarded: for=1.2.3.4;by=\", for=203.0.113.9;by=\"a\"", "203.0.113.9"),
             ("forwarded: for=1.2.3.4;by=\", for=203.0.113.9;host=\"\\\"\"", "10.1.1.1"),
+            ("forwarded: for=\u{fc}, for=203.0.113.9", "203.0.113.9"),
             ("x-forwarded-for: 1.2.3.4", "10.1.1.1"),
         ] {
             assert_eq!(of(line), expected, "{line}");
