@@ -8,10 +8,10 @@ use std::{
 };
 
 use rustls::{
-    RootCertStore, ServerConfig,
+    CertificateError, RootCertStore, ServerConfig,
     crypto::aws_lc_rs,
     pki_types::{CertificateDer, PrivateKeyDer, pem, pem::PemObject as _},
-    server::{VerifierBuilderError, WebPkiClientVerifier},
+    server::{ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier},
 };
 use siem_protocol::Digest;
 use tokio_rustls::TlsAcceptor;
@@ -62,6 +62,9 @@ pub enum TlsError {
         #[source]
         source: pem::Error,
     },
+    /// A certificate in a file is not one: its content is damaged.
+    #[error("`{}` has a damaged certificate", .0.display())]
+    Damaged(PathBuf),
     /// The certificate cannot be used, or the key belongs to another certificate.
     #[error("cannot use the certificate `{}` with the key `{}`", .certificate.display(), .key.display())]
     Pair {
@@ -96,7 +99,7 @@ impl TlsError {
         match self {
             Self::Read { path, .. } | Self::Pem { path, .. } => of(path),
             Self::Open(_) => "key",
-            Self::Pair { .. } => "certificate",
+            Self::Damaged(_) | Self::Pair { .. } => "certificate",
             Self::Authority { .. } => "client_ca",
         }
     }
@@ -254,6 +257,9 @@ impl Contents {
             }
         };
         let chain = certificates(certificate, &self.certificate)?;
+        if chain.iter().any(is_damaged) {
+            return Err(TlsError::Damaged(certificate.clone()));
+        }
         let private = PrivateKeyDer::from_pem_slice(&self.key).map_err(|source| TlsError::Pem {
             path: key.clone(),
             expected: "private key",
@@ -282,6 +288,14 @@ fn certificates(path: &Path, bytes: &[u8]) -> Result<Vec<CertificateDer<'static>
     let found: Vec<_> =
         CertificateDer::pem_slice_iter(bytes).collect::<Result<_, _>>().map_err(failed)?;
     if found.is_empty() { Err(failed(pem::Error::NoItemsFound)) } else { Ok(found) }
+}
+
+/// Reports whether a certificate cannot be parsed. rustls parses the first one of a chain only, and clients refuse
+/// a chain with a damaged one. What else they may refuse, such as an old version, depends on them.
+fn is_damaged(certificate: &CertificateDer<'_>) -> bool {
+    let parsed = ParsedCertificate::try_from(certificate);
+    let bad_encoding = rustls::Error::InvalidCertificate(CertificateError::BadEncoding);
+    parsed.is_err_and(|error| error == bad_encoding)
 }
 
 #[cfg(test)]
@@ -349,6 +363,9 @@ mod tests {
         let first = current(&tls);
         installed.write(&pair().0, &key);
         assert!(matches!(tls.reload(), Err(TlsError::Pair { .. })));
+        let intermediate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        installed.write(&(certificate + intermediate), &key);
+        assert!(matches!(tls.reload(), Err(TlsError::Damaged(_))));
         assert!(tls.reload_changed().is_none(), "the reload has reported it");
         installed.write("no certificate", &key);
         tls.reload_changed();
