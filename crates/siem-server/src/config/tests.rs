@@ -114,6 +114,27 @@ fn layers_override_each_other_and_keep_their_origin() {
     assert_eq!(value("http.connections"), "200");
 }
 
+/// A filter with a word that is no level is valid, and hides all lines but those of a target of this name.
+#[test]
+fn word_that_is_no_level_of_the_log_is_a_problem() {
+    let problems = |level: &str| problems(&format!("[log]\nlevel = {level:?}\n")).len();
+    for level in ["warning", "inof", "info,debug2", "siem_server"] {
+        assert_eq!(problems(level), 1, "{level}");
+    }
+    for level in ["info", "OFF", "info,siem_server=debug", "error,[span{a,b=1}]=trace"] {
+        assert_eq!(problems(level), 0, "{level}");
+    }
+}
+
+#[test]
+fn name_that_no_key_can_have_is_a_problem() {
+    let problems = |name: &str| problems(&format!("[trust]\nreceiver_name = {name:?}\n")).len();
+    for name in ["", "a b", "a+b", "a\n"] {
+        assert_eq!(problems(name), 1, "{name:?}");
+    }
+    assert_eq!(problems("siem.example.com"), 0);
+}
+
 #[test]
 fn all_problems_are_reported_at_once() {
     let found = problems(

@@ -2,7 +2,7 @@
 
 use schemars::JsonSchema;
 use serde::Deserialize;
-use siem_protocol::statement::TrustLevel;
+use siem_protocol::{note::SigningKey, statement::TrustLevel};
 
 use super::Findings;
 
@@ -20,10 +20,12 @@ pub struct TrustTable {
 
 impl TrustTable {
     pub(in super::super) fn check(&self, findings: &mut Findings<'_>) {
-        if self.receiver_name.is_empty() {
+        // The rules for names are those of keys.
+        if SigningKey::from_seed(&self.receiver_name, [0; 32]).is_err() {
             findings.add(
                 &["trust.receiver_name"],
-                "is empty, expected a name such as \"siem.example.com\"",
+                "is no name, expected one such as \"siem.example.com\", without white space, control \
+                 characters and `+`",
             );
         }
     }
