@@ -196,3 +196,14 @@ async fn retention_without_a_receiver_plans_and_applies() {
     let usage = run(data.path(), &["retention", "plan"]);
     assert_eq!(usage.status.code(), Some(2));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn log_of_a_command_in_a_file_has_no_colours() {
+    let data = Server::with_devices(TrustLevel::Shared, Limits::default()).await.end().await;
+    let copies = tempfile::tempdir().unwrap();
+    let [backup, target] = ["backup", "data"].map(|name| copies.path().join(name));
+    text(run(data.path(), &["backup", backup.to_str().unwrap()]), 0);
+    let restored = run(&target, &["restore", backup.to_str().unwrap()]);
+    let log = String::from_utf8(restored.stderr).unwrap();
+    assert!(log.contains("copied a journal") && !log.contains('\u{1b}'), "{log}");
+}

@@ -22,7 +22,7 @@ mod update;
 mod who;
 
 use std::{
-    io,
+    io::{self, IsTerminal as _},
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -171,7 +171,8 @@ fn random() -> Result<[u8; 32], Failure> {
 fn main() -> ExitCode {
     let command = Arguments::parse().command;
     if !matches!(command, Command::Serve(_)) {
-        tracing_subscriber::fmt().with_writer(io::stderr).without_time().init();
+        let log = tracing_subscriber::fmt().with_writer(io::stderr).without_time();
+        log.with_ansi(io::stderr().is_terminal()).init();
     }
     let result = match command {
         Command::Serve(serve) => serve.execute(),
