@@ -12,11 +12,7 @@ use std::{
 /// [`io::ErrorKind::InvalidInput`] if `path` is anything else, or larger than `limit` bytes; errors of
 /// the file system.
 pub(crate) fn read_regular_file(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let file = open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
-    }
+    let file = open_regular_file(path)?;
     let mut bytes = Vec::new();
     // Files of /proc have no size, and a file may grow while it is read.
     file.take(limit + 1).read_to_end(&mut bytes)?;
@@ -27,9 +23,33 @@ pub(crate) fn read_regular_file(path: &Path, limit: u64) -> io::Result<Vec<u8>> 
     Ok(bytes)
 }
 
-/// Opens a file without waiting for a writer of a FIFO.
-fn open(path: &Path) -> io::Result<File> {
-    open_with(path, true)
+/// Reads a regular file of any size, or one that a link leads to.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`] if `path` is anything else; errors of the file system.
+pub(crate) fn read_whole_file(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular_file(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Opens a regular file for reading, or one that a link leads to.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`] if `path` is anything else; errors of the file system.
+pub(crate) fn open_regular_file(path: &Path) -> io::Result<File> {
+    check_regular(open_with(path, true)?)
+}
+
+/// Returns an open file if it is a regular one.
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`] if it is anything else.
+pub(crate) fn check_regular(file: File) -> io::Result<File> {
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    Ok(file)
 }
 
 /// Opens a file without waiting for a writer of a FIFO, unless `path` is a symbolic link.
@@ -81,6 +101,7 @@ mod tests {
             let made = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();
             assert!(made.success());
             assert_eq!(kind(&fifo, 4), io::ErrorKind::InvalidInput);
+            assert_eq!(read_whole_file(&fifo).unwrap_err().kind(), io::ErrorKind::InvalidInput);
             assert_eq!(kind(Path::new("/dev/zero"), 4), io::ErrorKind::InvalidInput);
         }
     }

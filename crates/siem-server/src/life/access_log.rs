@@ -6,7 +6,7 @@
 //! [`AccessWatch`](super::AccessWatch).
 
 use std::{
-    fs::{self, OpenOptions},
+    fs::OpenOptions,
     io::{self, Write as _},
     path::{Path, PathBuf},
     time::SystemTime,
@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use siem_protocol::Digest;
 
 use super::{directory, lock, private, replace};
-use crate::clock;
+use crate::{clock, regular_file::read_whole_file};
 
 /// What was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -208,7 +208,7 @@ impl AccessLog {
 
     /// Returns what was written last; `None` by an earlier release.
     fn read_head(&self) -> io::Result<Option<AccessHead>> {
-        match fs::read(&self.head) {
+        match read_whole_file(&self.head) {
             Ok(text) => Ok(Some(serde_json::from_slice(&text)?)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
@@ -236,7 +236,7 @@ fn head_of(log: &[u8]) -> AccessHead {
 }
 
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    match fs::read(path) {
+    match read_whole_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         text => text,
     }
@@ -249,6 +249,8 @@ fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use std::time::UNIX_EPOCH;
 
     use super::*;

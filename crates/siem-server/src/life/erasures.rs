@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, OpenOptions},
+    fs::OpenOptions,
     io::{self, Seek as _, SeekFrom, Write as _},
     path::Path,
 };
@@ -16,6 +16,7 @@ use siem_protocol::{
 use super::{Selector, directory, lock, mailbox, private, subject};
 use crate::{
     ledger::Range,
+    regular_file::read_whole_file,
     store::{ReadError, read_epochs},
 };
 
@@ -92,7 +93,7 @@ pub(super) fn append(data: &Path, erasure: &Erasure, key: &dyn NoteSigner) -> io
     line.push(b'\n');
     let _held = lock(data)?;
     let path = directory(data).join("erasures.ndjson");
-    let text = match fs::read(&path) {
+    let text = match read_whole_file(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         text => text?,
     };
@@ -121,9 +122,9 @@ fn has_id(line: &[u8], id: &str) -> bool {
 /// # Errors
 /// If the file cannot be read or a line has another form.
 pub fn erasures(data: &Path, keys: &[VerifierKey]) -> io::Result<Vec<ErasureView>> {
-    let text = match fs::read_to_string(directory(data).join("erasures.ndjson")) {
+    let text = match read_whole_file(&directory(data).join("erasures.ndjson")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        text => text?,
+        text => String::from_utf8(text?).map_err(io::Error::other)?,
     };
     let ended = subject::ended(data)?;
     let mut views = Vec::new();

@@ -1,10 +1,11 @@
 //! Legal holds: data that neither the retention nor an erasure may remove.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use serde::{Deserialize, Serialize};
 
 use super::{Selector, directory, lock, lock_removals, replace};
+use crate::regular_file::read_whole_file;
 
 /// A legal hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,7 +36,7 @@ impl Holds {
     /// # Errors
     /// If the file cannot be read or is damaged: nothing may be removed then.
     pub fn read(data: &Path) -> io::Result<Self> {
-        match fs::read(directory(data).join("holds.json")) {
+        match read_whole_file(&directory(data).join("holds.json")) {
             Ok(text) => Ok(serde_json::from_slice(&text)?),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(error),

@@ -13,6 +13,7 @@ use super::{Removal, RetentionPolicy, Selector, directory, replace};
 use crate::{
     EpochKey,
     ledger::is_zero,
+    regular_file::read_whole_file,
     store::{OpenError, create_private},
 };
 
@@ -173,7 +174,7 @@ pub fn execute<T>(
     let response = response_path(data, id);
     let started = Instant::now();
     let read = loop {
-        match fs::read(&response) {
+        match read_whole_file(&response) {
             Ok(bytes) => break bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(source) => return Err(MailboxError::Io { path: response, source }),
@@ -210,7 +211,7 @@ pub(super) fn waiting(data: &Path) -> io::Result<Vec<String>> {
 
 /// Reads a request.
 pub(super) fn read(data: &Path, id: &str) -> io::Result<Letter> {
-    Ok(serde_json::from_slice(&fs::read(request_path(data, id))?)?)
+    Ok(serde_json::from_slice(&read_whole_file(&request_path(data, id))?)?)
 }
 
 /// Writes a request.

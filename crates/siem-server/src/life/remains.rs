@@ -15,7 +15,10 @@ use memchr::memmem;
 use tracing::warn;
 
 use super::{Hold, Holds, Selector, private, session, subject::Subject};
-use crate::store::{DamagedPart, EpochLines, copy_with_blanks, damaged_parts};
+use crate::{
+    regular_file::open_regular_file,
+    store::{DamagedPart, EpochLines, copy_with_blanks, damaged_parts},
+};
 
 /// Such a file.
 pub(super) enum Remains {
@@ -53,7 +56,7 @@ struct Damage<'a> {
 
 impl Damage<'_> {
     fn reader(&self, start: u64) -> io::Result<impl BufRead + use<>> {
-        let mut file = File::open(self.path)?;
+        let mut file = open_regular_file(self.path)?;
         file.seek(SeekFrom::Start(start))?;
         Ok(BufReader::new(file.take(self.end - start)))
     }
@@ -154,7 +157,7 @@ impl Remains {
             Self::Surplus(epoch) => {
                 let key = epoch.key();
                 let machine = key.as_ref().map_or("", |key| &key.machine);
-                let file = match File::open(epoch.surplus()) {
+                let file = match open_regular_file(&epoch.surplus()) {
                     Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
                     file => file?,
                 };
@@ -253,7 +256,7 @@ fn rewrite(
 
 /// Copies a file without the lines at some positions.
 fn copy_without(path: &Path, erased: &[(u64, u64)], to: &mut impl Write) -> io::Result<()> {
-    let mut from = File::open(path)?;
+    let mut from = open_regular_file(path)?;
     let mut end = 0;
     for (at, bytes) in erased {
         io::copy(&mut (&from).take(at - end), to)?;

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
+    io,
     path::Path,
     time::SystemTime,
 };
@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Erasure, Selector, directory, erasures, lock, replace, session::Relation};
-use crate::{EpochKey, clock, entry_lines};
+use crate::{EpochKey, clock, entry_lines, regular_file::read_whole_file};
 
 /// Entries that an erasure is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,7 +128,7 @@ fn ended_path(data: &Path) -> std::path::PathBuf {
 
 /// Returns the ids of erasures that no longer stay in force.
 pub(super) fn ended(data: &Path) -> io::Result<BTreeSet<String>> {
-    match fs::read(ended_path(data)) {
+    match read_whole_file(&ended_path(data)) {
         Ok(text) => Ok(serde_json::from_slice(&text)?),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(BTreeSet::new()),
         Err(error) => Err(error),
@@ -171,7 +171,7 @@ pub(crate) fn forget_swept(data: &Path, names: impl Iterator<Item = String>) -> 
 impl Swept {
     /// Reads the positions. Without them everything is compared again.
     pub(super) fn read(data: &Path) -> Self {
-        let text = fs::read(directory(data).join("swept.json")).ok();
+        let text = read_whole_file(&directory(data).join("swept.json")).ok();
         text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
     }
 
@@ -201,6 +201,8 @@ impl Swept {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -12,6 +12,7 @@ use super::{
     note_index::IndexRange,
     release,
 };
+use crate::regular_file::check_regular;
 
 /// Number of epochs whose files stay open.
 const OPEN: usize = 64;
@@ -60,7 +61,8 @@ impl Stem {
 
 /// Opens a file for reading and writing, and creates it if missing.
 pub(super) fn open(path: &Path) -> io::Result<File> {
-    File::options().read(true).write(true).create(true).truncate(false).open(path)
+    let file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
+    check_regular(file)
 }
 
 #[derive(Debug)]

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     io::{self, Read as _, Seek as _, SeekFrom},
     path::{Path, PathBuf},
 };
@@ -13,7 +12,7 @@ use super::{
     index_record::scan,
     note::{ErasureNote, Note},
 };
-use crate::{batch::seq_of, ledger::Range};
+use crate::{batch::seq_of, ledger::Range, regular_file::open_regular_file};
 
 /// Where the lines of an epoch are, and who sent them.
 #[derive(Debug)]
@@ -76,7 +75,7 @@ fn is_tombstone(seq: u64, line: &[u8]) -> bool {
 impl EpochLines {
     /// Reads the records of an epoch's index from position `from` on.
     pub(super) fn read(machines: &Path, stem: &Stem, from: u64) -> io::Result<Self> {
-        let index = File::open(stem.index(machines))?;
+        let index = open_regular_file(&stem.index(machines))?;
         let mut epoch = Self {
             path: stem.lines(machines),
             name: stem.name(),
@@ -185,7 +184,7 @@ impl EpochLines {
             return Ok(());
         }
         let erased = merge(self.erased.values().flatten());
-        let mut file = File::open(&self.path)?;
+        let mut file = open_regular_file(&self.path)?;
         let mut text = Vec::new();
         for run in &self.runs {
             text.clear();

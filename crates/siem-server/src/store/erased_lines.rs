@@ -9,7 +9,7 @@ use std::{collections::HashMap, fs::File, io, path::Path};
 use siem_protocol::DeadLettered;
 
 use super::{erase::LineToErase, index_record::scan, note::Note};
-use crate::batch::seq_of;
+use crate::{batch::seq_of, regular_file::open_regular_file};
 
 /// Erasures in the index of an epoch.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(super) struct ErasedLines {
 impl ErasedLines {
     /// Reads the records of an index from a position on.
     pub(super) fn open(index: &Path, from: u64) -> io::Result<Self> {
-        let index = File::open(index)?;
+        let index = open_regular_file(index)?;
         let mut erased = Self { index, end: from, lines: HashMap::new() };
         erased.refresh()?;
         Ok(erased)

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use siem_protocol::statement::TrustLevel;
 
 use super::{create_private, sync_directory};
+use crate::regular_file::read_whole_file;
 
 /// Version that this release writes.
 const VERSION: u32 = 3;
@@ -96,7 +97,7 @@ impl DataFormat {
     /// [`FormatError`].
     pub fn read(directory: &Path) -> Result<Option<Self>, FormatError> {
         let path = directory.join(NAME);
-        match fs::read(&path) {
+        match read_whole_file(&path) {
             Ok(text) => Self::parse(&text, &path).map(Some),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(FormatError::Io { path, source }),

@@ -20,6 +20,7 @@ use super::{
     index_record::RecordParts,
     sync_directory,
 };
+use crate::regular_file::open_regular_file;
 
 const BUFFER: usize = 256 << 10;
 const ENDING: &str = "journal";
@@ -220,7 +221,7 @@ pub(super) fn replay(
     path: &Path,
     mut show: impl FnMut(Frame) -> io::Result<()>,
 ) -> io::Result<ReplayEnd> {
-    let file = File::open(path)?;
+    let file = open_regular_file(path)?;
     let mut reader = BufReader::with_capacity(BUFFER, file);
     let mut good = 0;
     while let Some(frame) = Frame::read(&mut reader)? {
@@ -277,7 +278,7 @@ pub(crate) fn damaged_parts(
 
 /// Returns the position of the first line in damage, or its start if that may be part of a line.
 fn damaged_lines(path: &Path, start: u64, end: u64) -> io::Result<u64> {
-    let mut file = File::open(path)?;
+    let mut file = open_regular_file(path)?;
     file.seek(SeekFrom::Start(start))?;
     let head = head_length(&mut (&file).take(end - start))?;
     let Some(at) = head.and_then(|it| start.checked_add(it)).filter(|at| *at < end) else {
@@ -298,7 +299,7 @@ pub(crate) fn copy_with_blanks(
     lines: &[(u64, u64)],
     to: &mut impl io::Write,
 ) -> io::Result<()> {
-    let mut file = File::open(path)?;
+    let mut file = open_regular_file(path)?;
     parts(path, 0, |part| match part {
         JournalPart::Frame(mut frame, end) => {
             if let Lines::Read(text) = &mut frame.lines {
@@ -349,7 +350,7 @@ pub(super) fn parts(
     from: u64,
     mut show: impl FnMut(JournalPart) -> io::Result<()>,
 ) -> io::Result<()> {
-    let file = File::open(path)?;
+    let file = open_regular_file(path)?;
     let mut at = from;
     loop {
         let mut reader = BufReader::with_capacity(BUFFER, &file);

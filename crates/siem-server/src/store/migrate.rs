@@ -27,6 +27,7 @@ use super::{
 use crate::{
     batch::{origin_of, seq_of},
     ledger::Ledger,
+    regular_file::{open_regular_file, read_whole_file},
 };
 
 /// Endings of the files that an index replaces.
@@ -68,7 +69,7 @@ pub(super) fn convert(directory: &Path) -> io::Result<()> {
 /// Reports whether a journal is of this version.
 fn is_current(path: &Path) -> io::Result<bool> {
     let mut start = Vec::new();
-    File::open(path)?.take(frame::MAGIC.len() as u64).read_to_end(&mut start)?;
+    open_regular_file(path)?.take(frame::MAGIC.len() as u64).read_to_end(&mut start)?;
     Ok(start == frame::MAGIC)
 }
 
@@ -147,7 +148,7 @@ fn replay(journals: &[(u64, PathBuf)], machines: &Path) -> io::Result<()> {
     // Journals with a torn end: only the last one that was written to may have one.
     let mut torn = Vec::new();
     for (_, path) in journals {
-        let mut reader = BufReader::new(File::open(path)?);
+        let mut reader = BufReader::new(open_regular_file(path)?);
         let mut good = 0;
         while let Some(frame) = OldFrame::read(&mut reader)? {
             good = reader.stream_position()?;
@@ -254,7 +255,7 @@ fn convert_epoch(machines: &Path, stem: &Stem) -> io::Result<()> {
 }
 
 fn open_lines(path: &Path) -> io::Result<Option<File>> {
-    match File::open(path) {
+    match open_regular_file(path) {
         Ok(file) => Ok(Some(file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),
@@ -263,7 +264,7 @@ fn open_lines(path: &Path) -> io::Result<Option<File>> {
 
 /// Reads a file that may be missing.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
-    match fs::read(path) {
+    match read_whole_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         result => result,
     }

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    fs::File,
     io::{self, Read as _, Seek as _, SeekFrom},
     path::Path,
 };
@@ -13,7 +12,7 @@ use super::{
     erased_lines::ErasedLines,
     note_index::{RowRange, records},
 };
-use crate::{batch::seq_of, ledger::Range};
+use crate::{batch::seq_of, ledger::Range, regular_file::open_regular_file};
 
 /// Number of sequence numbers that are read at once: later batches may have brought any of them.
 const STEP: u64 = 1024;
@@ -75,7 +74,7 @@ impl RangeRead {
         if batches.is_empty() {
             return Ok(Vec::new());
         }
-        let mut lines = match File::open(self.stem.lines(machines)) {
+        let mut lines = match open_regular_file(&self.stem.lines(machines)) {
             // The retention removed them since.
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             lines => lines?,
@@ -101,7 +100,7 @@ impl RangeRead {
 
     /// Returns the batches that may have brought lines with numbers of `step`.
     fn batches(&self, index: &Path, step: Range) -> io::Result<Vec<Brought>> {
-        let mut index = File::open(index)?;
+        let mut index = open_regular_file(index)?;
         let mut batches = Vec::new();
         let overlaps = |first: u64, last: u64| first <= step.last && last >= step.first;
         for row in self.rows.iter().filter(|row| overlaps(row.first, row.last)) {

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     fleet::StatsQuery,
     life::RetainedEpochs,
+    regular_file::open_regular_file,
     stats::Stats,
     trust::{DeviceKey, Registry},
 };
@@ -208,7 +209,7 @@ fn open_lines(
 ) -> io::Result<Option<(File, Removals)>> {
     loop {
         let removed = removals(index)?;
-        let file = match File::open(lines) {
+        let file = match open_regular_file(lines) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             file => file?,
         };
@@ -288,7 +289,7 @@ fn read_notes(
     mut show: impl FnMut(u64, Note, u64) -> io::Result<()>,
 ) -> io::Result<()> {
     let mut end = 0;
-    let shown = scan(&File::open(path)?, 0, |at, head, text| {
+    let shown = scan(&open_regular_file(path)?, 0, |at, head, text| {
         let Ok(note) = serde_json::from_slice(text) else { return Ok(()) };
         let length = at + head.length() - std::mem::replace(&mut end, at + head.length());
         show(at, note, length)

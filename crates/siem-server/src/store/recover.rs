@@ -29,6 +29,7 @@ use crate::{
     batch::{origin_of, seq_of},
     ledger::{Change, Range},
     life,
+    regular_file::open_regular_file,
 };
 
 /// Result of the recovery.
@@ -180,7 +181,8 @@ pub(super) fn keep_damaged(journal: &Path) -> io::Result<()> {
             }
             kept => kept?,
         };
-        let copied = io::copy(&mut File::open(journal)?, &mut kept).and_then(|_| kept.sync_all());
+        let copied =
+            io::copy(&mut open_regular_file(journal)?, &mut kept).and_then(|_| kept.sync_all());
         if let Err(error) = copied {
             drop(fs::remove_file(&aside));
             return Err(error);
@@ -193,7 +195,7 @@ pub(super) fn keep_damaged(journal: &Path) -> io::Result<()> {
 
 /// Reports whether two files have the same content.
 fn is_same(one: &Path, other: &Path) -> io::Result<bool> {
-    let (one, other) = (File::open(one)?, File::open(other)?);
+    let (one, other) = (open_regular_file(one)?, open_regular_file(other)?);
     if one.metadata()?.len() != other.metadata()?.len() {
         return Ok(false);
     }

@@ -6,6 +6,8 @@ use std::{
     path::Path,
 };
 
+use crate::regular_file::open_regular_file;
+
 /// Size of the blocks that are overwritten at once.
 const BLOCK: usize = 64 << 10;
 
@@ -50,7 +52,7 @@ fn punch(_: &File, _: u64) -> io::Result<bool> {
 /// # Errors
 /// Errors of the file system.
 pub fn open_lines(path: &Path) -> io::Result<(File, u64)> {
-    let mut file = File::open(path)?;
+    let mut file = open_regular_file(path)?;
     let start = data_start(&file)?;
     file.seek(SeekFrom::Start(start))?;
     Ok((file, start))

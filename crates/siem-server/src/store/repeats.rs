@@ -22,6 +22,7 @@ use super::{
 use crate::{
     batch::{Batch, Line},
     ledger::Range,
+    regular_file::open_regular_file,
 };
 
 /// Approximate memory limit for the directories of other epochs.
@@ -137,7 +138,7 @@ impl Repeats {
         self.evict(&other.stem);
         let mut directory = match self.directories.remove(&other.stem) {
             Some(known) => known,
-            None => Directory::new(File::open(other.stem.index(&self.root))?),
+            None => Directory::new(open_regular_file(&other.stem.index(&self.root))?),
         };
         if directory.lines_end != other.lines_end {
             directory.read_appended()?;

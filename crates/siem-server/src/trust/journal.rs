@@ -16,7 +16,10 @@ use std::{
 use serde::{Serialize, de::DeserializeOwned};
 use tracing::error;
 
-use crate::store::{create_private, sync_directory};
+use crate::{
+    regular_file::check_regular,
+    store::{create_private, sync_directory},
+};
 
 /// State that is rebuilt from the lines of a journal.
 pub(super) trait Fold: Default + Send {
@@ -332,7 +335,9 @@ impl<S: Fold> Folded<S> {
         if known && current.len() >= self.length {
             return self.fold(path);
         }
-        let file = private_file(path, false).map_err(JournalError::io("open", path))?;
+        // Any other kind has no length, and would be an empty state.
+        let file = private_file(path, false).and_then(check_regular);
+        let file = file.map_err(JournalError::io("open", path))?;
         let opened = file.metadata().map_err(JournalError::io("read", path))?;
         let mut other = Self {
             file: Some((file, identity(&opened))),

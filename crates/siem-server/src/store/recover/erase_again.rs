@@ -2,7 +2,6 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    fs::File,
     io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _},
     path::Path,
 };
@@ -13,6 +12,7 @@ use tracing::warn;
 
 use crate::{
     batch::seq_of,
+    regular_file::open_regular_file,
     store::{
         catalog::{Catalog, Key},
         epoch::{Stem, open},
@@ -49,7 +49,7 @@ pub(super) fn erase_again<'a>(
     }
     let file = open(&path)?;
     let (mut at, (end, _)) = (catalog.lines_from(key), catalog.ends(key));
-    let mut reader = File::open(&path)?;
+    let mut reader = open_regular_file(&path)?;
     reader.seek(SeekFrom::Start(at))?;
     let mut reader = BufReader::with_capacity(256 << 10, reader.take(end.saturating_sub(at)));
     let mut line = Vec::new();

@@ -123,6 +123,20 @@ fn restored_copy_at_the_path_replaces_the_state() {
     }
 }
 
+/// A FIFO has no length: it was taken as a journal without lines, and all tokens and devices were unknown.
+#[cfg(unix)]
+#[test]
+fn fifo_in_place_of_the_file_keeps_the_state() {
+    let directory = tempfile::tempdir().unwrap();
+    let journal = open(directory.path()).unwrap();
+    append(&journal, 1);
+    let path = directory.path().join(NAME);
+    fs::remove_file(&path).unwrap();
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    assert_eq!(numbers(&journal), [1]);
+    assert!(matches!(open(directory.path()), Err(JournalError::Io { .. })));
+}
+
 #[test]
 fn restored_directory_has_another_lock() {
     let root = tempfile::tempdir().unwrap();
