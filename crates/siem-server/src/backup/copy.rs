@@ -1,7 +1,7 @@
 //! Copies of files that grow.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File, OpenOptions},
     io::{self, Read as _, Seek as _, Write as _},
     path::{Path, PathBuf},
@@ -11,7 +11,10 @@ use aws_lc_rs::digest;
 use siem_protocol::Digest;
 
 use super::{BackupError, manifest::CopiedFile};
-use crate::store::{create_private, sync_directory};
+use crate::{
+    regular_file::open_regular_file,
+    store::{create_private, sync_directory},
+};
 
 /// Bytes that are copied before new journals are looked for. A journal holds much more.
 const CHUNK: usize = 4 << 20;
@@ -44,7 +47,7 @@ impl Journals {
             if expected.is_some_and(|expected| expected != number) {
                 return Err(BackupError::Overtaken);
             }
-            match File::open(&path) {
+            match open_regular_file(&path) {
                 Ok(file) => {
                     expected = after.map(|_| number + 1);
                     self.files.insert(number, (path, file));
@@ -89,13 +92,15 @@ fn list(directory: &Path) -> io::Result<BTreeMap<u64, PathBuf>> {
 }
 
 /// Returns the regular files below a directory, in order of their paths, without locks and files that
-/// are being written. A directory or file for which `skip` is true is left out.
+/// are being written. Links to files and directories are followed, such as those of an operator to another
+/// disk. A directory or file for which `skip` is true is left out.
 pub(super) fn regular_files(
     root: &Path,
     skip: &dyn Fn(&Path) -> bool,
 ) -> Result<Vec<PathBuf>, BackupError> {
     let mut files = Vec::new();
     let mut directories = vec![root.to_owned()];
+    let mut linked = BTreeSet::new();
     while let Some(directory) = directories.pop() {
         let failed = || BackupError::io("read", &directory);
         let entries = match fs::read_dir(&directory) {
@@ -114,8 +119,20 @@ pub(super) fn regular_files(
             match entry.file_type() {
                 Ok(kind) if kind.is_dir() => directories.push(path),
                 Ok(kind) if kind.is_file() => files.push(path),
-                // A link of an operator, such as to a configuration.
-                Ok(kind) if kind.is_symlink() && path.is_file() => files.push(path),
+                Ok(kind) if kind.is_symlink() => match fs::metadata(&path) {
+                    Ok(found) if found.is_file() => files.push(path),
+                    Ok(found) if found.is_dir() => {
+                        let real =
+                            fs::canonicalize(&path).map_err(BackupError::io("read", &path))?;
+                        if !linked.insert(real) {
+                            return Err(BackupError::Linked(path));
+                        }
+                        directories.push(path);
+                    }
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    Err(error) => return Err(BackupError::io("read", &path)(error)),
+                },
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(failed()(error)),
@@ -141,7 +158,7 @@ impl<'a> Writer<'a> {
 
     /// Copies a file up to its present end. One that was deleted since it was listed is left out.
     pub(super) fn copy(&mut self, path: &Path, journals: &mut Journals) -> Result<(), BackupError> {
-        match File::open(path) {
+        match open_regular_file(path) {
             Ok(file) => self.copy_open(path, file, &mut || journals.refresh()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(BackupError::io("open", path)(error)),

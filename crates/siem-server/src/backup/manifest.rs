@@ -1,12 +1,12 @@
 //! List of the files of a backup, `backup.ndjson`.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use serde::{Deserialize, Serialize};
 use siem_protocol::Digest;
 
 use super::{BackupError, BackupSummary};
-use crate::trust::replace_file;
+use crate::{regular_file::read_whole_file, trust::replace_file};
 
 /// Name of the file. It is written last: a backup without it is incomplete.
 pub(super) const MANIFEST: &str = "backup.ndjson";
@@ -51,7 +51,7 @@ impl Manifest {
 
     pub(super) fn read(backup: &Path) -> Result<Self, BackupError> {
         let path = backup.join(MANIFEST);
-        let text = match fs::read(&path) {
+        let text = match read_whole_file(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Err(BackupError::Incomplete(backup.to_owned()));

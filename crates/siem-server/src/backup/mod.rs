@@ -31,6 +31,7 @@ use self::{
 };
 use crate::{
     clock::{self, Clock},
+    regular_file::read_whole_file,
     trust::{JournalError, RegistryLock},
 };
 
@@ -84,6 +85,11 @@ pub enum BackupError {
     /// A path in the list leads out of the backup, or is not text.
     #[error("`{0}` is not a path of a backup")]
     Path(PathBuf),
+    /// Two links lead to one directory, or one leads to a directory above itself.
+    #[error(
+        "`{0}` leads to a directory to which another link leads, or it leads in a circle: remove it"
+    )]
+    Linked(PathBuf),
     /// A journal was created and deleted before it could be copied.
     #[error(
         "the receiver deleted a journal before it could be copied, {ATTEMPTS} times: run the backup \
@@ -145,8 +151,8 @@ fn repeat(
     if !data.join("format").is_file() {
         return Err(BackupError::NoData(data.to_owned()));
     }
-    create_empty(target)?;
     check_outside(data, target)?;
+    create_empty(target)?;
     let mut attempt = 1;
     loop {
         match copy_all(data, target, options, clock, &mut || begun(attempt)) {
@@ -173,7 +179,7 @@ fn copy_all(
 ) -> Result<BackupSummary, BackupError> {
     let created_at = clock::text(clock.now());
     let path = data.join("format");
-    let read_format = || fs::read(&path).map_err(BackupError::io("read", &path));
+    let read_format = || read_whole_file(&path).map_err(BackupError::io("read", &path));
     let format = read_format()?;
     let mut journals = Journals::pin(data)?;
     let releases = Releases::pin(data)?;
@@ -239,9 +245,13 @@ fn create_empty(path: &Path) -> Result<(), BackupError> {
     }
 }
 
+/// Checks that a backup does not copy itself.
 fn check_outside(data: &Path, target: &Path) -> Result<(), BackupError> {
-    let real = |path: &Path| fs::canonicalize(path).map_err(BackupError::io("read", path));
-    if real(target)?.starts_with(real(data)?) {
+    let data = fs::canonicalize(data).map_err(BackupError::io("read", data))?;
+    let absolute = std::path::absolute(target).map_err(BackupError::io("read", target))?;
+    // The target may be missing, and the directories above it too.
+    let existing = absolute.ancestors().find_map(|path| fs::canonicalize(path).ok());
+    if existing.is_some_and(|existing| existing.starts_with(&data)) {
         return Err(BackupError::Inside(target.to_owned()));
     }
     Ok(())

@@ -10,7 +10,7 @@ use std::{
 use siem_protocol::update::{MAX_CATALOG_BYTES, ReleaseCatalog};
 
 use super::{ATTEMPTS, BackupError, copy::Writer};
-use crate::updates::CATALOG;
+use crate::{regular_file::open_regular_file, updates::CATALOG};
 
 /// Open files of the releases: one that is replaced or deleted can still be read.
 #[derive(Default)]
@@ -62,7 +62,8 @@ impl Releases {
 }
 
 fn open(path: &Path) -> Result<Option<File>, BackupError> {
-    match fs::metadata(path).and_then(|found| found.is_file().then(|| File::open(path)).transpose())
+    match fs::metadata(path)
+        .and_then(|found| found.is_file().then(|| open_regular_file(path)).transpose())
     {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         opened => opened.map_err(BackupError::io("open", path)),

@@ -1,7 +1,6 @@
 //! Restoration of a backup.
 
 use std::{
-    fs::File,
     io::Read as _,
     path::{Component, Path},
 };
@@ -12,6 +11,7 @@ use super::{
     create_empty,
     manifest::{CopiedFile, Manifest},
 };
+use crate::regular_file::open_regular_file;
 
 /// Copies a backup into the data directory `target`, which must be empty or missing, and verifies
 /// sizes and hashes. The file `format` is copied last: without it the directory is not complete.
@@ -36,7 +36,7 @@ fn restore_file(backup: &Path, target: &Path, file: &CopiedFile) -> Result<(), B
         return Err(BackupError::Path(relative.to_owned()));
     }
     let path = backup.join(relative);
-    let open = File::open(&path).map_err(BackupError::io("open", &path))?;
+    let open = open_regular_file(&path).map_err(BackupError::io("open", &path))?;
     // A byte more shows that it has grown.
     let from = open.take(file.size + 1);
     let (size, sha256) = copy_part(&path, from, &target.join(relative), &mut || Ok(()))?;

@@ -67,7 +67,47 @@ fn nothing_is_overwritten() {
     assert!(matches!(restore(&backed_up, data.path()), Err(BackupError::NotEmpty(_))));
     let inside = run(data.path(), &data.path().join("backup"), false);
     assert!(matches!(inside, Err(BackupError::Inside(_))));
+    assert!(!data.path().join("backup").try_exists().unwrap());
     assert!(matches!(run(to.path(), &to.path().join("b"), false), Err(BackupError::NoData(_))));
+}
+
+/// A data directory of which a part is on another disk was backed up without this part, with exit code 0.
+#[cfg(unix)]
+#[test]
+fn directories_behind_links_are_backed_up() {
+    use std::os::unix::fs::symlink;
+    let (data, to) = (data(), tempfile::tempdir().unwrap());
+    let machines = data.path().join("machines");
+    fs::rename(&machines, to.path().join("disk")).unwrap();
+    symlink(to.path().join("disk"), &machines).unwrap();
+    let backed_up = to.path().join("a");
+    assert_eq!(run(data.path(), &backed_up, false).unwrap().files, 4);
+    restore(&backed_up, &to.path().join("b")).unwrap();
+    assert_eq!(fs::read(to.path().join("b/machines/m/e.ndjson")).unwrap(), b"{}\n");
+    symlink(data.path(), machines.join("circle")).unwrap();
+    let circle = run(data.path(), &to.path().join("c"), false);
+    assert!(matches!(circle, Err(BackupError::Linked(_))), "{circle:?}");
+}
+
+/// Each of these blocked its reader for ever.
+#[cfg(unix)]
+#[test]
+fn fifo_in_place_of_a_file_is_an_error() {
+    let (data, to) = (data(), tempfile::tempdir().unwrap());
+    let replace = |path: &Path| {
+        drop(fs::remove_file(path));
+        assert!(std::process::Command::new("mkfifo").arg(path).status().unwrap().success());
+    };
+    let backed_up = to.path().join("a");
+    run(data.path(), &backed_up, false).unwrap();
+    for (at, name) in ["machines/m/e.ndjson", "backup.ndjson"].iter().enumerate() {
+        replace(&backed_up.join(name));
+        let restored = restore(&backed_up, &to.path().join(format!("b{at}")));
+        assert!(matches!(restored, Err(BackupError::Io { .. })), "{name}: {restored:?}");
+    }
+    replace(&data.path().join("journal/000000000008.journal"));
+    let journal = run(data.path(), &to.path().join("c"), false);
+    assert!(matches!(journal, Err(BackupError::Io { .. })), "{journal:?}");
 }
 
 #[test]
