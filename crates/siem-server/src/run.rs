@@ -166,6 +166,8 @@ impl Process {
             .with_fleet(settings.fleet.thresholds())
             .with_config_folder(managed_configurations(&settings))
             .with_releases(release_folder(&settings));
+        // A probe during the first check would have no result to show.
+        drop(readiness.reasons().await);
         let (listener, bound) = bind(settings.http.listen).await?;
         let _metrics = start_metrics(&settings, metrics.clone()).await?;
         if let Some(address) = settings.probe.listen {

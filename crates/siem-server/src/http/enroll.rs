@@ -11,7 +11,9 @@ use axum::{
 use siem_protocol::{Digest, EnrollAnswer, EnrollRequest, KeysAnswer, statement::Enroll};
 use tracing::info;
 
-use super::{Shared, observe::json, peer, problem::Rejection, statements::sign_verdict};
+use super::{
+    Shared, observe::json, peer, problem::Rejection, run_blocking, statements::sign_verdict,
+};
 use crate::trust::{DeviceKey, EnrollError, Event, EventKind, Grant, Registry, Scope};
 
 /// Maximum size of an enrollment in bytes. One with the longest host and user names has 4 KiB.
@@ -20,16 +22,16 @@ const ENROLL_BYTES: usize = 32 << 10;
 const SCOPES: [Scope; 2] = [Scope::Ingest, Scope::Enroll];
 
 pub(super) async fn keys(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
-    match list_keys(&shared, &headers) {
+    match list_keys(&shared, &headers).await {
         Ok(answer) => json(&answer),
         Err(rejection) => rejection.into_response(),
     }
 }
 
-fn list_keys(shared: &Shared, headers: &HeaderMap) -> Result<KeysAnswer, Rejection> {
-    shared.authorize(headers, &SCOPES)?;
-    let registry = shared.registry.as_ref();
-    let answer = registry.and_then(|registry| registry.keys_answer());
+async fn list_keys(shared: &Shared, headers: &HeaderMap) -> Result<KeysAnswer, Rejection> {
+    shared.authorize(headers, &SCOPES).await?;
+    let registry = shared.registry.clone();
+    let answer = run_blocking(move || registry.and_then(|registry| registry.keys_answer())).await?;
     answer.ok_or(Rejection::Enroll(EnrollError::NoReceiverKey))
 }
 
@@ -66,15 +68,13 @@ async fn receive_enrollment(
     parts: &Parts,
     mut body: Body,
 ) -> Result<EnrollAnswer, EnrollmentRefusal> {
-    let grant = shared.authorize(&parts.headers, &SCOPES)?;
+    let grant = shared.authorize(&parts.headers, &SCOPES).await?;
     let registry = shared.registry.clone().ok_or(EnrollError::NoReceiverKey)?;
     let sender = shared.sender(parts);
     let receiving = shared.intake.receive(sender, parts, &mut body, ENROLL_BYTES);
     let (body, _memory) = receiving.await?;
     let (shared, peer) = (shared.clone(), peer(&parts.extensions));
-    let working =
-        tokio::task::spawn_blocking(move || enroll_device(&shared, &registry, &grant, &body, peer));
-    working.await.map_err(|_| Rejection::Panicked)?
+    run_blocking(move || enroll_device(&shared, &registry, &grant, &body, peer)).await?
 }
 
 fn enroll_device(

@@ -31,6 +31,7 @@ use super::{
     problem::Rejection,
     quota_check::QuotaCheck,
     refusal_log::SealedBy,
+    run_blocking,
     statements::{self, BatchSubject},
 };
 use crate::{
@@ -169,7 +170,7 @@ async fn receive_batch(
     body: &mut Body,
 ) -> Result<Receipt, Refusal> {
     let headers = &parts.headers;
-    shared.authorize(headers, &[Scope::Ingest])?;
+    shared.authorize(headers, &[Scope::Ingest]).await?;
     check_content_type(headers)?;
     let encoding = encoding(headers)?;
     let signature = text(headers, header::SIGNATURE).ok_or(Rejection::Signature)?.to_owned();
@@ -179,20 +180,18 @@ async fn receive_batch(
     shared.metrics.count_received(body.len());
     let received_at = shared.clock.now();
     let sent = ReceivedBody { body, memory, encoding, signature, received_at };
-    let (mut batch, body) = read(shared, sent).await?;
+    let ReadBatch { mut batch, body, enroll, names_unknown_config, answers } =
+        *read(shared, sent).await?;
     check_headers(headers, &batch.header)?;
     batch.peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
     let id = batch.header.id();
     let subject = BatchSubject::new(&batch.header, body);
-    let enroll = statements::should_enroll(shared, &batch.seal);
     let device = batch.seal.valid().map(|seal| seal.device);
-    let unknown_config = names_unknown_config(shared, &batch.header).await;
-    let unknown_config = unknown_config.then(|| batch.event(EventKind::ConfigUnknown));
-    let answers = BatchAnswers::of(shared, &batch);
+    let unknown_config = names_unknown_config.then(|| batch.event(EventKind::ConfigUnknown));
     let redelivered = batch.header.redelivery.then(|| batch.header.seqs.clone());
     let seal = batch.header.seal.as_deref().map(digest);
     // After the signature: someone without the secret uses up no quota.
-    let counted = QuotaCheck::admit(shared, sender, &batch)?;
+    let counted = QuotaCheck::admit(shared, sender, &batch).await?;
     let begun = Instant::now();
     let stored = match shared.storage.store(batch).await {
         Ok(stored) => {
@@ -205,9 +204,6 @@ async fn receive_batch(
             return Err(Refusal { rejection, subject: Some(Box::new(subject)), enroll, device });
         }
     };
-    if let (Some(event), Some(registry)) = (unknown_config, &shared.registry) {
-        registry.record(event);
-    }
     if let Some(answers) = answers {
         answers.note(shared).await;
     }
@@ -215,23 +211,24 @@ async fn receive_batch(
     // whose enrollment was refused names none.
     let is_of_other =
         seal.is_some() && stored.point.as_ref().is_some_and(|point| point.seal != seal);
-    let receipt = statements::receipt(shared, &subject, stored.point)?;
     debug!(%id, stored.receipt.accepted, stored.receipt.duplicates, "stored a batch");
     let accepted = stored.receipt.accepted_seqs.as_deref().unwrap_or_default();
     let needs_verdict = match redelivered {
         Some(seqs) => seqs.iter().all(|seq| accepted.contains(seq)),
         None => is_of_other,
     };
-    let verdict = if needs_verdict { sign_stored(shared, subject).await } else { None };
+    let (shared, point) = (shared.clone(), stored.point);
+    let signing = run_blocking(move || {
+        if let (Some(event), Some(registry)) = (unknown_config, &shared.registry) {
+            registry.record(event);
+        }
+        let receipt = statements::receipt(&shared, &subject, point)?;
+        // Every entry of the batch is stored.
+        let verdict = needs_verdict.then(|| statements::stored(&shared, &subject)).flatten();
+        Ok::<_, Rejection>((receipt, verdict))
+    });
+    let (receipt, verdict) = signing.await??;
     Ok(Receipt { receipt, verdict, enroll, ..stored.receipt })
-}
-
-/// Signs that every entry of a batch is stored.
-async fn sign_stored(shared: &Arc<Shared>, subject: BatchSubject) -> Option<String> {
-    let shared = shared.clone();
-    // The body is hashed.
-    let signing = tokio::task::spawn_blocking(move || statements::stored(&shared, &subject));
-    signing.await.ok().flatten()
 }
 
 /// A body as sent.
@@ -273,9 +270,8 @@ fn check_headers(headers: &HeaderMap, batch: &BatchHeader) -> Result<(), Rejecti
     }
 }
 
-/// Verifies, decodes and parses a body outside the threads that serve requests. Returns what is
-/// known of the body besides.
-async fn read(shared: &Arc<Shared>, sent: ReceivedBody) -> Result<(Batch, SentBody), Refusal> {
+/// Verifies, decodes and parses a body outside the threads that serve requests.
+async fn read(shared: &Arc<Shared>, sent: ReceivedBody) -> Result<Box<ReadBatch>, Refusal> {
     if sent.encoding == Encoding::Identity {
         return run_step_blocking(shared, sent, DecodeStep::Parse).await?.into_batch();
     }
@@ -289,7 +285,7 @@ async fn read(shared: &Arc<Shared>, sent: ReceivedBody) -> Result<(Batch, SentBo
     )
     .await?
     {
-        StepOutput::Batch(batch, body) => Ok((*batch, body)),
+        StepOutput::Batch(batch) => Ok(batch),
         StepOutput::Larger(sent) => {
             // The memory of the first attempt is released at this point, so that waiting for more
             // cannot deadlock.
@@ -310,18 +306,28 @@ enum DecodeStep {
 
 /// Result of a step.
 enum StepOutput {
-    Batch(Box<Batch>, SentBody),
+    Batch(Box<ReadBatch>),
     /// The text is larger than the reserved memory.
     Larger(ReceivedBody),
 }
 
 impl StepOutput {
-    fn into_batch(self) -> Result<(Batch, SentBody), Refusal> {
+    fn into_batch(self) -> Result<Box<ReadBatch>, Refusal> {
         match self {
-            Self::Batch(batch, body) => Ok((*batch, body)),
+            Self::Batch(batch) => Ok(batch),
             Self::Larger(_) => Err(Rejection::Overloaded.into()),
         }
     }
+}
+
+/// A batch that was read, with what files of the receiver say about its sender.
+struct ReadBatch {
+    batch: Batch,
+    body: SentBody,
+    /// The sender should enroll.
+    enroll: bool,
+    names_unknown_config: bool,
+    answers: Option<BatchAnswers>,
 }
 
 /// Body of a batch, as far as a verdict about it needs it.
@@ -385,7 +391,13 @@ fn run_step(shared: &Shared, sent: ReceivedBody, step: DecodeStep) -> Result<Ste
         batch.seal = BatchSeal::verify(&batch, registry);
     }
     memory.shrink_to(batch.size());
-    Ok(StepOutput::Batch(Box::new(batch.with_memory(memory)), body))
+    Ok(StepOutput::Batch(Box::new(ReadBatch {
+        enroll: statements::should_enroll(shared, &batch.seal),
+        names_unknown_config: names_unknown_config(shared, &batch.header),
+        answers: BatchAnswers::of(shared, &batch),
+        batch: batch.with_memory(memory),
+        body,
+    })))
 }
 
 /// Keeps a compressed body until the batch is stored, if a verdict may need it.

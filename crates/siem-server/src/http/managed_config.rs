@@ -67,7 +67,7 @@ async fn respond(
     headers: &HeaderMap,
     varies_by: &mut &'static str,
 ) -> Result<Response, Rejection> {
-    shared.authorize(headers, &[Scope::Ingest])?;
+    shared.authorize(headers, &[Scope::Ingest]).await?;
     let nonce = nonce(headers)?;
     let (file, uses_groups) = choose_for(shared, device(headers)?).await?;
     if uses_groups {
@@ -179,8 +179,9 @@ fn offer(registry: &Registry, device: &DeviceFacts, file: &ConfigFile) -> Result
     registry.note_offered(device, file.hash).map_err(Rejection::Registry)
 }
 
-/// Reports whether a batch names a managed configuration that was never offered to its sender.
-pub(super) async fn names_unknown_config(shared: &Arc<Shared>, header: &BatchHeader) -> bool {
+/// Reports whether a batch names a managed configuration that was never offered to its sender. Blocks for
+/// the file system.
+pub(super) fn names_unknown_config(shared: &Shared, header: &BatchHeader) -> bool {
     let (Some(hash), Some(registry)) = (header.managed_hash, &shared.registry) else {
         return false;
     };
@@ -189,9 +190,7 @@ pub(super) async fn names_unknown_config(shared: &Arc<Shared>, header: &BatchHea
         return !registry.was_offered_to(&hash, &identity);
     }
     // The agent may have got it before the receiver kept a list.
-    let shared = shared.clone();
-    let reading = tokio::task::spawn_blocking(move || shared.configs.current());
-    let Ok(set) = reading.await else { return true };
+    let set = shared.configs.current();
     set.by_hash(&hash).is_none_or(|file| !is_meant_for(file.audience(), &identity))
 }
 
@@ -203,7 +202,7 @@ pub(super) struct BatchAnswers {
 }
 
 impl BatchAnswers {
-    /// Returns what a batch says that the receiver does not know yet.
+    /// Returns what a batch says that the receiver does not know yet. Blocks for the file system.
     pub(super) fn of(shared: &Shared, batch: &Batch) -> Option<Self> {
         let registry = shared.registry.as_ref()?;
         let (identity, in_force) = (batch.header.identity(), batch.header.managed_hash);

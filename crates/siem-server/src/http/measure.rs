@@ -43,6 +43,9 @@ impl Figures for Shared {
         let help = "Memory that can be reserved.";
         let limits = both(bodies_limit, batches_limit);
         figures.gauges("siem_server_memory_limit_bytes", help, limits);
+    }
+
+    fn add_from_files(&self, figures: &mut Exposition) {
         if let Some(registry) = &self.registry {
             let counts = registry.event_counts();
             let events = EventKind::ALL

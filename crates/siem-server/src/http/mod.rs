@@ -291,6 +291,7 @@ impl Receiver {
             retries: RetrySpread::default(),
             refusals: RefusalLog::default(),
             cores: Arc::new(Semaphore::new(cores)),
+            stats_turn: Semaphore::new(1),
         });
         shared.metrics.set_figures(Arc::downgrade(&(shared.clone() as Arc<dyn Figures>)));
         managed_config::halt_all_exceeded(&shared);
@@ -341,6 +342,8 @@ struct Shared {
     texts: Budget,
     /// Number of batches that are decoded at the same time.
     cores: Arc<Semaphore>,
+    /// Held by the request for statistics that the store answers.
+    stats_turn: Semaphore,
 }
 
 impl Shared {
@@ -359,17 +362,14 @@ impl Shared {
 
     /// Checks the bearer token, which must have one of `scopes`. A token that is bound to a machine
     /// is accepted only from a request that names this machine in its header.
-    fn authorize(&self, headers: &HeaderMap, scopes: &[Scope]) -> Result<Grant, Rejection> {
-        let value = headers.get(AUTHORIZATION).map(|value| value.as_bytes());
-        let (scheme, token) = value.and_then(|value| value.split_at_checked(7)).unwrap_or_default();
-        if !scheme.eq_ignore_ascii_case(b"bearer ") {
-            return Err(Rejection::Token);
-        }
+    async fn authorize(&self, headers: &HeaderMap, scopes: &[Scope]) -> Result<Grant, Rejection> {
+        let token = bearer_token(headers).ok_or(Rejection::Token)?;
         let grant = if self.keys.know_token(token) {
             Grant::all()
         } else {
-            let registry = self.registry.as_ref();
-            registry.and_then(|registry| registry.grant(token)).ok_or(Rejection::Token)?
+            let (registry, token) = (self.registry.clone(), token.to_vec());
+            let registry = registry.ok_or(Rejection::Token)?;
+            run_blocking(move || registry.grant(&token)).await?.ok_or(Rejection::Token)?
         };
         if !grant.has_any(scopes) {
             return Err(Rejection::Scope);
@@ -379,6 +379,20 @@ impl Shared {
             _ => Ok(grant),
         }
     }
+}
+
+/// Runs what reads or writes files, such as those of the registry, outside the threads that serve requests:
+/// a disk that does not answer must stop neither probes nor signals.
+async fn run_blocking<T: Send + 'static>(
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Rejection> {
+    tokio::task::spawn_blocking(run).await.map_err(|_| Rejection::Panicked)
+}
+
+/// Returns the bearer token of a request. The name of the scheme has no case.
+fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
+    let (scheme, token) = headers.get(AUTHORIZATION)?.as_bytes().split_at_checked(7)?;
+    scheme.eq_ignore_ascii_case(b"bearer ").then_some(token)
 }
 
 /// Reports whether the identity header of a request names `machine`.

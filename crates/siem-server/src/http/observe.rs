@@ -9,9 +9,10 @@ use axum::{
 };
 use serde::Serialize;
 use siem_protocol::names::content_type;
+use tokio::time::timeout;
 
 use super::{Shared, managed_config, problem::Rejection, stats_query};
-use crate::{stats::Stats, trust::Scope};
+use crate::{stats::Stats, store::StoreError, trust::Scope};
 
 /// OpenAPI document, as served.
 pub const OPENAPI: &str = include_str!("../../openapi.json");
@@ -32,10 +33,15 @@ async fn read_stats(
     query: Option<&str>,
     headers: &HeaderMap,
 ) -> Result<Stats, Rejection> {
-    shared.authorize(headers, &[Scope::Read])?;
+    shared.authorize(headers, &[Scope::Read]).await?;
     let mut wanted = stats_query::parse(query.unwrap_or_default(), shared.clock.now())?;
     wanted.thresholds = shared.fleet;
     let is_first_page = wanted.after.is_none();
+    // Batches wait while the store counts: for one request, not for all that ask at the same time.
+    let waiting = timeout(shared.limits.patience, shared.stats_turn.acquire());
+    let Ok(Ok(_turn)) = waiting.await else {
+        return Err(StoreError::Busy { retry_after: shared.limits.patience }.into());
+    };
     let stats = shared.storage.stats(wanted).await?;
     Ok(Stats { config: managed_config::stats(shared, is_first_page).await, ..stats })
 }

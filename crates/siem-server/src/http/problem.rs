@@ -71,7 +71,7 @@ pub(super) enum Rejection {
     Nonce,
     #[error(transparent)]
     StatsQuery(#[from] StatsQueryError),
-    #[error("no memory became available in time")]
+    #[error("neither a turn nor memory became available in time")]
     Overloaded,
     #[error(transparent)]
     Quota(#[from] QuotaExceeded),

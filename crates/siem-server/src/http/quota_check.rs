@@ -9,11 +9,11 @@ use std::{
     time::Instant,
 };
 
-use super::{Shared, turns::Sender};
+use super::{Shared, problem::Rejection, run_blocking, turns::Sender};
 use crate::{
     batch::Batch,
     fleet::{Cursor, StatsQuery},
-    quotas::{CountedBatch, QuotaExceeded, QuotaLimits, Quotas, SentBatch},
+    quotas::{CountedBatch, QuotaLimits, Quotas, SentBatch},
     store::StoreError,
     trust::EventKind,
 };
@@ -33,29 +33,29 @@ impl QuotaCheck {
     }
 
     /// Counts a batch, unless it is over a quota, which is an event.
-    pub(super) fn admit(
+    pub(super) async fn admit(
         shared: &Arc<Shared>,
         sender: Sender,
         batch: &Batch,
-    ) -> Result<CountedBatch, QuotaExceeded> {
+    ) -> Result<CountedBatch, Rejection> {
         let check = &shared.quotas;
         let sent = sent_batch(shared, sender, batch);
-        let mut quotas = check.lock();
-        let admitted = quotas.admit(sent, check.started.elapsed());
-        let needs_machines = quotas.needs_machines();
-        drop(quotas);
+        let (admitted, needs_machines) = {
+            let mut quotas = check.lock();
+            (quotas.admit(sent, check.started.elapsed()), quotas.needs_machines())
+        };
         if needs_machines && !check.is_learning.swap(true, Ordering::Relaxed) {
             tokio::spawn(learn(shared.clone()));
         }
         if let Err(exceeded) = &admitted {
             shared.metrics.count_quota(exceeded.quota);
-            if let Some(registry) = &shared.registry {
+            if let Some(registry) = shared.registry.clone() {
                 let mut event = batch.event(EventKind::QuotaExceeded);
                 event.detail = Some(exceeded.to_string());
-                registry.record(event);
+                run_blocking(move || registry.record(event)).await?;
             }
         }
-        admitted
+        Ok(admitted?)
     }
 
     /// Takes back a batch that was not stored.

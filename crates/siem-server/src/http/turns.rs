@@ -14,9 +14,11 @@ use std::{
     time::Duration,
 };
 
-use axum::http::{HeaderMap, header::AUTHORIZATION};
+use axum::http::HeaderMap;
 use siem_protocol::names::header;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::bearer_token;
 
 /// Turns of one user of a machine: an agent sends one batch at a time, and enrolls meanwhile.
 const OF_A_MACHINE: usize = 4;
@@ -85,7 +87,7 @@ impl Turns {
     /// Returns the sender of a request from `address`.
     pub(super) fn sender(&self, headers: &HeaderMap, address: Option<IpAddr>) -> Sender {
         let value = |name: &str| headers.get(name).map(|value| value.as_bytes());
-        let token = self.hasher.hash_one(value(AUTHORIZATION.as_str()));
+        let token = self.hasher.hash_one(bearer_token(headers));
         let machine = self.hasher.hash_one((value(header::MACHINE_ID), value(header::USER)));
         Sender { origin: Origin { address: address.map(network), token }, machine }
     }
@@ -180,6 +182,8 @@ fn network(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use axum::http::header::AUTHORIZATION;
+
     use super::*;
 
     fn sender(address: u8, machine: u64) -> Sender {
@@ -235,6 +239,19 @@ mod tests {
         };
         assert_eq!(of("x"), of("x"));
         assert_ne!(of("x"), of("y"));
+    }
+
+    /// Names of schemes have no case: a token in 64 spellings had 64 shares of turns, and as many quotas.
+    #[test]
+    fn token_is_one_sender_in_each_spelling_of_its_scheme() {
+        let turns = Turns::new(8, Duration::from_millis(1));
+        let of = |value: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(AUTHORIZATION, value.parse().unwrap());
+            turns.sender(&headers, None)
+        };
+        assert_eq!(of("Bearer a"), of("bEARER a"));
+        assert_ne!(of("Bearer a"), of("Bearer A"));
     }
 
     #[tokio::test]

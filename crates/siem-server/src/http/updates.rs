@@ -56,7 +56,7 @@ async fn find_manifest(
     query: &str,
     headers: &HeaderMap,
 ) -> Result<Response, Rejection> {
-    shared.authorize(headers, &[Scope::Ingest])?;
+    shared.authorize(headers, &[Scope::Ingest]).await?;
     let nonce = nonce(headers)?;
     let query = ManifestQuery::parse(query)?;
     let folder = shared.releases.clone().ok_or(Rejection::NoUpdate)?;
@@ -134,7 +134,7 @@ pub(super) async fn artifact(State(shared): State<Arc<Shared>>, request: Request
 }
 
 async fn find_artifact(shared: &Arc<Shared>, parts: &Parts) -> Result<Response, Rejection> {
-    shared.authorize(&parts.headers, &[Scope::Ingest])?;
+    shared.authorize(&parts.headers, &[Scope::Ingest]).await?;
     let name = artifact_name(parts).ok_or(Rejection::NoArtifact)?;
     let folder = shared.releases.clone().ok_or(Rejection::NoArtifact)?;
     let is_get = parts.method == Method::GET;

@@ -72,7 +72,7 @@ pub struct Metrics {
     syncs: Durations,
     /// Directory whose disk is shown.
     data: Option<PathBuf>,
-    /// Held while the disk is queried, so that one that does not answer keeps one thread only.
+    /// Held while the disk is read, so that one that does not answer keeps one thread only.
     disk: Arc<Semaphore>,
     figures: OnceLock<Weak<dyn Figures>>,
     connections: OnceLock<Weak<Connections>>,
@@ -81,8 +81,11 @@ pub struct Metrics {
 
 /// Figures that are read for each request.
 pub(crate) trait Figures: Send + Sync {
-    /// Adds the figures.
+    /// Adds the figures that are in memory.
     fn add_to(&self, figures: &mut Exposition);
+
+    /// Adds the figures that are in files. Blocks for the file system.
+    fn add_from_files(&self, figures: &mut Exposition);
 
     /// Returns the store.
     fn storage(&self) -> &dyn Storage;
@@ -217,30 +220,37 @@ impl Metrics {
         let mut figures = Exposition::default();
         let version = vec![("version", env!("CARGO_PKG_VERSION").to_owned())];
         figures.gauges("siem_server_build_info", "Version of the receiver.", [(version, 1.0)]);
-        if let Some((free, size)) = self.disk().await {
-            let help = "Free space on the disk of the data directory.";
-            figures.gauge("siem_server_disk_free_bytes", help, free);
-            let help = "Size of the disk of the data directory.";
-            figures.gauge("siem_server_disk_size_bytes", help, size);
-        }
         self.add_connections(&mut figures);
-        if let Some(source) = self.figures.get().and_then(Weak::upgrade) {
+        let source = self.figures.get().and_then(Weak::upgrade);
+        let disk_figures = self.disk_figures(source.clone()).await;
+        if let Some(source) = source {
             source.add_to(&mut figures);
             self.held.add_to(&mut figures, &*source).await;
         }
         text.push_str(&figures.text());
+        text.push_str(&disk_figures.unwrap_or_default().text());
         text
     }
 
-    /// Returns the free space and the size of the disk.
-    async fn disk(&self) -> Option<(f64, f64)> {
-        let data = self.data.clone()?;
+    /// Returns the figures of the disk; `None` if it does not answer.
+    async fn disk_figures(&self, source: Option<Arc<dyn Figures>>) -> Option<Exposition> {
         let permit = self.disk.clone().try_acquire_owned().ok()?;
+        let data = self.data.clone();
         let reading = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            disk_space(&data)
+            let mut figures = Exposition::default();
+            if let Some((free, size)) = data.and_then(|data| disk_space(&data)) {
+                let help = "Free space on the disk of the data directory.";
+                figures.gauge("siem_server_disk_free_bytes", help, free);
+                let help = "Size of the disk of the data directory.";
+                figures.gauge("siem_server_disk_size_bytes", help, size);
+            }
+            if let Some(source) = source {
+                source.add_from_files(&mut figures);
+            }
+            figures
         });
-        timeout(PATIENCE, reading).await.ok()?.ok()?
+        timeout(PATIENCE, reading).await.ok()?.ok()
     }
 }
 

@@ -1,5 +1,8 @@
 //! `siem-server serve`, as a process.
 
+#[cfg(target_os = "linux")]
+mod hanging_disk;
+
 use std::{
     fs,
     io::{BufRead as _, BufReader, Read as _, Write as _},
@@ -313,6 +316,18 @@ async fn sigterm_finishes_the_request_whose_body_is_arriving() {
     assert!(response.starts_with("HTTP/1.1 200 "), "{response}");
     assert_eq!(serving.wait().await.code(), Some(0));
     assert!(serving.logged("shutdown_timeout").is_empty());
+}
+
+/// The first check of the disk has no earlier result: probes at the same time were told that it is stalled.
+#[tokio::test]
+async fn first_probes_at_the_same_time_are_ready() {
+    let serving = Installed::new("").serve();
+    let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+    let request = || client.get(format!("{}/readyz", serving.url)).send();
+    let probes: Vec<_> = (0..40).map(|_| tokio::spawn(request())).collect();
+    for probe in probes {
+        assert_eq!(probe.await.unwrap().unwrap().status(), 200);
+    }
 }
 
 #[tokio::test]

@@ -1,9 +1,21 @@
 //! `GET /stats`: rows, filters and pages.
 
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
 use crate::common::{BatchText, Server, TOKEN, TestDevice, problem};
 use serde_json::Value;
 use siem_protocol::{Chain, Digest, statement::TrustLevel};
-use siem_server::{Limits, fleet::FleetProblem, stats::Stats};
+use siem_server::{
+    EpochKey, FileStore, Limits, ServeOptions, Storage, StoredLine,
+    batch::Batch,
+    fleet::{FleetProblem, StatsQuery},
+    ledger::{Ledger, Range},
+    stats::Stats,
+    store::{Answer, StoredBatch},
+};
 
 async fn get(server: &Server, query: &str) -> Stats {
     let url = server.url(&format!("/stats?{query}"));
@@ -116,4 +128,59 @@ async fn wrong_parameter_is_400_with_the_names() {
         assert_eq!(problem.status, 400);
         assert!(problem.detail.unwrap().contains(word), "{query}");
     }
+}
+
+/// A store that counts how many requests for statistics it answers at a time.
+struct Counting {
+    store: FileStore,
+    running: AtomicUsize,
+    most: Arc<AtomicUsize>,
+}
+
+impl Storage for Counting {
+    fn store(&self, batch: Batch) -> Answer<'_, StoredBatch> {
+        self.store.store(batch)
+    }
+
+    fn read(&self, epoch: EpochKey, range: Range, max_bytes: u64) -> Answer<'_, Vec<StoredLine>> {
+        self.store.read(epoch, range, max_bytes)
+    }
+
+    fn ledger(&self, epoch: EpochKey) -> Answer<'_, Option<Ledger>> {
+        self.store.ledger(epoch)
+    }
+
+    fn scan(&self, after: Option<EpochKey>, limit: usize) -> Answer<'_, Vec<EpochKey>> {
+        self.store.scan(after, limit)
+    }
+
+    fn stats(&self, query: StatsQuery) -> Answer<'_, Stats> {
+        Box::pin(async {
+            let running = self.running.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most.fetch_max(running, Ordering::SeqCst);
+            let stats = self.store.stats(query).await;
+            self.running.fetch_sub(1, Ordering::SeqCst);
+            stats
+        })
+    }
+}
+
+/// Batches waited for the statistics of all that asked at the same time: 30 readers of a fleet of 2,000 made
+/// each batch wait for seconds.
+#[tokio::test]
+async fn statistics_are_counted_for_one_request_at_a_time() {
+    let data = tempfile::tempdir().unwrap();
+    let most = Arc::<AtomicUsize>::default();
+    let store = FileStore::open(data.path()).unwrap();
+    let store = Counting { store, running: AtomicUsize::default(), most: most.clone() };
+    let options = ServeOptions::default();
+    let server = Server::over(data, Arc::new(store), Limits::default(), options).await;
+    let client = reqwest::Client::new();
+    let requests: Vec<_> = (0..20)
+        .map(|_| tokio::spawn(client.get(server.url("/stats")).bearer_auth(TOKEN).send()))
+        .collect();
+    for request in requests {
+        assert_eq!(request.await.unwrap().unwrap().status(), 200);
+    }
+    assert_eq!(most.load(Ordering::SeqCst), 1);
 }
