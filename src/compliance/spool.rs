@@ -27,6 +27,9 @@ use crate::platform::{
 const FOLDER: &str = "spool";
 /// Maximum number of waiting reports.
 const MOST: usize = 1000;
+/// Maximum number of entries of the directory that are listed: hooks write far fewer, and a directory may
+/// have millions.
+const MAX_LISTED: usize = 10 * MOST;
 /// Maximum size of a report in bytes: all of them take 16 MiB at most.
 pub const LONGEST: usize = 16 << 10;
 /// File with one byte for each dropped report.
@@ -89,6 +92,17 @@ pub enum SpoolOutcome {
     Dropped,
 }
 
+/// Reports found in the spool.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct SpoolListing {
+    /// Names of the reports, the oldest first.
+    pub names: Vec<String>,
+    /// Number of directories, links and other entries that have the name of a report.
+    pub irregular: u64,
+    /// False if the directory has more entries than are listed.
+    pub is_complete: bool,
+}
+
 /// Directory of reports.
 #[derive(Clone, Debug)]
 pub struct Spool {
@@ -137,28 +151,43 @@ impl Spool {
         Ok(SpoolOutcome::Spooled)
     }
 
-    /// Returns the names of the waiting reports, the oldest first.
+    /// Lists the waiting reports.
     ///
     /// # Errors
     /// The error of the system; a spool that does not exist yet is empty.
-    pub fn names(&self) -> io::Result<Vec<String>> {
+    pub fn list(&self) -> io::Result<SpoolListing> {
+        let mut listing = SpoolListing { is_complete: true, ..SpoolListing::default() };
         let entries = match self.check().and_then(|()| fs::read_dir(&self.folder)) {
             Ok(entries) => entries,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(listing),
             Err(error) => return Err(error),
         };
-        let mut names = Vec::new();
-        for entry in entries {
-            let path = PathBuf::from(entry?.file_name());
+        for (count, entry) in entries.enumerate() {
+            if count == MAX_LISTED {
+                listing.is_complete = false;
+                break;
+            }
+            let entry = entry?;
+            let path = PathBuf::from(entry.file_name());
             let name = path.file_stem().and_then(|name| name.to_str());
             if let Some(name) = name.filter(|name| Ulid::from_string(name).is_ok())
                 && path.extension().is_some_and(|ending| ending == ENDING)
             {
-                names.push(name.to_owned());
+                match entry.file_type() {
+                    Ok(kind) if kind.is_file() => listing.names.push(name.to_owned()),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                    _ => listing.irregular += 1,
+                }
             }
         }
-        names.sort_unstable();
-        Ok(names)
+        listing.names.sort_unstable();
+        Ok(listing)
+    }
+
+    /// Returns whether the file of a report exists.
+    pub fn contains(&self, name: &str) -> bool {
+        let found = fs::symlink_metadata(self.path(name));
+        found.map_or_else(|error| error.kind() != io::ErrorKind::NotFound, |file| file.is_file())
     }
 
     /// Reads a waiting report; `None` if the file is not a valid one.
@@ -222,23 +251,65 @@ mod tests {
         SpooledReport { at: Timestamp(at), hook: "SessionStart".into(), ..SpooledReport::default() }
     }
 
+    fn listing(
+        names: impl IntoIterator<Item = impl Into<String>>,
+        irregular: u64,
+        is_complete: bool,
+    ) -> SpoolListing {
+        let names = names.into_iter().map(Into::into).collect();
+        SpoolListing { names, irregular, is_complete }
+    }
+
+    /// The agent opened each of 20,000 directories every few minutes, and remembered their names.
+    #[test]
+    fn entries_that_are_no_files_are_only_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::of(folder.path());
+        spool.add(&report(7), 0).unwrap();
+        let name = |number: u64| Ulid::from_parts(number, 1).to_string();
+        fs::create_dir(spool.path(&name(1))).unwrap();
+        #[cfg(unix)]
+        std::os::unix::fs::symlink("/dev/null", spool.path(&name(2))).unwrap();
+        #[cfg(windows)]
+        fs::create_dir(spool.path(&name(2))).unwrap();
+        let report = Ulid::from_parts(7, 0).to_string();
+        assert_eq!(spool.list().unwrap(), listing([&report], 2, true));
+        assert_eq!(
+            [&report, &name(1), &name(3)].map(|name| spool.contains(name)),
+            [true, false, false]
+        );
+    }
+
+    #[test]
+    fn listing_ends_in_a_directory_of_many_entries() {
+        let folder = tempfile::tempdir().unwrap();
+        let spool = Spool::of(folder.path());
+        spool.add(&report(7), 0).unwrap();
+        let existing = spool.path(&Ulid::from_parts(7, 0).to_string());
+        for number in 0..MAX_LISTED as u64 {
+            fs::hard_link(&existing, spool.path(&Ulid::from_parts(number, 1).to_string())).unwrap();
+        }
+        let listing = spool.list().unwrap();
+        assert_eq!((listing.names.len(), listing.is_complete), (MAX_LISTED, false));
+    }
+
     #[test]
     fn reports_are_listed_in_order_of_time() {
         let folder = tempfile::tempdir().unwrap();
         let spool = Spool::of(folder.path());
-        assert_eq!(spool.names().unwrap(), [""; 0]);
+        assert_eq!(spool.list().unwrap(), listing([""; 0], 0, true));
         for (at, random) in [(3, 0), (1, u128::MAX), (2, 7), (1 << 40, 0)] {
             assert_eq!(spool.add(&report(at), random).unwrap(), SpoolOutcome::Spooled);
         }
         fs::write(folder.path().join(FOLDER).join("01ARZ3NDEKTSV4RRFFQ69G5FAV.new"), "{").unwrap();
         fs::write(folder.path().join(FOLDER).join("notes.json"), "{}").unwrap();
-        let names = spool.names().unwrap();
+        let names = spool.list().unwrap().names;
         let times: Vec<u64> =
             names.iter().map(|name| spool.read(name).unwrap().unwrap().at.0).collect();
         assert_eq!(times, [1, 2, 3, 1 << 40]);
         spool.remove(&names[0]).unwrap();
         spool.remove(&names[0]).unwrap();
-        assert_eq!(spool.names().unwrap(), names[1..]);
+        assert_eq!(spool.list().unwrap().names, names[1..]);
     }
 
     #[cfg(unix)]
@@ -250,7 +321,7 @@ mod tests {
         let (elsewhere, spool) = (folder.path().join("elsewhere"), Spool::of(folder.path()));
         secure_file::create_dir(&elsewhere).unwrap();
         symlink(&elsewhere, &spool.folder).unwrap();
-        assert!(spool.add(&report(1), 1).is_err() && spool.names().is_err());
+        assert!(spool.add(&report(1), 1).is_err() && spool.list().is_err());
         assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
         fs::remove_file(&spool.folder).unwrap();
         spool.add(&report(1), 1).unwrap();
@@ -295,7 +366,7 @@ mod tests {
         let dropped = put.filter(|put| *put == SpoolOutcome::Dropped).count() as u64;
         assert!((20..=22).contains(&dropped), "{dropped}");
         assert_eq!(spool.dropped().unwrap(), dropped);
-        let names = spool.names().unwrap();
+        let names = spool.list().unwrap().names;
         assert_eq!(names.len() as u64 + dropped, all);
         assert_eq!(spool.read(&names[0]).unwrap().unwrap().at.0, 0);
     }
@@ -320,7 +391,7 @@ mod tests {
         let long = SpooledReport { cwd: Some("x".repeat(LONGEST)), ..report(1) };
         assert_eq!(spool.add(&long, 1).unwrap(), SpoolOutcome::Dropped);
         spool.add(&report(1), 2).unwrap();
-        let name = &spool.names().unwrap()[0];
+        let name = &spool.list().unwrap().names[0];
         fs::write(spool.path(name), "[]").unwrap();
         assert_eq!(spool.read(name).unwrap(), None);
     }

@@ -153,7 +153,7 @@ fn api_key_in_place_of_an_account_is_named_but_never_shown() {
     assert_eq!(response.code, Some(2));
     assert!(response.stderr.contains("ANTHROPIC_API_KEY"), "{response:?}");
     let spool = Spool::of(&user.state_dir());
-    for name in spool.names().unwrap() {
+    for name in spool.list().unwrap().names {
         let report = format!("{response:?}{:?}", spool.read(&name).unwrap());
         assert!(!report.contains("very-secret"), "{report}");
     }
@@ -165,7 +165,7 @@ fn hook_reports_wait_in_the_spool() {
     user.start();
     user.prompt();
     let spool = Spool::of(&user.state_dir());
-    let names = spool.names().unwrap();
+    let names = spool.list().unwrap().names;
     let reports: Vec<_> = names.iter().map(|name| spool.read(name).unwrap().unwrap()).collect();
     assert_eq!(reports.len(), 2);
     assert_eq!([&*reports[0].hook, &*reports[1].hook], ["SessionStart", "UserPromptSubmit"]);
@@ -197,7 +197,7 @@ fn malformed_input_does_not_change_the_response() {
         assert!(started_at.elapsed() < Duration::from_secs(20));
     }
     let spool = Spool::of(&user.state_dir());
-    let last = spool.names().unwrap().pop().unwrap();
+    let last = spool.list().unwrap().names.pop().unwrap();
     assert_eq!(spool.read(&last).unwrap().unwrap().session_id.as_deref(), Some("s-9"));
 }
 
@@ -294,7 +294,7 @@ fn explain_shows_the_response_and_its_reason() {
             assert!(response.contains(token), "{token}: {response}");
         }
     }
-    assert_eq!(Spool::of(&user.state_dir()).names().unwrap(), [""; 0], "nothing is reported");
+    assert_eq!(Spool::of(&user.state_dir()).list().unwrap().names, [""; 0], "nothing is reported");
 }
 
 /// Users have hooks of their own, which must be kept.

@@ -17,15 +17,15 @@ pub(super) struct FailedReports {
 }
 
 impl FailedReports {
-    /// Forgets reports that no longer exist, and all of them if the next attempt is due.
-    pub(super) fn update(&mut self, present: &BTreeSet<&str>, now: Duration) {
+    /// Forgets reports that are not present, and all of them if the next attempt is due.
+    pub(super) fn update(&mut self, is_present: impl Fn(&str) -> bool, now: Duration) {
         if self.retry.is_some_and(|(due, _)| now >= due) {
             let pause = self.retry.map(|(_, pause)| (pause * 2).min(RETRY[1]));
             *self = Self { retry: pause.map(|pause| (Duration::MAX, pause)), ..Self::default() };
         }
-        self.unreadable.retain(|name| present.contains(&**name));
-        self.undeletable.retain(|name| present.contains(&**name));
-        self.first_error.take_if(|(name, _)| !present.contains(&**name));
+        self.unreadable.retain(|name| is_present(name));
+        self.undeletable.retain(|name| is_present(name));
+        self.first_error.take_if(|(name, _)| !is_present(name));
     }
 
     /// Schedules the next attempt; called after all reports were tried.
@@ -71,15 +71,14 @@ mod tests {
     #[test]
     fn failed_report_is_tried_at_growing_intervals() {
         let mut failed = FailedReports::default();
-        let present = BTreeSet::from(["a"]);
         let mut now = Duration::ZERO;
         for pause in [5, 10, 20, 40, 80, 160, 320, 600, 600] {
             failed.add_unreadable("a", &io::ErrorKind::PermissionDenied.into());
             failed.schedule(now);
             now += Duration::from_secs(pause);
-            failed.update(&present, now.saturating_sub(Duration::from_millis(1)));
+            failed.update(|_| true, now.saturating_sub(Duration::from_millis(1)));
             assert!(failed.is_unreadable("a"), "{pause}");
-            failed.update(&present, now);
+            failed.update(|_| true, now);
             assert!(!failed.is_unreadable("a"), "{pause}");
         }
     }

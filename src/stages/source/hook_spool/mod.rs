@@ -36,7 +36,7 @@ use crate::{
     compliance::{
         client_files::ClientSettingsFiles,
         policy_file::StoredPolicy,
-        spool::{Spool, SpooledReport},
+        spool::{Spool, SpoolListing, SpooledReport},
     },
     event::Event,
     platform::{Clock, Environment, Paths, Timestamp, bounded::BoundedCalls},
@@ -143,6 +143,8 @@ struct HookSpool {
     postponed: BTreeMap<SessionKey, Duration>,
     /// Reads a report; a test replaces it.
     read_report: fn(&Spool, &str) -> io::Result<Option<SpooledReport>>,
+    /// Deletes a report; a test replaces it.
+    remove_report: fn(&Spool, &str) -> io::Result<()>,
     /// Time of the next read of the spool.
     next_poll: Duration,
     /// Time of the next read of the settings of the client.
@@ -167,6 +169,7 @@ impl SourceOptions for Options {
             failed: FailedReports::default(),
             postponed: BTreeMap::new(),
             read_report: Spool::read,
+            remove_report: Spool::remove,
             next_poll: Duration::ZERO,
             settings_due: Duration::ZERO,
             environment: context.environment.clone(),
@@ -238,7 +241,7 @@ impl Source for HookSpool {
         let spool = Spool::of(state_dir);
         for name in self.in_store.drain(..) {
             // The row contains the report, so a failure is repaired at the next start.
-            if let Err(error) = spool.remove(&name) {
+            if let Err(error) = (self.remove_report)(&spool, &name) {
                 self.failed.add_undeletable(&name);
                 warn!(code = "hook_report_delete_failed", %error, name, "cannot delete the report of a hook");
             }
@@ -253,8 +256,8 @@ impl Source for HookSpool {
 impl HookSpool {
     /// Reads reports from the spool. Returns their events, and true if there are more.
     fn read_reports(&mut self, spool: &Spool) -> (Vec<Event>, bool) {
-        let names = match spool.names() {
-            Ok(names) => names,
+        let SpoolListing { names, irregular, is_complete } = match spool.list() {
+            Ok(listing) => listing,
             // The reports still exist: if they were forgotten here, they would count twice.
             Err(error) => {
                 warn!(code = "hook_reports_list_failed", %error, "cannot list the reports of hooks");
@@ -263,15 +266,20 @@ impl HookSpool {
         };
         let present: BTreeSet<&str> = names.iter().map(String::as_str).collect();
         let now = self.clock.uptime();
-        self.failed.update(&present, now);
-        self.delete_leftovers(spool, &present);
-        self.row.taken.retain(|name| present.contains(&**name));
+        let is_present =
+            |name: &str| present.contains(name) || !is_complete && spool.contains(name);
+        self.failed.update(is_present, now);
+        self.row.taken.retain(|name| is_present(name));
+        self.delete_leftovers(spool);
         let is_new =
             |name: &&String| !self.row.taken.contains(*name) && !self.failed.is_unreadable(name);
         let new: Vec<&String> = names.iter().filter(is_new).collect();
-        let mut events = Vec::new();
+        let (mut events, mut taken) = (Vec::new(), 0);
         // Each report is then either taken or failed, so the next call has fewer.
-        for name in new.iter().take(MAX_REPORTS) {
+        for name in new {
+            if taken == MAX_REPORTS {
+                return (events, true);
+            }
             match (self.read_report)(spool, name) {
                 Ok(Some(report)) => self.add_report(&report, &mut events),
                 Ok(None) => warn!(
@@ -283,30 +291,33 @@ impl HookSpool {
                     continue;
                 }
             }
-            self.row.taken.insert((*name).clone());
-            self.in_group.push((*name).clone());
+            self.row.taken.insert(name.clone());
+            self.in_group.push(name.clone());
+            taken += 1;
         }
-        let is_more = new.len() > MAX_REPORTS;
-        if !is_more {
-            self.failed.schedule(now);
-            self.count_unreadable(&mut events);
-        }
-        (events, is_more)
+        self.failed.schedule(now);
+        self.count_unreadable(irregular, &mut events);
+        (events, false)
     }
 
     /// Deletes reports that were stored but not deleted, since the process ended in between.
-    fn delete_leftovers(&mut self, spool: &Spool, present: &BTreeSet<&str>) {
-        for name in self.row.taken.iter().filter(|name| present.contains(&***name)) {
+    fn delete_leftovers(&mut self, spool: &Spool) {
+        for name in &self.row.taken {
             let is_pending = self.in_group.contains(name) || self.in_store.contains(name);
-            if !is_pending && !self.failed.is_undeletable(name) && spool.remove(name).is_err() {
+            if !is_pending
+                && !self.failed.is_undeletable(name)
+                && (self.remove_report)(spool, name).is_err()
+            {
                 self.failed.add_undeletable(name);
             }
         }
     }
 
-    /// Reports unreadable reports when their number grows.
-    fn count_unreadable(&mut self, events: &mut Vec<Event>) {
-        let (count, error) = self.failed.unreadable();
+    /// Reports unreadable reports when their number grows, also entries that are no files.
+    fn count_unreadable(&mut self, irregular: u64, events: &mut Vec<Event>) {
+        let (unreadable, error) = self.failed.unreadable();
+        let error = if unreadable == 0 { "not a regular file" } else { error };
+        let count = unreadable + irregular;
         if count > self.row.unreadable {
             warn!(
                 code = "hook_report_read_failed",
