@@ -9,6 +9,7 @@ pub use ai_agent_stage::did_you_mean;
 use figment::error::{Actual, Kind};
 
 use super::{
+    key::key_text,
     origin::{LayerOrigin, Location},
     secret,
 };
@@ -140,22 +141,6 @@ fn in_words(items: &[impl AsRef<str>], conjunction: &str) -> String {
     }
 }
 
-/// Formats a key for display: `filter.ignore-types.types[1]`.
-pub(super) fn key_text(path: &[impl AsRef<str>]) -> String {
-    let mut text = String::new();
-    for part in path.iter().map(AsRef::as_ref) {
-        if part.bytes().all(|b| b.is_ascii_digit()) && !text.is_empty() {
-            text += &format!("[{part}]");
-        } else {
-            if !text.is_empty() {
-                text.push('.');
-            }
-            text += part;
-        }
-    }
-    text
-}
-
 /// Converts an error of deserializing the value at `path` into a [`ConfigError`].
 ///
 /// `found` is that value if it is a string: it is masked in the message if the key names a secret.
@@ -285,12 +270,6 @@ pub(super) fn config_files(explicit: Option<&Path>, user: &Path, machine: &Path)
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn key_text_writes_list_items_with_brackets() {
-        assert_eq!(key_text(&["filter", "x", "types", "1"]), "filter.x.types[1]");
-        assert_eq!(key_text(&["a"]), "a");
-    }
 
     #[test]
     fn in_words_joins_with_commas_and_a_conjunction() {

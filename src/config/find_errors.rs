@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use figment::value::{Dict, Value};
 
 use super::{
-    error::{ConfigError, MissingSetting, config_files, key_text},
+    error::{ConfigError, MissingSetting, config_files},
     inputs::ConfigInputs,
-    layer::{Layer, insert},
+    key::{key_path, key_text},
+    layer::{Layer, insert, tables},
     loaded::LoadedConfig,
     managed::ManagedSettings,
     on_error::OnError,
@@ -107,7 +108,10 @@ fn find(
                 return FoundErrors { loaded: None, errors: search.errors };
             }
         };
-        let found = if is_complete { checks.errors(&loaded) } else { Vec::new() };
+        let mut found = if is_complete { checks.errors(&loaded) } else { Vec::new() };
+        // What is wrong with a stage that was replaced is known, or follows from the replacement: the
+        // defaults, for example, have options for another type.
+        found.retain(|found| !search.is_replaced(&found.kind, &found.name));
         let mut has_changed = false;
         if search.errors.len() < max {
             found.into_iter().for_each(|found| has_changed |= search.add_of_stage(found));
@@ -166,11 +170,12 @@ impl Search {
         });
         let is_derived = match (&of_option, &error) {
             (Some((_, path)), _) => self.lacks_removed(path),
-            (None, ConfigError::MissingKey { key, .. }) => self.lacks_removed(&path_of(key)),
+            (None, ConfigError::MissingKey { key, .. }) => self.lacks_removed(&key_path(key)),
             (None, _) => false,
         };
         if is_derived {
-            return self.replace_stage(&kind, &name);
+            let is_removed = of_option.is_some_and(|(_, path)| self.remove_group(&path));
+            return is_removed || self.replace_stage(&kind, &name);
         }
         let Some((origin, path)) = of_option else {
             self.errors.push(error);
@@ -178,7 +183,21 @@ impl Search {
         };
         let original = self.original(&origin, &path);
         self.errors.push(error.moved(&original, self.location(&origin, &original)));
-        self.remove(&origin, &path, original) || self.replace_stage(&kind, &name)
+        self.remove(&origin, &path, original)
+            || self.remove_group(&path)
+            || self.replace_stage(&kind, &name)
+    }
+
+    /// Removes the options that belong to the one at `path`, which is missing; returns false if there
+    /// are none.
+    fn remove_group(&mut self, path: &[String]) -> bool {
+        let [kind, name, option, ..] = path else { return false };
+        let tables = self.set.layers.iter().flat_map(|layer| tables(&layer.values, kind));
+        let options = tables.filter(|(table, _)| table == name).flat_map(|(_, table)| table.keys());
+        let group: Vec<String> =
+            options.filter(|other| group_of(other) == group_of(option)).cloned().collect();
+        let path = |other: String| [kind.clone(), name.clone(), other];
+        group.into_iter().fold(false, |any, other| self.remove_everywhere(&path(other)) || any)
     }
 
     /// Adds the settings that are missing and were not removed here.
@@ -272,15 +291,18 @@ impl Search {
         has_removed
     }
 
+    fn is_replaced(&self, kind: &str, name: &str) -> bool {
+        self.removed.contains(&replacement_mark(kind, name))
+    }
+
     /// Replaces a stage by one of a type that needs no options; returns false if it is replaced
     /// already.
     fn replace_stage(&mut self, kind: &str, name: &str) -> bool {
-        let mark = replacement_mark(kind, name);
-        if self.removed.contains(&mark) {
+        if self.is_replaced(kind, name) {
             return false;
         }
         self.remove_everywhere(&[kind.to_owned(), name.to_owned()]);
-        self.removed.push(mark);
+        self.removed.push(replacement_mark(kind, name));
         let harmless = match kind {
             "source" => "claude-sessions",
             "filter" => "ignore-types",
@@ -298,7 +320,7 @@ impl Search {
     }
 }
 
-/// Entry of the removed values that stands for a replaced stage.
+/// Returns the removed value that stands for a replaced stage.
 fn replacement_mark(kind: &str, name: &str) -> (LayerOrigin, Vec<String>) {
     (LayerOrigin::Defaults, [kind, name, "type"].map(str::to_owned).to_vec())
 }
@@ -318,12 +340,6 @@ fn group_of(option: &str) -> &str {
         "proxy_user" | "proxy_password" => "proxy",
         other => other,
     }
-}
-
-/// Parses the text of a key, as [`key_text`] formats it.
-fn path_of(key: &str) -> Vec<String> {
-    let parts = key.split('.').flat_map(|part| part.split('['));
-    parts.map(|part| part.trim_end_matches(']').to_owned()).collect()
 }
 
 /// Returns the number of values in a table and in the tables below it.
@@ -368,7 +384,7 @@ impl ConfigError {
     fn place(&self) -> Option<(&Location, Vec<String>)> {
         match self {
             Self::UnknownKey { key, location, .. } | Self::Value { key, location, .. } => {
-                Some((location, path_of(key)))
+                Some((location, key_path(key)))
             }
             _ => None,
         }
@@ -378,7 +394,7 @@ impl ConfigError {
     fn moved(self, path: &[String], to: Location) -> Self {
         match self {
             Self::Value { key, problem, location } => {
-                let is_same = path_of(&key) == path;
+                let is_same = key_path(&key) == path;
                 let location = if is_same { location } else { to };
                 Self::Value { key: key_text(path), location, problem }
             }

@@ -3,7 +3,7 @@
 use figment::value::Value;
 
 use super::{
-    error::key_text,
+    key::key_text,
     loaded::LoadedConfig,
     merged::step,
     origin::{LayerOrigin, Location},

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::{
     error::{self, ConfigError},
+    key::key_text,
     layer::Layer,
     origin::{LayerOrigin, Location},
 };
@@ -99,7 +100,7 @@ fn read(layer: &Layer, index: usize, test: &Value) -> Result<InlineTest, ConfigE
         error::explain(&path, layer.location(&path), None, error.kind)
     })?;
     let wrong = |path: &[String], problem: &str| ConfigError::Value {
-        key: error::key_text(path),
+        key: key_text(path),
         location: layer.location(path),
         problem: problem.to_owned(),
     };

@@ -3,7 +3,7 @@
 use figment::value::{Dict, Value};
 
 use super::{
-    error::key_text,
+    key::{key_part, key_path, key_text},
     layer::Layer,
     origin::{LayerOrigin, Location},
     pipeline::KINDS,
@@ -168,13 +168,14 @@ pub(super) struct KeyPattern(Vec<String>);
 
 impl std::fmt::Display for KeyPattern {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.0.join("."))
+        let part = |part: &String| if part == "*" { part.clone() } else { key_part(part) };
+        f.write_str(&self.0.iter().map(part).collect::<Vec<_>>().join("."))
     }
 }
 
 impl KeyPattern {
     pub(super) fn new(text: &str) -> Self {
-        Self(text.split('.').map(|part| part.trim().to_owned()).collect())
+        Self(key_path(text))
     }
 
     /// Returns whether the pattern matches exactly the value at `path`.

@@ -5,7 +5,8 @@ use figment::value::{Dict, Value};
 use siem_protocol::{ManagedConfig, ManagedError};
 
 use super::{
-    error::{ConfigError, did_you_mean, key_text},
+    error::{ConfigError, did_you_mean},
+    key::key_text,
     layer::{Layer, insert},
     on_error::OnError,
     origin::{LayerOrigin, Location},
@@ -99,7 +100,7 @@ impl ManagedSettings {
     ) -> Result<(), ConfigError> {
         let Some(kinds) = on_error.handle(self.object(stages, "stages"))? else { return Ok(()) };
         for (kind, named) in kinds {
-            let key = format!("stages.{kind}");
+            let key = key_text(&["stages", kind]);
             if !MANAGED_KINDS.contains(&&**kind) {
                 let problem =
                     "cannot be set by the server: only tables of `filter` and `enricher` can";
@@ -129,7 +130,7 @@ impl ManagedSettings {
         options: &serde_json::Value,
         allowed: &ManagedAllowlist,
     ) -> Result<Dict, ConfigError> {
-        let key = format!("stages.{kind}.{name}");
+        let key = key_text(&["stages", kind, name]);
         self.object(options, &key)?;
         if !allowed.allows(kind, name) {
             let problem = format!(

@@ -8,6 +8,7 @@ use serde::de::DeserializeOwned;
 
 use super::{
     error::{self, ConfigError},
+    key::{key_path, key_text},
     layer::{self, Layer, SECTIONS},
     origin::{LayerOrigin, Location},
     sink,
@@ -60,7 +61,7 @@ impl Merged {
             if let Some(path) = path_of_nul(section, vec![name.clone()]) {
                 let location = self.location(&path, self.nearest(&path));
                 let problem = "contains a NUL character".to_owned();
-                return Err(ConfigError::Value { key: error::key_text(&path), location, problem });
+                return Err(ConfigError::Value { key: key_text(&path), location, problem });
             }
         }
         Ok(())
@@ -102,8 +103,8 @@ impl Merged {
     /// Returns the text of a dotted key, and the location of its value, or of the nearest table above
     /// it that exists.
     pub(super) fn locate(&self, key: &str) -> (String, Location) {
-        let path = key.split('.').map(str::to_owned).collect::<Vec<_>>();
-        (error::key_text(&path), self.location(&path, self.nearest(&path)))
+        let path = key_path(key);
+        (key_text(&path), self.location(&path, self.nearest(&path)))
     }
 
     /// Converts an error about a value below `table` into one that names key and origin.

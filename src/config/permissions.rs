@@ -1,6 +1,7 @@
 //! Who may change a key: the user, and the server.
 
 use super::{
+    key::key_path,
     loaded::LoadedConfig,
     managed::{MANAGED_KINDS, ManagedAllowlist},
     origin::LayerOrigin,
@@ -106,10 +107,8 @@ impl LoadedConfig {
         if parts.is_empty() {
             return out_of_reach(path);
         }
-        let may_set = |part: &String| {
-            let path: Vec<String> = part.split('.').map(str::to_owned).collect();
-            self.refusal(&LayerOrigin::Managed(None), &path).is_none()
-        };
+        let may_set =
+            |part: &String| self.refusal(&LayerOrigin::Managed(None), &key_path(part)).is_none();
         let free: Vec<String> = parts.into_iter().filter(may_set).collect();
         match free.as_slice() {
             [] => Permission::none("the machine's file locks all that the server could set in it"),

@@ -4,6 +4,7 @@ use figment::value::{Dict, Value};
 
 use super::{
     error::ConfigError,
+    key::key_text,
     merged::Merged,
     options::OptionTable,
     origin::Location,
@@ -175,7 +176,7 @@ impl Kind<'_> {
         for (name, table) in self.merged.tables(kind) {
             if !is_kebab_case(name) {
                 let problem = format!("is named {}", not_kebab_case(name));
-                return Err(self.merged.value_error(&format!("{kind}.{name}"), problem));
+                return Err(self.merged.value_error(&key_text(&[kind, name]), problem));
             }
             if names.iter().any(|listed| listed == name) {
                 continue;

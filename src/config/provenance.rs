@@ -5,7 +5,7 @@ use figment::value::{Dict, Value};
 use serde::{Deserialize, Serialize};
 
 use super::{
-    error::key_text,
+    key::{key_path, key_text},
     layer::SECTIONS,
     loaded::LoadedConfig,
     locks::KeyPattern,
@@ -145,8 +145,7 @@ impl LoadedConfig {
     /// table above one.
     #[must_use]
     pub fn unmatched_locks(&self, known: &[&str]) -> Vec<String> {
-        let paths: Vec<Vec<String>> =
-            known.iter().map(|key| key.split('.').map(str::to_owned).collect()).collect();
+        let paths: Vec<Vec<String>> = known.iter().map(|key| key_path(key)).collect();
         let means_one = |lock: &&KeyPattern| {
             paths.iter().any(|path| (1..=path.len()).any(|length| lock.is(&path[..length])))
         };

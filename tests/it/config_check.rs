@@ -181,6 +181,34 @@ lines = [{ input = '', expect = 'kep' }]
     assert_eq!(lines.count(), expected.len(), "{}", ended.stderr);
 }
 
+/// The same error was reported a hundred times, since the stage that replaced the wrong one had it too.
+#[test]
+fn error_of_a_missing_option_is_reported_once() {
+    let home = Home::new();
+    for (options, key) in [
+        ("proxy_user = 'u'", "sink.siem.proxy"),
+        ("proxy_password = 'p'", "sink.siem.proxy"),
+        ("proxy = 'http://p'\nproxy_password = 'p'", "sink.siem.proxy_user"),
+        ("proxy = 'http://u:p@p'\nproxy_user = 'u'", "sink.siem.proxy"),
+        ("client_certificate_file = '/etc/hostname'", "sink.siem.client_key_file"),
+        ("client_key_file = '/etc/hostname'", "sink.siem.client_certificate_file"),
+    ] {
+        let text = format!("{}{options}\nca_file = '/no/such.pem'\n", complete());
+        let report = report(&home, &text, &[]);
+        let found = problems(&report).into_iter().map(|(_, key, _)| key);
+        let mut found: Vec<_> = found.filter(|key| !key.ends_with("token")).collect();
+        found.retain(|key| !key.ends_with("hmac_secret"));
+        found.sort_unstable();
+        let mut expected = [key, "sink.siem.ca_file"];
+        expected.sort_unstable();
+        assert_eq!(found, expected, "{options}: {report:#}");
+    }
+    let names = "[pipeline]\nenrichers = ['at']\n[enricher.at]\ntype = 'labels'\n";
+    let report = report(&home, &(complete() + names), &[]);
+    let errors = problems(&report).into_iter().filter(|(_, key, _)| *key == "enricher.at");
+    assert_eq!(errors.count(), 1, "{report:#}");
+}
+
 /// The layers are merged again after each error.
 #[test]
 fn thousands_of_errors_end_the_check_in_time() {

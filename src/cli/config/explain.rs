@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::values::{inline, refuse_mistakes, schema};
 use crate::{
     cli::{context::CliContext, failure::Failure, output::print},
-    config::{LoadedConfig, Permission, StageTable, did_you_mean},
+    config::{LoadedConfig, Permission, StageTable, did_you_mean, key_path, key_text},
 };
 
 #[derive(Args)]
@@ -23,7 +23,10 @@ impl Arguments {
         let loaded = cli.load_in_force()?;
         refuse_mistakes(&cli, &loaded)?;
         let known = known_keys(&loaded, &schema());
-        let Some((_, about)) = known.iter().find(|(key, _)| *key == self.key) else {
+        // The key may be quoted in another way than it is printed.
+        let path = key_path(&self.key);
+        let name = key_text(&path);
+        let Some((_, about)) = known.iter().find(|(key, _)| *key == name) else {
             let keys: Vec<&str> = known.iter().map(|(key, _)| key.as_str()).collect();
             let hint = match did_you_mean(&self.key, &keys) {
                 Some(near) => format!("did you mean `{near}`?"),
@@ -31,12 +34,11 @@ impl Arguments {
             };
             return Err(Failure::usage(format!("there is no key `{}`: {hint}", self.key)));
         };
-        let path: Vec<String> = self.key.split('.').map(str::to_owned).collect();
         let explained = loaded.explain_key(&path);
         match explained.values.split_first() {
-            None => print(format_args!("{} is not set", self.key))?,
+            None => print(format_args!("{name} is not set"))?,
             Some((in_force, overridden)) => {
-                print(format_args!("{} = {}", self.key, inline(&in_force.value)))?;
+                print(format_args!("{name} = {}", inline(&in_force.value)))?;
                 print(format_args!("  from {}", in_force.location))?;
                 for other in overridden {
                     let value = inline(&other.value);
@@ -45,7 +47,7 @@ impl Arguments {
             }
         }
         for attempt in
-            loaded.locked_overrides.iter().filter(|attempt| is_about(&attempt.key, &self.key))
+            loaded.locked_overrides.iter().filter(|attempt| is_about(&attempt.key, &name))
         {
             print(format_args!("  {attempt}"))?;
         }
@@ -71,7 +73,7 @@ impl Arguments {
 /// Returns true if one key contains the other, or both are the same.
 fn is_about(one: &str, other: &str) -> bool {
     let contains = |table: &str, key: &str| {
-        key.strip_prefix(table).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        key.strip_prefix(table).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
     };
     contains(one, other) || contains(other, one)
 }

@@ -13,7 +13,7 @@ use crate::{
         failure::Failure,
         output::{note, print},
     },
-    config::{LoadedConfig, ShownValue},
+    config::{LoadedConfig, ShownValue, key_part},
     control::{self, Connection, Request, Response},
 };
 
@@ -125,7 +125,7 @@ fn as_toml(shown: &[ShownValue], with_origin: bool) -> Result<(), Failure> {
     for (shown, line) in shown.iter().zip(&lines) {
         let (_, own) = shown.path.split_last().expect("a key has a part");
         if own != table {
-            let header: Vec<String> = own.iter().map(|part| key(part)).collect();
+            let header: Vec<String> = own.iter().map(|part| key_part(part)).collect();
             print(format_args!("\n[{}]", header.join(".")))?;
             table = own;
         }
@@ -138,17 +138,8 @@ fn as_toml(shown: &[ShownValue], with_origin: bool) -> Result<(), Failure> {
 }
 
 fn line(shown: &ShownValue) -> String {
-    let name = shown.path.last().map(|part| key(part)).unwrap_or_default();
+    let name = shown.path.last().map(|part| key_part(part)).unwrap_or_default();
     format!("{name} = {}", inline(&shown.value))
-}
-
-/// Formats a part of a key, quoted if TOML requires it.
-fn key(part: &str) -> String {
-    let is_bare = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
-    match !part.is_empty() && part.chars().all(is_bare) {
-        true => part.to_owned(),
-        false => toml::Value::from(part).to_string(),
-    }
 }
 
 fn as_json(shown: &[ShownValue]) -> Value {
