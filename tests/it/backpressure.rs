@@ -374,3 +374,27 @@ fn mount(command: &mut Command) {
     let output = command.output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+/// The part of a batch that fit stayed in the file, and its lines were there twice after the retry.
+#[requires(mount)]
+#[test]
+fn full_disk_of_a_file_sink_keeps_only_whole_batches() {
+    let home = Home::new();
+    let disk = Disk::new(home.path(), 2);
+    let out = disk.0.join("out.ndjson");
+    let config = format!(
+        "[shipping]\nmax_batch_bytes = \"1 MiB\"\n[pipeline]\nsinks = [\"out\"]\n\
+         [sink.out]\ntype = \"file\"\npath = {out:?}"
+    );
+    home.write("-work/a.jsonl", lines(&mut random(), 0, 3 * MB));
+    let once = || home.agent(&["run", "--once"]).config(&config);
+    let error = once().env("AI_AGENT_TEST_CATCH_UP_MS", "500").fail(1);
+    assert!(error.contains("No space left") && error.contains("out.ndjson"), "{error}");
+    let before = entries::parse(&fs::read(&out).unwrap()).len() as u64;
+    disk.remount("remount,size=32m");
+    once().succeed();
+    let stored = entries::parse(&fs::read(&out).unwrap());
+    let numbers: Vec<u64> = stored.iter().map(|entry| entry.seq).collect();
+    assert_eq!(numbers, (1..=numbers.len() as u64).collect::<Vec<_>>());
+    assert!((1..numbers.len() as u64).contains(&before), "{before}");
+}

@@ -265,8 +265,12 @@ fn append(path: &Path, lines: &[u8]) -> io::Result<bool> {
     let mut file = secure_file::options().read(true).open(path)?;
     let end = cut_incomplete_line(&mut file)?;
     file.seek(SeekFrom::Start(end))?;
-    file.write_all(lines)?;
-    file.sync_data()?;
+    if let Err(error) = file.write_all(lines).and_then(|()| file.sync_data()) {
+        // The batch is written again as a whole. Until then a part of it would be read as entries, and
+        // fill a disk that other programs need.
+        drop(file.set_len(end));
+        return Err(error);
+    }
     if let Some(folder) = path.parent().filter(|_| end == 0) {
         // The file may be new: without this, a power cut could remove its name.
         secure_file::sync_dir(folder)?;
