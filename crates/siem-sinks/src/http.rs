@@ -4,6 +4,7 @@ mod client;
 mod failure;
 mod hesitant;
 mod retry_after;
+mod sent_secrets;
 mod streamed;
 
 use std::{error::Error, time::Duration};
@@ -13,8 +14,8 @@ use reqwest::{Certificate, Client, ClientBuilder, Proxy, RequestBuilder, Url, he
 use siem_protocol::delivery::Rest;
 
 pub use self::client::HttpClient;
-use self::failure::Failure;
 pub(crate) use self::failure::remedy;
+use self::{failure::Failure, sent_secrets::SentSecrets};
 pub use self::{
     retry_after::{MAX_RETRY_AFTER, retry_after},
     streamed::{Streamed, open},
@@ -80,7 +81,7 @@ pub struct Answer {
     pub status: u16,
     /// Headers.
     pub headers: header::HeaderMap,
-    /// Body, as far as it was read.
+    /// Body, as far as it was read, without the secrets of the request.
     pub body: Vec<u8>,
     /// True if the body is complete.
     pub is_whole: bool,
@@ -163,17 +164,26 @@ pub(crate) async fn exchange_parts(
     mut keep: impl FnMut(&[u8], &mut Vec<u8>) -> bool,
 ) -> Result<(Answer, Option<NoAnswer>), NoAnswer> {
     let failed = |error| no_answer(base, error, within);
+    let (inner, request) = request.build_split();
+    let request = request.map_err(failed)?;
+    let secrets = SentSecrets::of(request.headers());
+    let request = RequestBuilder::from_parts(inner, request);
     let mut response = client.send(request, within).await.map_err(failed)?;
     let (status, headers) = (response.status().as_u16(), response.headers().clone());
     let mut answer = Answer { status, headers, body: Vec::new(), is_whole: false };
-    loop {
+    let error = loop {
         match response.chunk().await {
             Ok(Some(piece)) if keep(&piece, &mut answer.body) => {}
-            Ok(Some(_)) => return Ok((answer, None)),
-            Ok(None) => return Ok((Answer { is_whole: true, ..answer }, None)),
-            Err(error) => return Ok((answer, Some(failed(error)))),
+            Ok(Some(_)) => break None,
+            Ok(None) => {
+                answer.is_whole = true;
+                break None;
+            }
+            Err(error) => break Some(failed(error)),
         }
-    }
+    };
+    secrets.remove_from(&mut answer.body);
+    Ok((answer, error))
 }
 
 /// Adds scheme, host and port to the reason; the path may contain a secret.
