@@ -96,6 +96,20 @@ fn doctor_checks_the_receiver_of_each_sink() {
     assert!(found.contains("cannot deliver without the HMAC secret"), "{found}");
 }
 
+/// A name that only the proxy can resolve was a failure, and the hint was about the receiver.
+#[test]
+fn doctor_checks_the_proxy_in_place_of_the_name() {
+    let home = Home::new();
+    let config = "[sink.siem]\nproxy = \"http://127.0.0.1:1\"\n";
+    let report = home.agent(&["doctor"]).config(config).ships_to("https://siem.invalid").run();
+    let report = report.text();
+    let has_name = |line: &str| line.get(6..).is_some_and(|it| it.starts_with("name "));
+    assert!(!report.lines().any(has_name), "{report}");
+    assert!(is_well(line(report, "proxy")), "{report}");
+    let receiver = line(report, "receiver");
+    assert!(is_failure(receiver) && receiver.ends_with("check the proxy"), "{receiver}");
+}
+
 #[test]
 fn doctor_failures_name_the_problem_and_the_remedy() {
     let failed_report = |home: &Home, url: &str, arguments: &[&str]| {

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    cli::terminal::{Colours, wrap},
+    cli::terminal::{Colours, plain, wrap},
     config::LoadedConfig,
     stages::AgentContext,
 };
@@ -83,6 +83,8 @@ impl CheckResult {
             CheckOutcome::Fail => colours.red("FAIL"),
         };
         let lines = wrap(&self.text, width.map(|width| width.saturating_sub(INDENT)));
+        // The name of a file and the text of a receiver must not move the cursor.
+        let lines: Vec<String> = lines.iter().map(|line| plain(line)).collect();
         let text = lines.join(&format!("\n{:INDENT$}", ""));
         format!("{outcome}  {:<SUBJECT_WIDTH$}  {text}", self.subject)
     }
@@ -100,6 +102,9 @@ mod tests {
 FAIL  token          `/etc/ai-agent/token` cannot be read:
                      permission denied (os error 13)";
         assert_eq!(result.render(Colours::None, Some(64)), expected);
+        let two = CheckResult::fail("sessions", "`/x/\u{1b}[2J`\r\nand more");
+        let expected = "FAIL  sessions       `/x/ [2J`\n                     and more";
+        assert_eq!(two.render(Colours::None, None), expected);
         assert_eq!(
             CheckResult::ok("disk", "fine").render(Colours::Shown, None),
             "\x1b[32mok  \x1b[0m  disk           fine"

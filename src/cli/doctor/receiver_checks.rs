@@ -8,7 +8,7 @@ use std::{
 
 use super::check_result::{CheckResult, Checkup};
 use crate::{
-    config::HTTP_SIEM,
+    config::{HTTP_SIEM, StageTable},
     pipeline::assembly,
     platform::{Environment, Timestamp},
     siem::{Connection, Probe},
@@ -28,13 +28,14 @@ pub(super) fn run(checkup: &Checkup) -> Vec<CheckResult> {
     let mut results = Vec::new();
     let sinks = checkup.loaded.settings.pipeline.sinks.iter();
     let sinks: Vec<_> = sinks.filter(|sink| sink.stage == HTTP_SIEM).collect();
-    let proxies = proxies(&checkup.context.environment);
-    if !proxies.is_empty() && !sinks.is_empty() {
-        results.push(CheckResult::warn("proxy", format!("set by {}", proxies.join(" and "))));
-    }
     for sink in &sinks {
+        let now = checkup.context.clock.now();
         let of_sink = match assembly::connection(&checkup.loaded, sink, &checkup.context) {
-            Ok(connection) => check(&connection, proxies.is_empty(), checkup.context.clock.now()),
+            Ok(connection) => {
+                let proxy = proxy_of(sink, checkup);
+                let checked = check(&connection, proxy.as_ref(), now);
+                proxy.map(|proxy| proxy.result()).into_iter().chain(checked).collect()
+            }
             // A setting that is missing is reported with every way to set it.
             Err(_) if missing.is_some() => Vec::new(),
             Err(error) => vec![CheckResult::fail("receiver", causes(&error))],
@@ -49,10 +50,49 @@ pub(super) fn run(checkup: &Checkup) -> Vec<CheckResult> {
     results
 }
 
+/// Setting of the proxy that a sink may use.
+enum ProxySetting {
+    /// An option of the sink, which it always uses.
+    Option(String),
+    /// Variables of the environment, which do not count for every receiver.
+    Variables(Vec<&'static str>),
+}
+
+impl ProxySetting {
+    fn text(&self) -> String {
+        match self {
+            Self::Option(key) => format!("set by `{key}`"),
+            Self::Variables(names) => format!("set by {}", names.join(" and ")),
+        }
+    }
+
+    fn result(&self) -> CheckResult {
+        match self {
+            Self::Option(_) => CheckResult::ok("proxy", self.text()),
+            Self::Variables(_) => CheckResult::warn("proxy", self.text()),
+        }
+    }
+}
+
+/// Returns how a proxy is set for a sink. Variables do not count if the machine's file locks the option.
+fn proxy_of(sink: &StageTable, checkup: &Checkup) -> Option<ProxySetting> {
+    if sink.options.get("proxy").is_some() {
+        return Some(ProxySetting::Option(format!("sink.{}.proxy", sink.name)));
+    }
+    let ignored = checkup.loaded.ignored_variables(&sink.name);
+    let names = proxies(&checkup.context.environment.clone().hide(&ignored));
+    (!names.is_empty()).then_some(ProxySetting::Variables(names))
+}
+
 /// Checks the connection to one receiver, directly or through a proxy.
-fn check(connection: &Connection, is_direct: bool, now: Timestamp) -> Vec<CheckResult> {
+fn check(
+    connection: &Connection,
+    proxy: Option<&ProxySetting>,
+    now: Timestamp,
+) -> Vec<CheckResult> {
     let mut results = Vec::new();
-    if is_direct {
+    // A proxy resolves the name itself, which this machine may not be able to.
+    if proxy.is_none() {
         results.push(host_name(connection));
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -63,6 +103,11 @@ fn check(connection: &Connection, is_direct: bool, now: Timestamp) -> Vec<CheckR
     match probe {
         Err(reason) if reason.contains("onnection refused") => {
             let hint = "check that a receiver listens there, and that no firewall blocks it";
+            let hint = match proxy {
+                None => hint.to_owned(),
+                Some(ProxySetting::Option(_)) => "check the proxy".to_owned(),
+                Some(ProxySetting::Variables(_)) => format!("{hint}; or check the proxy"),
+            };
             results.push(CheckResult::fail("receiver", format!("{reason}; {hint}")));
         }
         Err(reason) => results.push(CheckResult::fail("receiver", reason)),
