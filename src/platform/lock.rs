@@ -74,8 +74,10 @@ impl StateLock {
     /// # Errors
     /// `LockError::NotCreated` or `LockError::Refused`.
     pub fn prepare_dir(dir: &Path) -> Result<(), LockError> {
-        secure_file::create_dir(dir)
-            .map_err(|source| LockError::NotCreated { dir: dir.to_owned(), source })?;
+        secure_file::create_dir(dir).map_err(|source| match source.kind() {
+            io::ErrorKind::AlreadyExists => LockError::NotDirectory { dir: dir.to_owned() },
+            _ => LockError::NotCreated { dir: dir.to_owned(), source },
+        })?;
         Ok(state_dir::check(dir, DirUse::Write)?)
     }
 
@@ -218,6 +220,16 @@ pub enum LockError {
         #[source]
         source: io::Error,
     },
+    /// A file or a link without a target has the name of the directory.
+    #[error(
+        "the state directory `{}` is not a directory: move it away, or set another directory with \
+         `state_dir` under `[agent]`",
+        dir.display()
+    )]
+    NotDirectory {
+        /// State directory.
+        dir: PathBuf,
+    },
     /// The disk is full.
     #[error(
         "cannot write to the state directory `{}`, no space left: free some on its disk, or set \
@@ -282,6 +294,7 @@ impl LockError {
             return Self::Link { dir, source };
         }
         match source.kind() {
+            io::ErrorKind::NotADirectory => Self::NotDirectory { dir },
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::Full { dir, source },
             io::ErrorKind::ReadOnlyFilesystem => Self::ReadOnly { dir, source },
             _ => Self::NotWritable { dir, source },
@@ -337,6 +350,25 @@ mod tests {
         let read_only = words(io::ErrorKind::ReadOnlyFilesystem);
         assert!(read_only.contains("read-only") && !read_only.contains("chown"), "{read_only}");
         assert!(words(io::ErrorKind::PermissionDenied).contains("chown"));
+    }
+
+    /// The advice was to create the directory, or to change the owner of the file.
+    #[test]
+    fn file_in_place_of_the_state_directory_is_named_as_such() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("state");
+        fs::write(&file, "").unwrap();
+        let refused = StateLock::acquire(&file, LockRole::Agent).unwrap_err();
+        assert!(matches!(refused, LockError::NotDirectory { .. }), "{refused}");
+        #[cfg(unix)]
+        {
+            let refused = StateLock::current_holder(&file).unwrap_err();
+            assert!(matches!(refused, LockError::NotDirectory { .. }), "{refused}");
+            let dangling = dir.path().join("dangling");
+            std::os::unix::fs::symlink("/no/such/directory", &dangling).unwrap();
+            let refused = StateLock::acquire(&dangling, LockRole::Agent).unwrap_err();
+            assert!(matches!(refused, LockError::NotDirectory { .. }), "{refused}");
+        }
     }
 
     #[test]
