@@ -301,7 +301,10 @@ pub(super) fn status_json(loaded: &LoadedConfig) -> Result<(Value, String), Fail
 
 fn updater(context: &CliContext, loaded: &LoadedConfig) -> Result<Updater, Failure> {
     let stage_context = context.stage_context(loaded);
-    let connection = assembly::manager(loaded, &stage_context).map_err(Failure::usage)?;
+    let connection = assembly::manager(loaded, &stage_context).map_err(|error| {
+        // A setting that is missing is reported with every way to set it.
+        Failure::usage(loaded.missing_for_delivery().unwrap_or(error))
+    })?;
     let connection = connection.ok_or_else(|| {
         Failure::usage(
             "releases come from the receiver of a sink of type `http-siem`: there is none",

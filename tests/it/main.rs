@@ -47,6 +47,7 @@ mod log_codes;
 mod logs;
 mod managed_config;
 mod managed_config_polling;
+mod manuals;
 mod masking;
 mod mdm;
 mod metrics;

@@ -9,7 +9,7 @@ const SHORT: &str = "[sink.siem]\nendpoint = \"http://127.0.0.1:9\"\ntoken = \"s
 #[test]
 fn read_only_commands_print_no_warnings() {
     let home = Home::new();
-    let commands: [&[&str]; 20] = [
+    let commands: [&[&str]; 26] = [
         &["status"],
         &["status", "--json"],
         &["check"],
@@ -28,6 +28,12 @@ fn read_only_commands_print_no_warnings() {
         &["outbox", "verify"],
         &["device", "show"],
         &["audit", "status"],
+        &["audit", "tail", "--log", "/no/such.log"],
+        &["update", "status"],
+        &["update", "check"],
+        &["outbox", "list"],
+        &["logs"],
+        &["man"],
         &["stages"],
         &["run", "--test"],
     ];

@@ -38,7 +38,7 @@ enum Action {
 impl Arguments {
     /// Returns true if the command only reads and answers.
     pub(super) fn is_read_only(&self) -> bool {
-        matches!(self.action, Action::Status(_))
+        matches!(self.action, Action::Status(_) | Action::Tail(_))
     }
 
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
