@@ -55,6 +55,8 @@ impl ShownValue {
 pub struct KeyExplanation {
     /// Values that layers set, the one in force first.
     pub values: Vec<ConfigValue>,
+    /// If the key is a table, its values in force, which several layers may set.
+    pub table: Option<Value>,
     /// Whether a file of the user may set it.
     pub user: Permission,
     /// Whether the server may set it.
@@ -170,8 +172,12 @@ impl LoadedConfig {
                 });
             }
         }
+        let root = &self.merged.root;
+        let in_force = path.iter().try_fold(root, |value, part| step(value, part));
+        let table = in_force.filter(|value| value.as_dict().is_some());
         KeyExplanation {
             values,
+            table: table.map(|table| without_secrets(path, table, &open)),
             user: self.user_permission(path),
             server: self.server_permission(path),
         }

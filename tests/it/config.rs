@@ -64,6 +64,19 @@ mod explain {
         }
     }
 
+    /// The table of the last layer was shown alone, and as overriding those of the others.
+    #[test]
+    fn explain_of_a_table_shows_what_all_layers_set() {
+        let home = home("[shipping]\nbatch_size = 7\n");
+        let explicit = write(&home, "explicit.toml", "shipping.flush_interval = \"1s\"");
+        let text = printed(&home, &["--config", &explicit, "config", "explain", "shipping"]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].contains("batch_size = 7") && lines[0].contains("\"1s\""), "{text}");
+        assert!(lines[1].contains("flush_interval = \"1s\"") && lines[1].contains("explicit.toml"));
+        assert!(lines[2].contains("batch_size = 7") && lines[2].contains("config.toml"), "{text}");
+        assert!(!lines[..4].iter().any(|line| line.contains("overrides")), "{text}");
+    }
+
     #[test]
     fn explain_of_an_unset_key_says_so() {
         let text = printed(&home(""), &["config", "explain", "sink.siem.endpoint"]);

@@ -35,9 +35,17 @@ impl Arguments {
             return Err(Failure::usage(format!("there is no key `{}`: {hint}", self.key)));
         };
         let explained = loaded.explain_key(&path);
-        match explained.values.split_first() {
-            None => print(format_args!("{name} is not set"))?,
-            Some((in_force, overridden)) => {
+        match (explained.values.split_first(), &explained.table) {
+            (None, _) => print(format_args!("{name} is not set"))?,
+            // Each layer adds to a table: none overrides all of it.
+            (Some(_), Some(table)) => {
+                print(format_args!("{name} = {}", inline(table)))?;
+                for part in &explained.values {
+                    let value = inline(&part.value);
+                    print(format_args!("  with {value} from {}", part.location))?;
+                }
+            }
+            (Some((in_force, overridden)), None) => {
                 print(format_args!("{name} = {}", inline(&in_force.value)))?;
                 print(format_args!("  from {}", in_force.location))?;
                 for other in overridden {
@@ -63,6 +71,9 @@ impl Arguments {
         let above = above.filter(|location| location.origin.is_above_user());
         let hidden = match (&explained.user, above) {
             (Permission::None(_), _) | (_, None) => String::new(),
+            (_, Some(above)) if explained.table.is_some() => {
+                format!("; now {above} overrides a part of it")
+            }
             (_, Some(above)) => format!("; now {above} overrides it"),
         };
         print(format_args!("  may the user change it? {}{hidden}", may(&explained.user)))?;
