@@ -196,8 +196,11 @@ impl Search {
         let options = tables.filter(|(table, _)| table == name).flat_map(|(_, table)| table.keys());
         let group: Vec<String> =
             options.filter(|other| group_of(other) == group_of(option)).cloned().collect();
-        let path = |other: String| [kind.clone(), name.clone(), other];
-        group.into_iter().fold(false, |any, other| self.remove_everywhere(&path(other)) || any)
+        let mut has_removed = false;
+        for other in group {
+            has_removed |= self.remove_everywhere(&[kind.clone(), name.clone(), other]);
+        }
+        has_removed
     }
 
     /// Adds the settings that are missing and were not removed here.
