@@ -433,7 +433,7 @@ fn entries_that_are_no_reports_are_counted_once() {
     let mut world = World::new();
     world.call("UserPromptSubmit", "blocked", Path::new("/nowhere/x.jsonl"));
     for number in 0..MAX_REPORTS + 50 {
-        let name = format!("{number:026}.json");
+        let name = format!("1{number:025}.json");
         fs::create_dir(world.folder.path().join("spool").join(name)).unwrap();
     }
     let (events, row) = world.read();
