@@ -61,7 +61,7 @@ async fn rows_show_the_last_heartbeat_and_survive_a_restart() {
     assert_eq!(heartbeat.lag_seconds, 3602);
     assert_eq!(row.problems, [FleetProblem::Behind]);
     let data = server.end().await;
-    let store = std::sync::Arc::new(siem_server::FileStore::open(data.path()).unwrap());
+    let store = Arc::new(FileStore::open(data.path()).unwrap());
     let server = Server::over(data, store, Limits::default(), Default::default()).await;
     assert_eq!(server.stats().await.rows, [row]);
 }

@@ -48,7 +48,7 @@ impl Enricher for Notes {
 
 /// Returns the calls since the last time.
 fn take(calls: &Calls) -> Vec<String> {
-    std::mem::take(&mut *calls.lock().unwrap())
+    mem::take(&mut *calls.lock().unwrap())
 }
 
 #[test]
