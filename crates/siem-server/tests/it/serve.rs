@@ -318,7 +318,7 @@ async fn sigterm_finishes_the_request_whose_body_is_arriving() {
     assert!(serving.logged("shutdown_timeout").is_empty());
 }
 
-/// The first check of the disk has no earlier result: probes at the same time were told that it is stalled.
+/// The first check of the disk has no earlier result: of several probes, all but the first found it stalled.
 #[tokio::test]
 async fn first_probes_at_the_same_time_are_ready() {
     let serving = Installed::new("").serve();
