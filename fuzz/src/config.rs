@@ -161,26 +161,25 @@ fn file(origin: &LayerOrigin) -> PathBuf {
 /// Returns every key of a file in the notation of errors: `filter.mine.types[1]`.
 fn keys(origin: &LayerOrigin) -> Vec<String> {
     let text = fs::read_to_string(file(origin)).unwrap();
-    let mut keys = Vec::new();
+    let mut paths = Vec::new();
     let table = toml::Value::Table(text.parse().unwrap());
-    collect(&table, "", &mut keys);
-    keys
+    collect(&table, &mut Vec::new(), &mut paths);
+    paths.iter().map(|path| config::key_text(path)).collect()
 }
 
-fn collect(value: &toml::Value, path: &str, keys: &mut Vec<String>) {
-    keys.push(path.to_owned());
-    let step = |part: &str| match part.bytes().all(|b| b.is_ascii_digit()) && !path.is_empty() {
-        true => format!("{path}[{part}]"),
-        false if path.is_empty() => part.to_owned(),
-        false => format!("{path}.{part}"),
+fn collect(value: &toml::Value, path: &mut Vec<String>, paths: &mut Vec<Vec<String>>) {
+    paths.push(path.clone());
+    let mut step = |part: String, value: &toml::Value| {
+        path.push(part);
+        collect(value, path, paths);
+        path.pop();
     };
     match value {
         toml::Value::Table(table) => {
-            table.iter().for_each(|(key, value)| collect(value, &step(key), keys));
+            table.iter().for_each(|(key, value)| step(key.clone(), value));
         }
         toml::Value::Array(items) => {
-            let items = items.iter().enumerate();
-            items.for_each(|(index, value)| collect(value, &step(&index.to_string()), keys));
+            items.iter().enumerate().for_each(|(index, value)| step(index.to_string(), value));
         }
         _ => {}
     }
