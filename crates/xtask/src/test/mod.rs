@@ -46,10 +46,11 @@ const FULL: [(&str, &str); 7] = [
     ("AI_AGENT_RETURNING_AGENTS", "20000"),
 ];
 
-/// Time that each step may take in CI, in seconds: about 1.5 times what it takes from a cold clone on two
-/// cores. Lower a limit when CI shows that a step takes less. A step without a limit runs only with
-/// `--full`.
-const LIMITS: [(&str, u64); 14] = [
+/// Time that each step takes at most from a cold clone on two cores that compute well, in seconds: about
+/// 1.5 times what was measured. A step that takes longer is marked, but does not fail: machines differ by
+/// more than a factor of two. Lower a figure when CI shows that a step takes less. A step without a figure
+/// runs only with `--full`.
+const EXPECTED: [(&str, u64); 14] = [
     ("format", 30),
     ("language", 30),
     ("dependencies", 60),
@@ -66,8 +67,8 @@ const LIMITS: [(&str, u64); 14] = [
     ("instruction counts", 700),
 ];
 
-/// Time that all steps together may take in CI, in seconds.
-const TOTAL_LIMIT: u64 = 30 * 60;
+/// Time that all steps together take at most on such a machine, in seconds.
+const EXPECTED_TOTAL: u64 = 30 * 60;
 
 /// A check and its result.
 struct Step {
@@ -119,24 +120,23 @@ impl Arguments {
         if full {
             slow.push(("other systems", Box::new(other_systems)));
         }
-        let is_limited = shared::in_ci() && !full;
+        let is_compared = shared::in_ci() && !full;
         let mut steps = Vec::new();
         for (name, check) in quick {
-            steps.push(run_step(name, check, is_limited));
+            steps.push(run_step(name, check, is_compared));
         }
         for (name, check) in slow {
             let stopped = steps
                 .iter()
                 .any(|step| matches!(step.outcome, Outcome::Failed(_)) && step.name != "format");
             let check = if stopped { Box::new(|| Outcome::NotRun) as Check } else { check };
-            steps.push(run_step(name, check, is_limited));
+            steps.push(run_step(name, check, is_compared));
         }
         println!("\n{}", table(&steps));
-        let mut failed = steps.iter().any(|step| matches!(step.outcome, Outcome::Failed(_)));
+        let failed = steps.iter().any(|step| matches!(step.outcome, Outcome::Failed(_)));
         let took = started.elapsed();
-        if is_limited && took > Duration::from_secs(TOTAL_LIMIT) {
-            println!("FAILED: all steps together may take {TOTAL_LIMIT} s");
-            failed = true;
+        if is_compared && took > Duration::from_secs(EXPECTED_TOTAL) {
+            println!("slow: all steps together are expected to take at most {EXPECTED_TOTAL} s");
         }
         let result = if failed { "failed" } else { "passed" };
         println!("{result}, {:.1} s in total", took.as_secs_f64());
@@ -144,27 +144,24 @@ impl Arguments {
     }
 }
 
-fn run_step(name: &'static str, check: Check, is_limited: bool) -> Step {
+fn run_step(name: &'static str, check: Check, is_compared: bool) -> Step {
     println!("── {name}");
     let started = Instant::now();
     let outcome = check();
     let took = started.elapsed();
-    let outcome = if is_limited { limited(name, outcome, took) } else { outcome };
+    let outcome = if is_compared { compared(name, outcome, took) } else { outcome };
     let step = Step { name, outcome, took };
     println!("── {}\n", row(&step));
     step
 }
 
-/// Turns a success into a failure if the step took longer than its limit.
-fn limited(name: &str, outcome: Outcome, took: Duration) -> Outcome {
-    let limit = LIMITS.iter().find(|(step, _)| *step == name).map(|(_, seconds)| *seconds);
-    match (outcome, limit) {
-        (Outcome::Ok(_), Some(limit)) if took > Duration::from_secs(limit) => {
-            Outcome::Failed(format!(
-                "took {:.0} s, the limit is {limit} s (make it faster, or move a part to `--full`; \
-                 limits: crates/xtask/src/test/mod.rs)",
-                took.as_secs_f64()
-            ))
+/// Adds a remark to a success that took longer than expected.
+fn compared(name: &str, outcome: Outcome, took: Duration) -> Outcome {
+    let expected = EXPECTED.iter().find(|(step, _)| *step == name).map(|(_, seconds)| *seconds);
+    match (outcome, expected) {
+        (Outcome::Ok(remark), Some(seconds)) if took > Duration::from_secs(seconds) => {
+            let slow = format!("slow: at most {seconds} s are expected");
+            Outcome::Ok(Some(remark.map_or(slow.clone(), |remark| format!("{remark}; {slow}"))))
         }
         (outcome, _) => outcome,
     }
@@ -390,15 +387,21 @@ docs                   1.2 s  not run: an earlier step failed
     }
 
     #[test]
-    fn step_over_its_limit_fails() {
-        let after = |seconds| limited("format", Outcome::Ok(None), Duration::from_secs(seconds));
-        assert_eq!(after(30), Outcome::Ok(None));
-        assert!(matches!(after(31), Outcome::Failed(reason) if reason.contains("limit is 30 s")));
+    fn slow_step_is_marked_and_keeps_its_remark() {
+        let after = |remark: Option<&str>, seconds| {
+            compared("format", Outcome::Ok(remark.map(Into::into)), Duration::from_secs(seconds))
+        };
+        assert_eq!(after(None, 30), Outcome::Ok(None));
+        assert!(matches!(after(None, 31), Outcome::Ok(Some(remark)) if remark.contains("30 s")));
+        assert!(
+            matches!(after(Some("ran"), 31), Outcome::Ok(Some(remark)) if remark.starts_with("ran; slow"))
+        );
     }
 
     #[test]
-    fn skipped_step_has_no_limit() {
-        let skipped = Outcome::Skipped("no tool".into());
-        assert_eq!(limited("format", skipped.clone(), Duration::from_secs(99)), skipped);
+    fn slow_failure_and_skipped_step_stay() {
+        for outcome in [Outcome::Skipped("no tool".into()), Outcome::Failed("2 tests".into())] {
+            assert_eq!(compared("format", outcome.clone(), Duration::from_secs(99)), outcome);
+        }
     }
 }
