@@ -16,11 +16,28 @@ use crate::{
     config::{ConfigSource, Problems},
     failure::Failure,
     fleet_http::{self, Endpoint},
-    output,
+    output::{self, Narrowing},
 };
 
 /// Maximum length of a name in the table, in characters.
 const LONGEST_NAME: usize = 36;
+
+/// Steps for a narrow terminal: who it is, since when, and the problems are left.
+const NARROWING: [Narrowing; 13] = [
+    Narrowing::Drop("UPDATE"),
+    Narrowing::Drop("REVISION"),
+    Narrowing::Drop("VERSION"),
+    Narrowing::Drop("STATE"),
+    Narrowing::Shorten("MACHINE", 12),
+    Narrowing::Shorten("HOST", 12),
+    Narrowing::Shorten("USER", 12),
+    Narrowing::Drop("DEVICE"),
+    Narrowing::Drop("ENTRIES"),
+    Narrowing::Shorten("PROBLEMS", 16),
+    Narrowing::Drop("WAITING"),
+    Narrowing::Drop("HOST"),
+    Narrowing::Shorten("USER", 6),
+];
 
 /// List machines, users and devices: who is quiet, who is behind, who has gaps
 ///
@@ -73,13 +90,11 @@ impl Fleet {
             return output::json(&report);
         }
         let rows: Vec<_> = report.rows.iter().map(|row| cells(row, now)).collect();
-        output::table(
-            [
-                "MACHINE", "USER", "HOST", "DEVICE", "STATE", "SEEN", "ENTRIES", "WAITING",
-                "REVISION", "VERSION", "UPDATE", "PROBLEMS",
-            ],
-            &rows,
-        )?;
+        let head = [
+            "MACHINE", "USER", "HOST", "DEVICE", "STATE", "SEEN", "ENTRIES", "WAITING", "REVISION",
+            "VERSION", "UPDATE", "PROBLEMS",
+        ];
+        output::table_in_terminal(head, &rows, &NARROWING)?;
         output::line(&summary(&report))
     }
 

@@ -6,6 +6,9 @@ use serde::Serialize;
 
 use crate::failure::Failure;
 
+/// Space between two columns of a table.
+const GAP: &str = "  ";
+
 /// Writes a line to standard output.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
     writeln!(io::stdout(), "{text}").map_err(Failure::failed)
@@ -18,21 +21,96 @@ pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
 
 /// Writes a table with aligned columns; nothing without rows.
 pub(crate) fn table<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Result<(), Failure> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let head = head.map(str::to_owned);
-    let rows: Vec<[String; N]> = std::iter::once(&head)
-        .chain(rows)
-        .map(|row| row.each_ref().map(|cell| plain(cell)))
-        .collect();
-    let widest = |column: usize| rows.iter().map(|row| width(&row[column])).max();
-    let widths: [usize; N] = std::array::from_fn(|column| widest(column).unwrap_or_default());
-    for row in &rows {
-        let cells = row.iter().zip(widths).map(|(cell, widest)| padded(cell, widest));
-        line(cells.collect::<Vec<_>>().join("  ").trim_end())?;
+    Table::new(head, rows).write()
+}
+
+/// Writes a table like [`table`]. In a terminal that is too narrow for it, `steps` are taken until it fits.
+pub(crate) fn table_in_terminal<const N: usize>(
+    head: [&str; N],
+    rows: &[[String; N]],
+    steps: &[Narrowing],
+) -> Result<(), Failure> {
+    let mut table = Table::new(head, rows);
+    let is_whole = terminal_columns().is_none_or(|columns| table.narrow(steps, columns));
+    table.write()?;
+    if !is_whole && !rows.is_empty() {
+        eprintln!("not all is shown in this terminal: `--json` and a pipe have everything");
     }
     Ok(())
+}
+
+/// Step that makes a table narrower.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Narrowing {
+    /// Leaves a column out.
+    Drop(&'static str),
+    /// Shortens the cells of a column, to this number of columns of the terminal at least.
+    Shorten(&'static str, usize),
+}
+
+/// Rows of a table, the head first, each with all cells.
+struct Table(Vec<Vec<String>>);
+
+impl Table {
+    /// Creates a table; without rows it is empty.
+    fn new<const N: usize>(head: [&str; N], rows: &[[String; N]]) -> Self {
+        if rows.is_empty() {
+            return Self(Vec::new());
+        }
+        let head = head.map(str::to_owned);
+        let rows = std::iter::once(&head).chain(rows);
+        Self(rows.map(|row| row.iter().map(|cell| plain(cell)).collect()).collect())
+    }
+
+    fn widths(&self) -> Vec<usize> {
+        let count = self.0.first().map_or(0, Vec::len);
+        let widest = |column: usize| self.0.iter().map(|row| width(&row[column])).max();
+        (0..count).map(|column| widest(column).unwrap_or_default()).collect()
+    }
+
+    /// Takes steps until the table fits. Returns true if none was needed.
+    fn narrow(&mut self, steps: &[Narrowing], columns: usize) -> bool {
+        for (taken, step) in steps.iter().enumerate() {
+            let widths = self.widths();
+            let total = widths.iter().sum::<usize>() + GAP.len() * widths.len().saturating_sub(1);
+            let Some(excess) = total.checked_sub(columns).filter(|excess| *excess > 0) else {
+                return taken == 0;
+            };
+            let (Narrowing::Drop(name) | Narrowing::Shorten(name, _)) = step;
+            let Some(at) = self.0[0].iter().position(|head| head == name) else { continue };
+            match step {
+                Narrowing::Drop(_) => self.0.iter_mut().for_each(|row| drop(row.remove(at))),
+                Narrowing::Shorten(_, least) => {
+                    let longest = widths[at].saturating_sub(excess).max(*least).max(width(name));
+                    self.0.iter_mut().for_each(|row| row[at] = clipped(&row[at], longest));
+                }
+            }
+        }
+        false
+    }
+
+    fn lines(&self) -> impl Iterator<Item = String> {
+        let widths = self.widths();
+        self.0.iter().map(move |row| {
+            let cells = row.iter().zip(&widths).map(|(cell, widest)| padded(cell, *widest));
+            cells.collect::<Vec<_>>().join(GAP).trim_end().to_owned()
+        })
+    }
+
+    fn write(&self) -> Result<(), Failure> {
+        self.lines().try_for_each(|text| line(&text))
+    }
+}
+
+/// Returns the number of columns of the terminal; `None` if the output goes elsewhere.
+fn terminal_columns() -> Option<usize> {
+    #[cfg(unix)]
+    {
+        let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+        (size.ws_col > 0).then_some(size.ws_col.into())
+    }
+    #[cfg(not(unix))]
+    None
 }
 
 /// Writes names and values as two columns.
@@ -101,6 +179,21 @@ pub(crate) fn shortened(text: &str, longest: usize) -> String {
     }
 }
 
+/// Shortens a text to a number of columns of a terminal.
+fn clipped(text: &str, longest: usize) -> String {
+    if width(text) <= longest {
+        return text.to_owned();
+    }
+    let mut kept = String::new();
+    for c in text.chars() {
+        if width(&kept) + columns(c) >= longest {
+            break;
+        }
+        kept.push(c);
+    }
+    kept + "…"
+}
+
 /// Formats a number of bytes for people.
 pub(crate) fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
@@ -140,5 +233,35 @@ mod tests {
         assert_eq!(shortened("büro", 4), "büro");
         assert_eq!(shortened("büros", 4), "bür…");
         assert_eq!([0, 1023, 1024, 1 << 40].map(size), ["0 B", "1023 B", "1.0 KiB", "1.0 TiB"]);
+    }
+
+    #[test]
+    fn narrow_terminal_gets_shorter_and_fewer_columns() {
+        let row = |name: &str| [name.to_owned(), "v1".to_owned(), "quiet behind".to_owned()];
+        let rows = [row("9d6e0bb1c5f64c2ea0e3f1d2b3a49586"), row("宽宽宽宽宽宽宽宽宽")];
+        let steps = [
+            Narrowing::Drop("VERSION"),
+            Narrowing::Drop("NONE"),
+            Narrowing::Shorten("MACHINE", 12),
+            Narrowing::Shorten("PROBLEMS", 4),
+        ];
+        let narrowed = |columns| {
+            let mut table = Table::new(["MACHINE", "VERSION", "PROBLEMS"], &rows);
+            let is_whole = table.narrow(&steps, columns);
+            (is_whole, table.lines().collect::<Vec<_>>())
+        };
+        let (is_whole, whole) = narrowed(55);
+        assert!(is_whole && whole[0].contains("VERSION"));
+        let (is_whole, lines) = narrowed(54);
+        assert!(!is_whole && lines[1] == "9d6e0bb1c5f64c2ea0e3f1d2b3a49586  quiet behind");
+        let (_, lines) = narrowed(30);
+        assert_eq!(lines[1], "9d6e0bb1c5f64c2…  quiet behind");
+        assert_eq!(lines[2], "宽宽宽宽宽宽宽…   quiet behind");
+        let (_, lines) = narrowed(1);
+        assert_eq!(lines[1], "9d6e0bb1c5f…  quiet b…");
+        for columns in 24..60 {
+            let (_, lines) = narrowed(columns);
+            assert!(lines.iter().all(|line| width(line) <= columns), "{columns}: {lines:?}");
+        }
     }
 }
