@@ -16,6 +16,7 @@ pub mod configs;
 mod connections;
 pub mod decode;
 mod entry_lines;
+mod error_text;
 pub mod fleet;
 mod http;
 pub mod ledger;

@@ -5,7 +5,6 @@ mod signals;
 
 use std::{
     collections::BTreeSet,
-    error::Error,
     future,
     io::{self, Write as _},
     net::SocketAddr,
@@ -21,6 +20,7 @@ use tracing::{error, info, warn};
 use crate::{
     config::{ConfigProblem, Loaded, Settings},
     configs::FolderOptions,
+    error_text::causes,
     http::{Receiver, not_found},
     metrics::{BindError, Metrics, MetricsListener, MetricsServer, serve_metrics},
     notify,
@@ -362,15 +362,4 @@ impl Reload {
 fn values_in_use(loaded: &Loaded) -> BTreeSet<(String, String)> {
     let values = loaded.values().into_iter().map(|(key, value, _)| (key, value));
     values.filter(|(key, _)| !key.starts_with("secrets.")).collect()
-}
-
-/// Formats an error with its causes.
-pub(crate) fn causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }

@@ -197,7 +197,7 @@ pub(crate) fn log_reload(result: Result<(), TlsError>) {
     match result {
         Ok(()) => tracing::info!(code = "tls_reloaded", "certificates were replaced"),
         Err(error) => {
-            let error = crate::run::causes(&error);
+            let error = crate::error_text::causes(&error);
             tracing::error!(
                 code = "tls_reload_failed",
                 error,

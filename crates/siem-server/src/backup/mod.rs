@@ -7,11 +7,15 @@
 //! 1. The journals are opened first, and again while files are copied, so that none is deleted unread.
 //! 2. The files of the epochs are copied. What is in them is complete, or in an opened journal.
 //! 3. The journals are copied.
-//! 4. What is known of devices is copied last: no entry is of a device that the copy does not know.
+//! 4. Then erasures are copied: of one that is completed meanwhile, or goes on, the files of epochs may have
+//!    lines still. It is among those in force or the requests, and the receiver compares all lines of the
+//!    copy with these when it starts: up to where it compared them before is left out.
+//! 5. What is known of devices is copied last: no entry is of a device that the copy does not know.
 //!
 //! The receiver is never paused. Only the registry of devices is locked, while its files are copied.
 
 mod copy;
+mod damage;
 mod manifest;
 mod releases;
 mod restore;
@@ -23,11 +27,14 @@ use std::{
 
 use tracing::warn;
 
-pub use self::restore::restore;
 use self::{
     copy::{Journals, Writer, regular_files},
     manifest::{MANIFEST, Manifest},
     releases::Releases,
+};
+pub use self::{
+    damage::{DamagedFile, damage},
+    restore::restore,
 };
 use crate::{
     clock::{self, Clock},
@@ -37,6 +44,10 @@ use crate::{
 
 /// Directory with the private keys of the receiver, below the data directory.
 const KEYS: &str = "trust/keys";
+/// Requests of commands, below the data directory.
+const REQUESTS: &str = "life/requests";
+/// File that says up to where lines were compared with the erasures in force.
+const COMPARED: &str = "life/swept.json";
 /// Number of attempts while the receiver deletes journals before they can be copied.
 const ATTEMPTS: u32 = 5;
 
@@ -136,17 +147,25 @@ pub fn backup(
     options: BackupOptions,
     clock: &dyn Clock,
 ) -> Result<BackupSummary, BackupError> {
-    repeat(data, target, options, clock, &mut |_| {})
+    copy_in_steps(data, target, options, clock, &mut |_| {})
 }
 
-/// Backs up, and starts again if the receiver was faster. `begun` is called with the number of each
-/// attempt when its journals are open.
-fn repeat(
+/// Moment of a backup.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The journals of this attempt are open.
+    Begun(u32),
+    /// The epochs and the journals are copied.
+    EntriesCopied,
+}
+
+/// Backs up, and starts again if the receiver was faster. `step` is called at some moments.
+pub(crate) fn copy_in_steps(
     data: &Path,
     target: &Path,
     options: BackupOptions,
     clock: &dyn Clock,
-    begun: &mut dyn FnMut(u32),
+    step: &mut dyn FnMut(Step),
 ) -> Result<BackupSummary, BackupError> {
     if !data.join("format").is_file() {
         return Err(BackupError::NoData(data.to_owned()));
@@ -155,7 +174,7 @@ fn repeat(
     create_empty(target)?;
     let mut attempt = 1;
     loop {
-        match copy_all(data, target, options, clock, &mut || begun(attempt)) {
+        match copy_all(data, target, options, clock, attempt, step) {
             Err(BackupError::Overtaken) if attempt < ATTEMPTS => {
                 warn!(
                     code = "backup_overtaken",
@@ -175,7 +194,8 @@ fn copy_all(
     target: &Path,
     options: BackupOptions,
     clock: &dyn Clock,
-    begun: &mut dyn FnMut(),
+    attempt: u32,
+    step: &mut dyn FnMut(Step),
 ) -> Result<BackupSummary, BackupError> {
     let created_at = clock::text(clock.now());
     let path = data.join("format");
@@ -183,7 +203,7 @@ fn copy_all(
     let format = read_format()?;
     let mut journals = Journals::pin(data)?;
     let releases = Releases::pin(data)?;
-    begun();
+    step(Step::Begun(attempt));
     let mut writer = Writer::new(data, target);
     let pinned = releases.paths();
     let skip = |path: &Path| is_copied_apart(data, path) || pinned.contains(path);
@@ -193,6 +213,15 @@ fn copy_all(
     releases.copy_to(&mut writer, &mut || journals.refresh())?;
     journals.refresh()?;
     journals.copy_to(&mut writer)?;
+    step(Step::EntriesCopied);
+    // A request is removed once its erasure is listed.
+    let (life, requests) = (data.join("life"), data.join(REQUESTS));
+    let compared = data.join(COMPARED);
+    let mut pending = regular_files(&requests, &|_| false)?;
+    pending.extend(regular_files(&life, &|path| path == requests || path == compared)?);
+    for path in pending {
+        writer.copy(&path, &mut journals)?;
+    }
     let keys = data.join(KEYS);
     {
         // Its files fit to each other.
@@ -228,7 +257,7 @@ fn remove_content(target: &Path) -> Result<(), BackupError> {
 }
 
 fn is_copied_apart(data: &Path, path: &Path) -> bool {
-    path == data.join("journal") || path == data.join("trust")
+    ["journal", "life", "trust"].iter().any(|name| path == data.join(name))
 }
 
 /// Creates a directory for the owner only, or checks that it is empty.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{
-    BackupError, BackupSummary,
+    BackupError, BackupSummary, COMPARED,
     copy::copy_part,
     create_empty,
     manifest::{CopiedFile, Manifest},
@@ -23,7 +23,9 @@ pub fn restore(backup: &Path, target: &Path) -> Result<BackupSummary, BackupErro
     create_empty(target)?;
     let (last, first): (Vec<_>, Vec<_>) =
         manifest.files.iter().partition(|file| file.path == "format");
-    for file in first.into_iter().chain(last) {
+    // A backup of an earlier release has it: with that, lines of an erasure that went on would stay.
+    let first = first.into_iter().filter(|file| file.path != COMPARED);
+    for file in first.chain(last) {
         restore_file(backup, target, file)?;
     }
     Ok(manifest.summary)

@@ -160,9 +160,11 @@ fn backup_starts_again_when_the_receiver_is_faster() {
     let target = to.path().join("a");
     let run = |target: &Path, gaps: u32| {
         let (options, mut attempts) = (BackupOptions::default(), 0);
-        let result = repeat(data.path(), target, options, &SystemClock, &mut |attempt| {
-            attempts = attempt;
-            (attempt <= gaps).then(|| gap(attempt));
+        let result = copy_in_steps(data.path(), target, options, &SystemClock, &mut |step| {
+            if let Step::Begun(attempt) = step {
+                attempts = attempt;
+                (attempt <= gaps).then(|| gap(attempt));
+            }
         });
         (result, attempts)
     };
@@ -205,12 +207,15 @@ fn backup_has_the_artifacts_that_its_manifest_lists() {
         text
     };
     let expected = write("0.3.0");
-    let mut change = |_| {
-        write("0.4.0");
-        fs::remove_file(dist.join("ai-agent-0.3.0-linux-x86_64")).unwrap();
+    let mut change = |step| {
+        if step == Step::Begun(1) {
+            write("0.4.0");
+            fs::remove_file(dist.join("ai-agent-0.3.0-linux-x86_64")).unwrap();
+        }
     };
     let target = to.path().join("a");
-    repeat(data.path(), &target, BackupOptions::default(), &SystemClock, &mut change).unwrap();
+    copy_in_steps(data.path(), &target, BackupOptions::default(), &SystemClock, &mut change)
+        .unwrap();
     assert_eq!(fs::read(target.join("dist/manifest.json")).unwrap(), expected);
     let artifact = target.join("dist/ai-agent-0.3.0-linux-x86_64");
     assert_eq!(fs::read_to_string(artifact).unwrap(), "0.3.0");

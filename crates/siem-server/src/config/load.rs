@@ -34,6 +34,9 @@ pub struct Inputs {
     pub is_file_optional: bool,
     /// Environment variables; those that do not start with `SIEM_SERVER_` are ignored.
     pub variables: Vec<(String, String)>,
+    /// Names of the environment variables whose name or value is not UTF-8; others than those that start
+    /// with `SIEM_SERVER_` are ignored.
+    pub unreadable_variables: Vec<String>,
     /// Keys and values given as arguments, and the argument of each.
     pub arguments: Vec<(String, String, String)>,
 }
@@ -151,6 +154,9 @@ impl Search {
         for (name, text) in &inputs.variables {
             self.add_variable(&keys, name, text);
         }
+        for name in &inputs.unreadable_variables {
+            self.add_unreadable_variable(&keys, name);
+        }
         for (argument, key, text) in &inputs.arguments {
             self.add_argument(&keys, argument, key, text);
         }
@@ -174,7 +180,7 @@ impl Search {
     }
 
     fn add_variable(&mut self, keys: &[KnownKey], name: &str, text: &str) {
-        if !name.starts_with(PREFIX) || name == CONFIG_VARIABLE || is_service_link(name) {
+        if !is_of_a_key(name) {
             return;
         }
         let origin = Origin::Variable(name.to_owned());
@@ -186,6 +192,19 @@ impl Search {
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let message = format!("unknown environment variable `{name}`: {}", hint(name, &names));
         self.add_unknown(None, origin, message);
+    }
+
+    /// Adds the problem of a variable that is not text: without its value, another one would be in use.
+    fn add_unreadable_variable(&mut self, keys: &[KnownKey], name: &str) {
+        if !is_of_a_key(name) {
+            return;
+        }
+        let known = keys.iter().find(|known| known.variable() == name);
+        let key = known.map(|known| known.key.clone());
+        let location = ValueLocation::from(Origin::Variable(name.to_owned()));
+        let message = format!("{location} is not valid UTF-8");
+        let location = Some(location);
+        self.problems.push(ConfigProblem { code: "variable_unreadable", key, location, message });
     }
 
     fn add_argument(&mut self, keys: &[KnownKey], argument: &str, key: &str, text: &str) {
@@ -300,6 +319,11 @@ fn read_file(path: &Path) -> io::Result<String> {
 
 /// Variable that names the configuration file.
 const CONFIG_VARIABLE: &str = "SIEM_SERVER_CONFIG";
+
+/// Returns whether a variable sets a key, if there is one of this name.
+fn is_of_a_key(name: &str) -> bool {
+    name.starts_with(PREFIX) && name != CONFIG_VARIABLE && !is_service_link(name)
+}
 
 /// Returns whether Kubernetes sets the variable, for a service that is called `siem-server`.
 fn is_service_link(name: &str) -> bool {

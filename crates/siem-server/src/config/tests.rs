@@ -95,6 +95,7 @@ fn layers_override_each_other_and_keep_their_origin() {
             (text("SIEM_SERVER_PORT_8080_TCP"), text("tcp://10.0.0.1:8080")),
             (text("OTHER"), text("x")),
         ],
+        unreadable_variables: vec![text("OTHER_BINARY"), text("SIEM_SERVER_CONFIG")],
         arguments: vec![(text("--listen"), text("http.listen"), text("127.0.0.1:3"))],
     };
     let loaded = load(&inputs).unwrap();

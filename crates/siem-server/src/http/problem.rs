@@ -261,7 +261,7 @@ impl Rejection {
         let cause = match self {
             Self::Store(error) => error.source().map(ToString::to_string),
             Self::Enroll(error) => error.source().map(ToString::to_string),
-            Self::Updates(error) => Some(crate::run::causes(&**error)),
+            Self::Updates(error) => Some(crate::error_text::causes(&**error)),
             _ => None,
         };
         let (status, kind, title) = self.kind();

@@ -110,7 +110,8 @@ impl Engine {
         match request {
             LifeRequest::Erase(selector) => self.erase(id, &Subject::new(selector), &reason, now),
             LifeRequest::EraseAgain { of, selector, until, epochs } => {
-                let subject = Subject { selector, until, of: Some(of), epochs: Some(epochs) };
+                let epochs = Some(epochs);
+                let subject = Subject { until, of: Some(of), epochs, ..Subject::new(selector) };
                 self.erase(id, &subject, &reason, now)
             }
             LifeRequest::RepeatErasures => self.repeat(now),

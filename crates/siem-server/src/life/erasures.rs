@@ -64,6 +64,9 @@ pub struct ErasureView {
     pub erasure: Erasure,
     /// True if one of the receiver's keys signed exactly this.
     pub is_signed: bool,
+    /// True if a discarded key of the receiver signed exactly this: it cannot be known whether the receiver
+    /// did, or who stole the key.
+    pub is_signed_by_discarded: bool,
     /// True if entries of the same subject that arrive later are erased too.
     pub is_in_force: bool,
 }
@@ -117,11 +120,15 @@ fn has_id(line: &[u8], id: &str) -> bool {
 }
 
 /// Returns the erasures of the data directory `data`, the oldest one first. `keys` are the
-/// receiver's public keys.
+/// receiver's public keys, and `discarded` those that it discarded.
 ///
 /// # Errors
 /// If the file cannot be read or a line has another form.
-pub fn erasures(data: &Path, keys: &[VerifierKey]) -> io::Result<Vec<ErasureView>> {
+pub fn erasures(
+    data: &Path,
+    keys: &[VerifierKey],
+    discarded: &[VerifierKey],
+) -> io::Result<Vec<ErasureView>> {
     let text = match read_whole_file(&directory(data).join("erasures.ndjson")) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         text => String::from_utf8(text?).map_err(io::Error::other)?,
@@ -135,9 +142,11 @@ pub fn erasures(data: &Path, keys: &[VerifierKey]) -> io::Result<Vec<ErasureView
         let erasure: Erasure = serde_json::from_str(&text)?;
         let note = Note::parse(&note).map_err(io::Error::other)?;
         let expected = statement(&erasure, &text);
-        let is_signed = note.verify(keys).is_ok_and(|verified| verified.text() == expected);
+        let is_signed_by = |keys| note.verify(keys).is_ok_and(|it| it.text() == expected);
+        let is_signed = is_signed_by(keys);
+        let is_signed_by_discarded = !is_signed && is_signed_by(discarded);
         let is_in_force = subject::is_lasting(&erasure) && !ended.contains(&erasure.id);
-        views.push(ErasureView { erasure, is_signed, is_in_force });
+        views.push(ErasureView { erasure, is_signed, is_signed_by_discarded, is_in_force });
     }
     Ok(views)
 }
@@ -157,7 +166,7 @@ pub fn unlisted_erasures(data: &Path) -> Result<BTreeMap<String, u64>, ReadError
     }
     // One that a receiver executes is listed before its request is removed.
     let waiting = mailbox::waiting(data).map_err(failed)?;
-    let listed = erasures(data, &[]).map_err(failed)?.into_iter().map(|view| view.erasure.id);
+    let listed = erasures(data, &[], &[]).map_err(failed)?.into_iter().map(|view| view.erasure.id);
     for id in listed.chain(waiting) {
         found.remove(&id);
     }

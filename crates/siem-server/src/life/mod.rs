@@ -6,6 +6,7 @@
 //! DIR/life/erasures.ndjson      erasures, each signed by the receiver's key
 //! DIR/life/ended-erasures.json  ids of erasures that no longer stay in force
 //! DIR/life/swept.json           up to where the epochs were compared with erasures in force
+//! DIR/life/long-lines.json      lines in parts that erasures erased: their other parts may arrive later
 //! DIR/life/holds.json           legal holds
 //! DIR/life/access.ndjson        who read or erased what, and why; each line names the hash of the
 //!                               one before
@@ -20,9 +21,11 @@
 
 mod access_log;
 mod access_watch;
+mod damage;
 mod engine;
 mod erasures;
 mod holds;
+mod long_lines;
 mod mailbox;
 mod remains;
 mod retention;
@@ -38,6 +41,7 @@ use std::{
 
 pub use access_log::{AccessAction, AccessEntry, AccessLine, AccessLog, AccessLogError};
 pub(crate) use access_watch::AccessWatch;
+pub(crate) use damage::damage;
 pub(crate) use engine::Engine;
 pub use erasures::{ErasedEpoch, Erasure, ErasureView, erasures, unlisted_erasures};
 pub use holds::{Hold, Holds};
@@ -48,6 +52,11 @@ pub(crate) use retention_clock::RetentionClock;
 pub use selector::{Selector, SelectorError};
 pub use subject::end_erasure;
 pub(crate) use subject::forget_swept;
+
+/// Formats a number of things.
+fn counted(count: u64, one: &str, many: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {many}") }
+}
 
 /// Directory of the files of this module.
 fn directory(data: &Path) -> PathBuf {

@@ -91,8 +91,9 @@ impl Piece<'_> {
                 Ok(users.iter().any(|user| subject.may_select(machine, user, self.text)))
             }
             // Neither depends on the sender.
-            (Origin::Damage(_), Selector::Session(_)) => Ok(subject.may_select("", "", self.text)),
-            (Origin::Damage(_), Selector::Mentions(id)) => Ok(session::contains(self.text, id)),
+            (Origin::Damage(_), Selector::Session(_) | Selector::Mentions(_)) => {
+                Ok(subject.may_select("", "", self.text))
+            }
             (Origin::Damage(part), Selector::User(name) | Selector::Machine(name)) => {
                 Ok(subject.may_be_in_time(self.text) && part.names(name)?)
             }

@@ -9,7 +9,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Erasure, Selector, directory, erasures, lock, replace, session::Relation};
+use super::{
+    Erasure, Hold, Holds, Selector, directory, erasures, lock,
+    long_lines::{self, LongLines},
+    replace,
+    session::Relation,
+};
 use crate::{EpochKey, clock, entry_lines, regular_file::read_whole_file};
 
 /// Entries that an erasure is about.
@@ -22,12 +27,38 @@ pub(super) struct Subject {
     pub(super) of: Option<String>,
     /// Only entries of these epochs.
     pub(super) epochs: Option<Vec<EpochKey>>,
+    /// Lines whose parts are all among the entries.
+    pub(super) long_lines: LongLines,
 }
 
 impl Subject {
     /// All entries that a selector selects.
     pub(super) fn new(selector: Selector) -> Self {
-        Self { selector, until: None, of: None, epochs: None }
+        Self { selector, until: None, of: None, epochs: None, long_lines: LongLines::default() }
+    }
+
+    /// Reports whether all parts of a line belong to the entries if one of them does.
+    pub(super) fn has_long_lines(&self) -> bool {
+        matches!(self.selector, Selector::Session(_) | Selector::Mentions(_))
+    }
+
+    /// Returns a hold that covers one of the entries.
+    pub(super) fn hold<'h>(
+        &self,
+        holds: &'h Holds,
+        machine: &str,
+        user: &str,
+        line: &[u8],
+    ) -> Option<&'h Hold> {
+        holds.covers(machine, user, line).or_else(|| {
+            // A part that does not name the session is held like the one that does.
+            let is_same = |hold: &&Hold| match &hold.selector {
+                Selector::Session(id) | Selector::Mentions(id) => id == self.selector.text(),
+                Selector::User(_) | Selector::Machine(_) => false,
+            };
+            let held = holds.list().iter().find(is_same)?;
+            self.long_lines.have_part(line).then_some(held)
+        })
     }
 
     /// Returns the relation of a line of an epoch to the entries. `user` sent it.
@@ -35,6 +66,9 @@ impl Subject {
         match self.selector.relation(machine, user, line) {
             Relation::Part if self.until.is_some_and(|it| time(line).is_none_or(|at| at > it)) => {
                 Relation::None
+            }
+            Relation::None | Relation::Mention(_) if self.long_lines.have_part(line) => {
+                Relation::Part
             }
             relation => relation,
         }
@@ -47,7 +81,8 @@ impl Subject {
 
     /// Reports whether a line that a recovery left may be one of the entries.
     pub(super) fn may_select(&self, machine: &str, user: &str, line: &[u8]) -> bool {
-        self.selector.relation(machine, user, line) == Relation::Part && self.may_be_in_time(line)
+        let is_part = self.selector.relation(machine, user, line) == Relation::Part;
+        (is_part || self.long_lines.have_part(line)) && self.may_be_in_time(line)
     }
 
     /// Reports whether a line may be of a time at which it is one of the entries.
@@ -69,13 +104,16 @@ pub(super) struct Standing {
     pub(super) reason: String,
     /// Number of erasures that repeated it.
     pub(super) repeats: usize,
+    /// Lines whose parts are all erased.
+    pub(super) long_lines: LongLines,
 }
 
 impl Standing {
     /// The entries of some epochs.
     pub(super) fn subject(&self, epochs: Vec<EpochKey>) -> Subject {
         let (selector, of) = (self.selector.clone(), Some(self.id.clone()));
-        Subject { selector, until: self.until, of, epochs: Some(epochs) }
+        let long_lines = self.long_lines.clone();
+        Subject { selector, until: self.until, of, epochs: Some(epochs), long_lines }
     }
 }
 
@@ -90,7 +128,7 @@ pub(super) fn is_lasting(erasure: &Erasure) -> bool {
 /// the user may come back.
 pub(super) fn standing(data: &Path) -> io::Result<Vec<Standing>> {
     let ended = ended(data)?;
-    let listed = erasures(data, &[])?;
+    let listed = erasures(data, &[], &[])?;
     let mut found: BTreeMap<(u8, String), Standing> = BTreeMap::new();
     let mut repeats: BTreeMap<String, usize> = BTreeMap::new();
     for Erasure { id, at, selector, reason, repeats: of, stopped_by_hold, .. } in
@@ -113,11 +151,13 @@ pub(super) fn standing(data: &Path) -> io::Result<Vec<Standing>> {
             _ => u8::from(until.is_some()),
         };
         let key = (kind, selector.text().to_owned());
-        found.insert(key, Standing { id, selector, until, reason, repeats: 0 });
+        let long_lines = LongLines::default();
+        found.insert(key, Standing { id, selector, until, reason, repeats: 0, long_lines });
     }
+    let mut long_lines = long_lines::read_all(data)?;
     let found = found.into_values().map(|it| {
         let repeats = repeats.get(&it.id).copied().unwrap_or_default();
-        Standing { repeats, ..it }
+        Standing { repeats, long_lines: long_lines.remove(&it.id).unwrap_or_default(), ..it }
     });
     Ok(found.collect())
 }
@@ -141,7 +181,7 @@ pub(super) fn ended(data: &Path) -> io::Result<BTreeSet<String>> {
 /// # Errors
 /// If a file cannot be read or written: it is in force still.
 pub fn end_erasure(data: &Path, id: &str) -> io::Result<bool> {
-    let listed = erasures(data, &[])?;
+    let listed = erasures(data, &[], &[])?;
     let is_known = listed.iter().any(|it| it.erasure.id == id && is_lasting(&it.erasure));
     let _held = lock(data)?;
     let mut ended = ended(data)?;

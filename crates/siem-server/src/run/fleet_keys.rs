@@ -1,10 +1,13 @@
 //! Token and HMAC secret of the fleet, from files, systemd credentials or variables.
 
-use std::{env, path::PathBuf};
+use std::{
+    env::{self, VarError},
+    path::PathBuf,
+};
 
 use crate::{
-    config::{ConfigProblem, Loaded},
-    run::causes,
+    config::{ConfigProblem, Loaded, Origin},
+    error_text::causes,
     secret_file::SecretKind,
     secrets::{Keys, Secret},
 };
@@ -64,8 +67,18 @@ impl Source {
     ) -> Result<(Secret, Option<Secret>), ConfigProblem> {
         let is_set = file.is_some();
         let file = file.or_else(|| self.credential());
-        let values = env::var(self.variable).ok().filter(|value| !value.is_empty());
-        let values: Vec<String> = values.into_iter().collect();
+        let values = match env::var(self.variable) {
+            Ok(value) if !value.is_empty() => vec![value],
+            // A file takes its place.
+            Err(VarError::NotUnicode(_)) if file.is_none() => {
+                let message =
+                    format!("the environment variable `{}` is not valid UTF-8", self.variable);
+                let location = Some(Origin::Variable(self.variable.to_owned()).into());
+                let key = Some(self.key.to_owned());
+                return Err(ConfigProblem { code: "variable_unreadable", key, location, message });
+            }
+            _ => Vec::new(),
+        };
         self.kind.pair(file.as_deref(), &values).map_err(|error| {
             let text = causes(&error);
             if is_set {

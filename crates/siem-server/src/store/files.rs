@@ -13,6 +13,7 @@ use std::{
 };
 
 use tokio::sync::{mpsc, oneshot};
+use tracing::error;
 
 use super::{
     Answer, DataFormat, EpochKey, FormatError, Storage, StoreError, StoredBatch, StoredLine,
@@ -33,7 +34,7 @@ use crate::{
     life::{AccessLog, AccessWatch, Engine, RetentionClock, RetentionPolicy},
     metrics::Durations,
     stats::Stats,
-    trust::Registry,
+    trust::{EpochOwner, Registry, lacks_devices},
 };
 
 /// Time between two removals of what is no longer kept, and of later entries of erased subjects.
@@ -319,6 +320,29 @@ fn start(
     Ok((sender, thread, syncs))
 }
 
+/// Checks that the registry has the devices that sent the stored entries.
+fn check_devices(directory: &Path, owners: &[EpochOwner], registry: &Registry) -> io::Result<()> {
+    let missing = registry.missing_devices(owners);
+    if missing == 0 {
+        return Ok(());
+    }
+    let trust = directory.join("trust");
+    if lacks_devices(&trust)? {
+        // With another state of trust a device that was revoked could enroll again.
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "`{}` is missing, but {missing} of the devices that it had sent stored entries: restore it \
+                 from a backup; or create it as an empty file, then all devices have to enroll again, and \
+                 those that were revoked can too",
+                trust.join("devices.ndjson").display()
+            ),
+        ));
+    }
+    error!(code = "trust_devices_missing", missing, file = %trust.join("devices.ndjson").display(), "the registry lacks devices that sent stored entries: if one was revoked, it can enroll again");
+    Ok(())
+}
+
 /// Recovers the store and creates the writer, which does not run yet.
 pub(super) fn prepare(
     directory: &Path,
@@ -336,6 +360,7 @@ pub(super) fn prepare(
             writer::confirm(registry, &key)?;
         }
         catalog.all_owners().for_each(|key| registry.note_owner(key));
+        check_devices(directory, &catalog.epoch_owners(), registry)?;
     }
     let (sender, jobs) = mpsc::channel(options.queue.max(1));
     #[cfg_attr(not(test), expect(unused_mut, reason = "only a test changes it"))]

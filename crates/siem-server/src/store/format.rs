@@ -105,7 +105,7 @@ impl DataFormat {
     }
 
     /// Reports whether the files of the epochs are those of this version.
-    pub(super) fn is_current(self) -> bool {
+    pub(crate) fn is_current(self) -> bool {
         self.format == VERSION
     }
 

@@ -23,7 +23,7 @@ use crate::{
     life::RetainedEpochs,
     regular_file::open_regular_file,
     stats::Stats,
-    trust::{DeviceKey, Registry},
+    trust::{DeviceKey, EpochOwner, Registry},
 };
 
 /// Error of a data directory that is read.
@@ -91,6 +91,11 @@ impl ReadOnlyStore {
         }
         catalog.order_lineages();
         Ok(Self { catalog, machines })
+    }
+
+    /// Returns the devices that own epochs.
+    pub(crate) fn epoch_owners(&self) -> Vec<EpochOwner> {
+        self.catalog.epoch_owners()
     }
 }
 

@@ -15,7 +15,7 @@ use siem_protocol::{
     statement::{Confirmation, DeviceState, Enroll, TrustLevel},
 };
 
-use super::journal::Fold;
+use super::{damage::EpochOwner, journal::Fold};
 use crate::batch::MAX_NAME;
 
 /// Number of unconfirmed keys for one machine and user. Another one replaces the oldest.
@@ -301,6 +301,21 @@ impl Devices {
                 && device.enrolled.machine == enrolled.machine
                 && device.enrolled.user == enrolled.user
         })
+    }
+
+    /// Returns the number of keys that own epochs and are missing, although they cannot have been forgotten.
+    pub(super) fn missing(&self, owners: &[EpochOwner]) -> u64 {
+        if self.unconfirmed > UNCONFIRMED / 2 {
+            return 0;
+        }
+        let may_be_forgotten = |machine: &String, user: &String| {
+            let pair = self.pairs.get(&(machine.clone(), user.clone()));
+            pair.is_some_and(|pair| pair.keys.len() > UNCONFIRMED_OF_PAIR / 2)
+        };
+        let missing = owners.iter().filter(|(key, machine, user)| {
+            !self.devices.contains_key(key) && !may_be_forgotten(machine, user)
+        });
+        missing.map(|(key, ..)| key).collect::<BTreeSet<_>>().len() as u64
     }
 
     pub(super) fn view(&self, key: &DeviceKey, level: TrustLevel) -> Option<DeviceView> {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use serde::{Serialize, de::DeserializeOwned};
-use tracing::error;
+use tracing::{error, warn};
 
 use crate::{
     regular_file::check_regular,
@@ -221,17 +221,14 @@ impl<S: Fold> Journal<S> {
         lock: Arc<DirectoryLock>,
     ) -> Result<Self, JournalError> {
         let path = directory.join(name);
-        let mut folded = Folded {
-            file: None,
-            files: 0,
-            length: 0,
-            lines: 0,
-            state: S::default(),
-            failed: false,
-            compact_from: 0,
-        };
+        let mut folded = Folded::new();
         let held = lock.lock()?;
         folded.catch_up(&path)?;
+        let torn = folded.torn(&path)?;
+        if torn > 0 {
+            let bytes = torn;
+            warn!(code = "trust_journal_cut", file = %path.display(), bytes, "a journal of the registry ends in the middle of a line, which is removed: a crash left it, or the file was cut off and lines behind it are missing");
+        }
         folded.cut_torn_line(&path)?;
         drop(held);
         Ok(Self { path, lock, folded: Mutex::new(folded), synced: Mutex::default() })
@@ -321,7 +318,28 @@ impl<S: Fold> Journal<S> {
     }
 }
 
+/// Reads a journal, and changes nothing. Returns the state, and the number of bytes after the last complete
+/// line.
+pub(super) fn read_only<S: Fold>(path: &Path) -> Result<(S, u64), JournalError> {
+    let mut folded = Folded::new();
+    folded.catch_up(path)?;
+    let torn = folded.torn(path)?;
+    Ok((folded.state, torn))
+}
+
 impl<S: Fold> Folded<S> {
+    fn new() -> Self {
+        Self {
+            file: None,
+            files: 0,
+            length: 0,
+            lines: 0,
+            state: S::default(),
+            failed: false,
+            compact_from: 0,
+        }
+    }
+
     /// Folds the complete lines that are in the file and not yet in the state. If the file was
     /// replaced or is shorter, the state follows it.
     fn catch_up(&mut self, path: &Path) -> Result<(), JournalError> {
@@ -388,11 +406,17 @@ impl<S: Fold> Folded<S> {
     /// process may be in the middle of that line.
     fn cut_torn_line(&self, path: &Path) -> Result<(), JournalError> {
         let Some((file, _)) = &self.file else { return Ok(()) };
-        let length = file.metadata().map_err(JournalError::io("read", path))?.len();
-        if length > self.length {
+        if self.torn(path)? > 0 {
             file.set_len(self.length).map_err(JournalError::io("write", path))?;
         }
         Ok(())
+    }
+
+    /// Returns the number of bytes after the last complete line.
+    fn torn(&self, path: &Path) -> Result<u64, JournalError> {
+        let Some((file, _)) = &self.file else { return Ok(0) };
+        let length = file.metadata().map_err(JournalError::io("read", path))?.len();
+        Ok(length.saturating_sub(self.length))
     }
 
     fn append(&mut self, path: &Path, line: S::Line) -> Result<(), JournalError> {

@@ -4,6 +4,7 @@
 //! keys/receiver.json       the private keys
 //! keys/keys.txt            text of the list of public keys, for a signature by the organisation
 //! keys/keys.txt.minisig    that signature, if the operator puts it there
+//! former-keys.json         public keys that sign no longer: erasures have their signatures
 //! ```
 //! All receivers behind one endpoint have the same files.
 
@@ -24,12 +25,15 @@ use tracing::error;
 use zeroize::Zeroizing;
 
 use super::journal::{JournalError, create_directory, replace_file};
+use crate::regular_file::read_regular_file;
 
 /// Number of earlier keys that are kept. They sign the list of keys too, so that agents that were
 /// offline during a rotation accept it.
 const RETIRED: usize = 8;
 /// Maximum size of each file in bytes.
 const FILE_BYTES: u64 = 64 << 10;
+/// Maximum size of the file with former keys in bytes.
+const FORMER_BYTES: u64 = 4 << 20;
 
 /// Error of the receiver's keys.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +85,15 @@ struct KeyFile {
     /// The latest one first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     retired: Vec<PrivateKey>,
+}
+
+/// Public key of the receiver that signs no longer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FormerKey {
+    /// The key.
+    pub key: VerifierKey,
+    /// True if it was discarded, as a stolen one is: what it signed may be of someone else.
+    pub discarded: bool,
 }
 
 /// A private key, in its text form in the file.
@@ -148,6 +161,11 @@ impl ReceiverKeys {
         let (current, next) = (self.current.key(), self.next.as_ref());
         let next = next.map(|next| next.key().clone());
         KeyList { receiver: self.name.clone(), current: current.clone(), next }.encode()
+    }
+
+    fn public(&self) -> Vec<VerifierKey> {
+        let all = std::iter::once(&self.current).chain(&self.next).chain(&self.retired);
+        all.map(|key| key.key().clone()).collect()
     }
 
     pub(super) fn view(&self) -> ReceiverKeysView {
@@ -239,8 +257,9 @@ impl KeyStore {
         seed: [u8; 32],
         discard: bool,
     ) -> Result<Rotation, ReceiverKeyError> {
-        let ReceiverKeys { name, current, next, retired, .. } =
-            self.read()?.ok_or(ReceiverKeyError::Missing)?;
+        let before = self.read()?.ok_or(ReceiverKeyError::Missing)?;
+        let known = before.public();
+        let ReceiverKeys { name, current, next, retired, .. } = before;
         let (keys, rotation) = match next {
             None => {
                 let next = new_key(&name, seed)?;
@@ -253,8 +272,42 @@ impl KeyStore {
                 (ReceiverKeys::new(name, next, None, earlier)?, Rotation::Replaced)
             }
         };
+        self.write_former(&known, &keys.public(), discard)?;
         self.write(&keys)?;
         Ok(rotation)
+    }
+
+    /// Returns the keys that sign no longer.
+    pub(super) fn former(&self) -> Result<Vec<FormerKey>, ReceiverKeyError> {
+        let path = self.former_path();
+        let text = match read_regular_file(&path, FORMER_BYTES) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            text => text.map_err(JournalError::io("read", &path))?,
+        };
+        serde_json::from_slice(&text).map_err(|_| ReceiverKeyError::Damaged { path })
+    }
+
+    /// Adds the keys of `known` that are not in `kept`. With `discard` all former keys are discarded: the
+    /// stolen one may be among them.
+    fn write_former(
+        &self,
+        known: &[VerifierKey],
+        kept: &[VerifierKey],
+        discard: bool,
+    ) -> Result<(), ReceiverKeyError> {
+        let before = self.former()?;
+        let mut former = before.clone();
+        for key in known.iter().filter(|key| !kept.contains(key)) {
+            if !former.iter().any(|it| it.key == *key) {
+                former.push(FormerKey { key: key.clone(), discarded: discard });
+            }
+        }
+        former.iter_mut().for_each(|it| it.discarded |= discard);
+        if former == before {
+            return Ok(());
+        }
+        let json = serde_json::to_vec_pretty(&former).expect("texts can be written as JSON");
+        Ok(replace_file(&self.former_path(), &json)?)
     }
 
     fn write(&self, keys: &ReceiverKeys) -> Result<(), ReceiverKeyError> {
@@ -318,6 +371,11 @@ impl KeyStore {
 
     fn path(&self) -> PathBuf {
         self.directory.join("receiver.json")
+    }
+
+    /// Not beside the private keys: it is in every backup.
+    fn former_path(&self) -> PathBuf {
+        self.directory.with_file_name("former-keys.json")
     }
 
     /// Path of the text that the organisation signs after the loss of a key.

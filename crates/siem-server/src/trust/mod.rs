@@ -11,10 +11,12 @@
 //! trust/events.ndjson     events about senders
 //! trust/offered.ndjson    managed configurations that were offered
 //! trust/config-answers.ndjson  what devices answered to them
+//! trust/former-keys.json  public keys of the receiver that sign no longer
 //! trust/keys/             private keys of the receiver
 //! ```
 
 mod config_answers;
+mod damage;
 mod devices;
 mod events;
 mod instances;
@@ -27,6 +29,7 @@ mod seal;
 mod tokens;
 
 pub use config_answers::{ConfigAnswer, DeviceConfig};
+pub(crate) use damage::{EpochOwner, damage, lacks_devices};
 pub(crate) use devices::DeviceStanding;
 pub use devices::{
     DEVICE_KEY_NAME, DeviceError, DeviceKey, DeviceView, EnrollRefusal, InvalidDeviceKey,
@@ -35,7 +38,7 @@ pub use events::{Event, EventCounts, EventKind};
 pub use instances::CloneFinding;
 pub use journal::JournalError;
 pub(crate) use journal::{RegistryLock, replace_file};
-pub use keys::{ReceiverKeyError, ReceiverKeysView, Rotation};
+pub use keys::{FormerKey, ReceiverKeyError, ReceiverKeysView, Rotation};
 pub(crate) use offered::is_meant_for;
 pub(crate) use registry::Standings;
 pub use registry::{

@@ -28,11 +28,12 @@ pub use self::{
 };
 use super::{
     config_answers::ConfigAnswers,
+    damage::DEVICES,
     devices::{DeviceKey, Devices},
     events::{EventCounts, EventLimiter},
     instances::Instances,
     journal::{DirectoryLock, Durability, Journal, JournalError},
-    keys::{KeyStore, ReceiverKeys, ReceiverKeysView, Rotation},
+    keys::{FormerKey, KeyStore, ReceiverKeys, ReceiverKeysView, Rotation},
     offered::{OfferedConfigs, OfferedLine},
     tokens::Tokens,
 };
@@ -115,7 +116,7 @@ impl Registry {
             level: options.level,
             clock: options.clock,
             keys: KeyStore::open(directory.join("keys"))?,
-            devices: Journal::open(directory, "devices.ndjson", lock.clone())?,
+            devices: Journal::open(directory, DEVICES, lock.clone())?,
             tokens: Journal::open(directory, "tokens.ndjson", lock.clone())?,
             events: Journal::open(directory, "events.ndjson", lock.clone())?,
             offered: Journal::open(directory, "offered.ndjson", lock.clone())?,
@@ -167,6 +168,14 @@ impl Registry {
     #[must_use]
     pub fn receiver_keys_view(&self) -> Option<ReceiverKeysView> {
         self.receiver_keys().map(|keys| keys.view())
+    }
+
+    /// Returns the public keys of the receiver that sign no longer.
+    ///
+    /// # Errors
+    /// If their file cannot be read or is damaged.
+    pub fn former_receiver_keys(&self) -> Result<Vec<FormerKey>, RegistryError> {
+        Ok(self.keys.former()?)
     }
 
     /// Returns the path of the list of keys as a text, which the organisation signs with minisign

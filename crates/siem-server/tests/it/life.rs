@@ -11,7 +11,10 @@ use siem_protocol::{
     Digest,
     statement::{Seal, Statement as _, TrustLevel},
 };
-use siem_server::Limits;
+use siem_server::{
+    FileStore, FileStoreOptions, Limits,
+    trust::{Registry, RegistryOptions},
+};
 
 use crate::common::{BatchText, Server, TestDevice, files};
 
@@ -206,4 +209,104 @@ async fn log_of_a_command_in_a_file_has_no_colours() {
     let restored = run(&target, &["restore", backup.to_str().unwrap()]);
     let log = String::from_utf8(restored.stderr).unwrap();
     assert!(log.contains("copied a journal") && !log.contains('\u{1b}'), "{log}");
+}
+
+/// An operator who discarded a stolen key could not tell a wrong signature from one of that key any more, and
+/// `erasures list` failed for good.
+#[tokio::test(flavor = "multi_thread")]
+async fn erasure_signed_by_a_discarded_key_is_no_failure() {
+    let server = Server::with_devices(TrustLevel::Shared, Limits::default()).await;
+    server.take(&batch(1, 4)).await;
+    let data = server.end().await;
+    text(run(data.path(), &["erase", "--session", SESSION, "--reason", "r"]), 0);
+    let options = RegistryOptions::new(TrustLevel::Shared);
+    let registry = Registry::open(&data.path().join("trust"), options).unwrap();
+    let signed = |code| {
+        let output = run(data.path(), &["erasures", "list", "--json"]);
+        assert_eq!(output.status.code(), Some(code));
+        let listed: Value = serde_json::from_slice(&output.stdout).unwrap();
+        [&listed[0]["is_signed"], &listed[0]["is_signed_by_discarded"]]
+            .map(|it| it.as_bool().unwrap())
+    };
+    // More rotations than keys that are kept to sign the list of keys.
+    for seed in 20..40 {
+        registry.rotate_receiver_key([seed; 32], false).unwrap();
+    }
+    assert_eq!(signed(0), [true, false]);
+    for _ in 0..2 {
+        text(run(data.path(), &["keys", "rotate", "--discard-old"]), 0);
+    }
+    assert_eq!(signed(0), [false, true]);
+    let table = text(run(data.path(), &["erasures", "list"]), 0);
+    assert!(table.contains("  discarded  "), "{table}");
+    let list = data.path().join("life/erasures.ndjson");
+    let listed = std::fs::read_to_string(&list).unwrap();
+    let altered = listed.replace(r#"\"entries\":2"#, r#"\"entries\":1"#);
+    assert_ne!(altered, listed);
+    std::fs::write(&list, altered).unwrap();
+    assert_eq!(signed(1), [false, false]);
+}
+
+/// A damaged file was copied and restored with exit code 0, without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn backup_and_restore_name_damaged_files() {
+    let server = Server::with_devices(TrustLevel::FirstUse, Limits::default()).await;
+    let device = TestDevice::new(1);
+    server.confirm(&device).await;
+    server.take(&batch(1, 4).seal(&device)).await;
+    let data = server.end().await;
+    text(run(data.path(), &["hold", "add", "--user", "x", "--reason", "r"]), 0);
+    text(run(data.path(), &["tokens", "new", "--scope", "read", "--name", "n"]), 0);
+    text(run(data.path(), &["erase", "--session", SESSION, "--reason", "r"]), 0);
+    let copies = tempfile::tempdir().unwrap();
+    let mut number = 0;
+    let mut copy = |code: i32| {
+        number += 1;
+        let [backup, target] =
+            ["backup", "data"].map(|name| copies.path().join(format!("{name}{number}")));
+        let backed_up = text(run(data.path(), &["backup", backup.to_str().unwrap()]), code);
+        (backed_up, text(run(&target, &["restore", backup.to_str().unwrap()]), code))
+    };
+    copy(0);
+    let devices = std::fs::read(data.path().join("trust/devices.ndjson")).unwrap();
+    let cut = devices[..devices.len() - 5].to_vec();
+    let garbage = [b"{\"op\":\"x\"}\n", devices.as_slice()].concat();
+    let cases: [(&str, Option<&[u8]>); 7] = [
+        ("trust/devices.ndjson", Some(&cut)),
+        ("trust/devices.ndjson", Some(&garbage)),
+        ("trust/devices.ndjson", None),
+        ("trust/tokens.ndjson", Some(b"{}\n")),
+        ("life/holds.json", Some(b"{")),
+        ("life/erasures.ndjson", None),
+        ("format", Some(b"{")),
+    ];
+    for (name, content) in cases {
+        let path = data.path().join(name);
+        let before = std::fs::read(&path).ok();
+        match content {
+            Some(content) => std::fs::write(&path, content).unwrap(),
+            None => std::fs::remove_file(&path).unwrap(),
+        }
+        let (backed_up, restored) = copy(1);
+        assert!(backed_up.contains(name), "{name}: {backed_up}");
+        assert!(restored.contains(name), "{name}: {restored}");
+        match before {
+            Some(before) => std::fs::write(&path, before).unwrap(),
+            None => std::fs::remove_file(&path).unwrap(),
+        }
+    }
+    copy(0);
+    // A receiver without the file would let a revoked device enroll again.
+    let path = data.path().join("trust/devices.ndjson");
+    let start = || {
+        let options = RegistryOptions::new(TrustLevel::FirstUse);
+        let registry = Registry::open(&data.path().join("trust"), options).unwrap();
+        FileStore::open_with_registry(data.path(), FileStoreOptions::default(), registry.into())
+    };
+    std::fs::remove_file(&path).unwrap();
+    let error = start().unwrap_err();
+    let causes = format!("{error}: {}", std::error::Error::source(&error).unwrap());
+    assert!(causes.contains("trust/devices.ndjson"), "{causes}");
+    std::fs::write(&path, "").unwrap();
+    start().unwrap();
 }

@@ -57,3 +57,32 @@ fn config_show_prints_values_with_their_origin() {
     assert!(line("log.level").ends_with("config.toml:2`"));
     assert!(text.parse::<toml::Table>().is_ok(), "the output is TOML");
 }
+
+/// Such a variable was left out, so that the receiver ran with the default.
+#[cfg(unix)]
+#[test]
+fn variable_that_is_not_text_is_a_problem() {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt as _};
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("config.toml");
+    std::fs::write(&path, "").unwrap();
+    let problems = |name: &[u8], value: &[u8]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_siem-server"));
+        command.args(["config", "check", "--json", "--config"]).arg(&path);
+        let secrets = ["CLAUDE_SIEM_TOKEN", "CLAUDE_SIEM_HMAC_SECRET"];
+        command.env_clear().envs(secrets.map(|name| (name, "a value of sufficient length")));
+        command.env(OsStr::from_bytes(name), OsStr::from_bytes(value));
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let problems = report["problems"].as_array().unwrap().iter();
+        problems.map(|it| (text(&it["code"]), text(&it["variable"]))).collect::<Vec<_>>()
+    };
+    let code = || "variable_unreadable".to_owned();
+    for name in ["SIEM_SERVER_HTTP_LISTEN", "SIEM_SERVER_HTTP_LISTN", "CLAUDE_SIEM_TOKEN"] {
+        assert_eq!(problems(name.as_bytes(), b"a\xff"), [(code(), name.to_owned())], "{name}");
+    }
+    let name = "SIEM_SERVER_\u{fffd}".to_owned();
+    assert_eq!(problems(b"SIEM_SERVER_\xff", b"x"), [(code(), name)]);
+    assert_eq!(problems(b"OTHER_\xff", b"\xff"), []);
+}

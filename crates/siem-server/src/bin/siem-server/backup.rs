@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::json;
 use siem_server::{
     FileStore, SystemClock,
-    backup::{BackupOptions, BackupSummary, backup, restore},
+    backup::{BackupOptions, BackupSummary, DamagedFile, backup, damage, restore},
     life::AccessAction,
 };
 
@@ -63,7 +63,8 @@ impl Backup {
         let options = BackupOptions { with_keys: self.with_keys };
         let done = backup(self.data.directory(), &self.target, options, &SystemClock);
         let done = done.map_err(Failure::failed)?;
-        report("backed up", &done, self.json)
+        // The copy, which does not change meanwhile.
+        report("backed up", &done, damage(&self.target), self.json)
     }
 }
 
@@ -73,20 +74,48 @@ impl Restore {
         let done = restore(&self.backup, data).map_err(Failure::failed)?;
         // It is repaired like after a crash, and an error shows now.
         drop(FileStore::open(data).map_err(Failure::failed)?);
-        report("restored", &done, self.json)?;
         if !done.with_keys && !self.json {
             output::line("the private keys of the receiver are not in the backup")?;
         }
-        Ok(())
+        report("restored", &done, damage(data), self.json)
     }
 }
 
-fn report(what: &str, done: &BackupSummary, json: bool) -> Result<(), Failure> {
+#[derive(Debug, thiserror::Error)]
+#[error("{what} everything, but {count} of the files {are} damaged: {names}")]
+struct Damaged {
+    what: &'static str,
+    count: usize,
+    are: &'static str,
+    names: String,
+}
+
+/// Prints what was done. Damaged files are an error: who runs the command each night must notice them.
+fn report(
+    what: &'static str,
+    done: &BackupSummary,
+    damaged: Vec<DamagedFile>,
+    json: bool,
+) -> Result<(), Failure> {
     let BackupSummary { created_at, files, bytes, with_keys, .. } = done;
     if json {
-        return output::json(&json!({
+        let damaged: Vec<_> = damaged
+            .iter()
+            .map(|file| json!({ "path": file.path.to_string_lossy(), "problem": file.problem }))
+            .collect();
+        output::json(&json!({
             "created_at": created_at, "files": files, "bytes": bytes, "with_keys": with_keys,
-        }));
+            "damaged": damaged,
+        }))?;
+    } else {
+        let noun = if *files == 1 { "file" } else { "files" };
+        output::line(&format!("{what} {files} {noun}, {bytes} bytes, as of {created_at}"))?;
     }
-    output::line(&format!("{what} {files} files, {bytes} bytes, as of {created_at}"))
+    if damaged.is_empty() {
+        return Ok(());
+    }
+    let names = damaged.iter().map(|file| format!("`{}` {}", file.path.display(), file.problem));
+    let names = output::plain(&names.collect::<Vec<_>>().join("; "));
+    let (count, are) = (damaged.len(), if damaged.len() == 1 { "is" } else { "are" });
+    Err(Failure::failed(Damaged { what, count, are, names }))
 }

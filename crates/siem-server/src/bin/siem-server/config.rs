@@ -104,13 +104,19 @@ impl ConfigSource {
         });
         let set = self.assignments.iter().cloned();
         let set = set.map(|(key, value)| ("--set".to_owned(), key, value));
-        let variables = std::env::vars_os().filter_map(|(name, value)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        });
+        let (mut variables, mut unreadable_variables) = (Vec::new(), Vec::new());
+        for (name, value) in std::env::vars_os() {
+            match (name.into_string(), value.into_string()) {
+                (Ok(name), Ok(value)) => variables.push((name, value)),
+                (Ok(name), Err(_)) => unreadable_variables.push(name),
+                (Err(name), _) => unreadable_variables.push(name.to_string_lossy().into_owned()),
+            }
+        }
         Inputs {
             file: Some(self.config.clone().unwrap_or_else(|| DEFAULT_FILE.into())),
             is_file_optional: self.config.is_none(),
-            variables: variables.collect(),
+            variables,
+            unreadable_variables,
             arguments: named.chain(set).collect(),
         }
     }

@@ -1,7 +1,8 @@
 //! Requests of `siem-server fleet` to a running receiver.
 
 use std::{
-    env, fs,
+    env::{self, VarError},
+    fs,
     io::{self, Read as _, Write as _},
     net::{TcpStream, ToSocketAddrs as _},
     path::{Path, PathBuf},
@@ -42,7 +43,7 @@ pub(crate) enum RequestError {
     NoToken,
     #[error("cannot read the token in `{path}`")]
     TokenFile { path: PathBuf, source: io::Error },
-    #[error("the token has characters that no token has")]
+    #[error("the token in the file or in {TOKEN} has characters that no token has")]
     Token,
     #[error("cannot ask the receiver at `{authority}`")]
     Network { authority: String, source: io::Error },
@@ -76,7 +77,12 @@ pub(crate) fn token(file: Option<&Path>) -> Result<String, Failure> {
         Some(path) => fs::read_to_string(path).map_err(|source| {
             Failure::usage(RequestError::TokenFile { path: path.to_owned(), source })
         })?,
-        None => env::var(TOKEN).map_err(|_| Failure::usage(RequestError::NoToken))?,
+        None => env::var(TOKEN).map_err(|error| {
+            Failure::usage(match error {
+                VarError::NotPresent => RequestError::NoToken,
+                VarError::NotUnicode(_) => RequestError::Token,
+            })
+        })?,
     };
     let token = text.lines().next().unwrap_or_default().trim();
     let is_valid = !token.is_empty() && token.bytes().all(|byte| (b' '..=b'~').contains(&byte));

@@ -12,7 +12,7 @@ use siem_server::{
     Clock as _, FileStore, FileStoreOptions, OpenError, SystemClock,
     config::{Inputs, load},
     life::{
-        self, AccessAction, Hold, Holds, LifeRequest, LifeResponse, Mention, Reason,
+        self, AccessAction, ErasureView, Hold, Holds, LifeRequest, LifeResponse, Mention, Reason,
         RetentionPolicy, Selector,
     },
     trust::ReceiverKeysView,
@@ -337,9 +337,14 @@ impl End {
 impl List {
     fn execute(self) -> Result<(), Failure> {
         let list = self;
-        let keys = list.data.open()?.receiver_keys_view();
-        let keys: Vec<_> = keys.map(public_keys).unwrap_or_default();
-        let erasures = life::erasures(&list.data.directory, &keys).map_err(Failure::failed)?;
+        let registry = list.data.open()?;
+        let mut keys = registry.receiver_keys_view().map(public_keys).unwrap_or_default();
+        let mut discarded = Vec::new();
+        for former in registry.former_receiver_keys()? {
+            if former.discarded { &mut discarded } else { &mut keys }.push(former.key);
+        }
+        let erasures = life::erasures(&list.data.directory, &keys, &discarded);
+        let erasures = erasures.map_err(Failure::failed)?;
         if list.json {
             output::json(&erasures)?;
         } else {
@@ -347,7 +352,11 @@ impl List {
                 .iter()
                 .map(|view| {
                     let it = &view.erasure;
-                    let signed = if view.is_signed { "ok" } else { "FAIL" };
+                    let signed = match (view.is_signed, view.is_signed_by_discarded) {
+                        (true, _) => "ok",
+                        (_, true) => "discarded",
+                        _ => "FAIL",
+                    };
                     let in_force = if view.is_in_force { "yes" } else { "no" };
                     [
                         it.id.clone(),
@@ -371,7 +380,8 @@ impl List {
             let texts: Vec<_> = unlisted.into_iter().map(text).collect();
             return Err(Failure::failed(NotListed(texts.join(", "))));
         }
-        match erasures.iter().filter(|view| !view.is_signed).count() {
+        let is_unsigned = |view: &&ErasureView| !view.is_signed && !view.is_signed_by_discarded;
+        match erasures.iter().filter(is_unsigned).count() {
             0 => Ok(()),
             count => Err(Failure::failed(NotSigned(count))),
         }
@@ -441,12 +451,7 @@ impl RetentionLimits {
     fn policy(self) -> Result<RetentionPolicy, Failure> {
         let Self { config, max_age, max_bytes } = self;
         let Some(file) = config else { return Ok(RetentionPolicy { max_age, max_bytes }) };
-        let inputs = Inputs {
-            file: Some(file),
-            is_file_optional: false,
-            variables: Vec::new(),
-            arguments: Vec::new(),
-        };
+        let inputs = Inputs { file: Some(file), is_file_optional: false, ..Inputs::default() };
         let loaded = load(&inputs).map_err(|problems| Failure::failed(Problems(problems)))?;
         Ok(loaded.settings.retention.policy())
     }

@@ -9,8 +9,9 @@ use super::{Engine, Stop};
 use crate::{
     EpochKey, clock,
     life::{
-        AccessAction, ErasedEpoch, Erasure, Hold, Holds, LifeResponse, Mention, Reason, erasures,
-        lock_removals, remains::Remains, session::Relation, subject::Subject,
+        AccessAction, ErasedEpoch, Erasure, Hold, Holds, LifeResponse, Mention, Reason, counted,
+        erasures, lock_removals, long_lines::LongLines, remains::Remains, session::Relation,
+        subject::Subject,
     },
     store::LineToErase,
 };
@@ -30,6 +31,8 @@ struct Survey {
     held: Option<(u64, String)>,
     /// Number of the lines of others that mention the session, by their machine and session.
     mentions: BTreeMap<(String, String), u64>,
+    /// Lines that arrived in parts of which one is selected.
+    long_lines: LongLines,
     /// Number of those that are not in `mentions`, which has only so many rows.
     others: u64,
 }
@@ -50,7 +53,15 @@ impl Engine {
         self.store.settle()?;
         let _removals = lock_removals(&self.data)?;
         let holds = Holds::read(&self.data)?;
-        let survey = self.survey(subject, &holds)?;
+        let mut subject = subject.clone();
+        let of = subject.of.clone().unwrap_or_else(|| id.to_owned());
+        subject.long_lines.extend(&LongLines::read(&self.data, &of)?);
+        let mut survey = self.survey(&subject, &holds)?;
+        // The other parts of a line may come before the one that names the session.
+        if subject.long_lines.extend(&survey.long_lines) {
+            survey = self.survey(&subject, &holds)?;
+        }
+        let subject = &subject;
         let record = |epochs: Vec<ErasedEpoch>, stopped_by_hold| {
             let entries = epochs.iter().flat_map(|epoch| &epoch.seqs).map(|it| it.count()).sum();
             Erasure {
@@ -72,13 +83,19 @@ impl Engine {
                 0 => "nothing was erased".to_owned(),
                 entries => {
                     erasures::append(&self.data, &erasure, key)?;
-                    format!("{entries} entries were erased before it was added, no others")
+                    let were = counted(entries, "entry was", "entries were");
+                    format!("{were} erased before it was added, no others")
                 }
             };
             return Err(Stop::Refuse(format!("hold {hold} covers {place}: {before}")));
         }
-        let what = format!("{}: {} entries", subject.selector, survey.entries);
+        let entries = counted(survey.entries, "entry", "entries");
+        let what = format!("{}: {entries}", subject.selector);
         self.log(reason, now, AccessAction::Erase, &what)?;
+        // The text that names the session is erased next.
+        if !survey.long_lines.is_empty() {
+            survey.long_lines.write(&self.data, &of)?;
+        }
         let replaced = self.replace(id, &clock::text(now), subject, &holds);
         let replaced = replaced.and_then(|()| self.store.settle());
         let erased = self.erased(id, subject)?;
@@ -108,8 +125,11 @@ impl Engine {
                     Relation::Mention(of) => survey.mention(&key.machine, of),
                     Relation::Part => {
                         survey.entries += 1;
+                        if subject.has_long_lines() {
+                            survey.long_lines.add_line_of(line.text);
+                        }
                         let place = || format!("entry {} of epoch `{}`", line.seq, key.epoch);
-                        survey.hold(holds.covers(&key.machine, line.user, line.text), place);
+                        survey.hold(subject.hold(holds, &key.machine, line.user, line.text), place);
                     }
                 }
                 Ok::<_, io::Error>(())
@@ -144,7 +164,7 @@ impl Engine {
             let mut chunk = Chunk::default();
             epoch.each_line(|line| {
                 // One that arrived since the survey may be held.
-                let is_held = || holds.covers(&key.machine, line.user, line.text).is_some();
+                let is_held = || subject.hold(holds, &key.machine, line.user, line.text).is_some();
                 if subject.selects(&key.machine, line.user, line.text) && !is_held() {
                     let full = chunk.add(LineToErase::new(line.seq, line.at, line.text));
                     full.map_or(Ok(()), &erase)?;

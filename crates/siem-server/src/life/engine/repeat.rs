@@ -9,6 +9,7 @@ use crate::{
     EpochKey,
     life::{
         Holds, LifeRequest, LifeResponse, Reason,
+        long_lines::LongLines,
         mailbox::{self, Letter},
         subject::{Standing, Swept, standing},
     },
@@ -16,17 +17,19 @@ use crate::{
 };
 
 /// What is found of a subject in an epoch.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Finding {
     selected: bool,
     held: bool,
+    /// Lines of which a part is selected.
+    long_lines: LongLines,
 }
 
 impl Engine {
     /// Compares what was stored since the last time, and the files that recoveries left, with the erasures
     /// that stay in force, and erases what they cover. Entries that a hold covers stay, and are compared again the next time.
     pub(super) fn repeat(&self, now: SystemTime) -> Result<LifeResponse, Stop> {
-        let standing = standing(&self.data)?;
+        let mut standing = standing(&self.data)?;
         if standing.is_empty() {
             return Ok(LifeResponse::Repeated { erasures: Vec::new(), entries: 0, held: 0 });
         }
@@ -35,6 +38,7 @@ impl Engine {
         let before = Swept::read(&self.data);
         let mut swept = before.clone();
         let mut found: Vec<Vec<EpochKey>> = vec![Vec::new(); standing.len()];
+        let mut is_longer = vec![false; standing.len()];
         let mut held = 0;
         for epoch in self.store.grown(|name| before.position(name))? {
             let epoch = epoch?;
@@ -44,9 +48,13 @@ impl Engine {
             } else {
                 swept.set(epoch.name(), epoch.index_end());
             }
-            for (finding, epochs) in findings.iter().zip(&mut found) {
-                epochs.extend(epoch.key().filter(|_| finding.selected && !finding.held));
+            for (at, finding) in findings.iter().enumerate() {
+                found[at].extend(epoch.key().filter(|_| finding.selected && !finding.held));
+                is_longer[at] |= standing[at].long_lines.extend(&finding.long_lines);
             }
+        }
+        for (at, one) in standing.iter().enumerate().filter(|(at, _)| is_longer[*at]) {
+            self.find_parts(one, &holds, &mut found[at])?;
         }
         let mut in_remains = vec![false; standing.len()];
         held += self.find_in_remains(&standing, &holds, &mut swept, &mut in_remains)?;
@@ -79,6 +87,22 @@ impl Engine {
             swept.write(&self.data)?;
         }
         Ok(LifeResponse::Repeated { erasures, entries: total, held })
+    }
+
+    /// Adds the epochs with other parts of lines that were found just now: those may have arrived long ago.
+    fn find_parts(
+        &self,
+        standing: &Standing,
+        holds: &Holds,
+        found: &mut Vec<EpochKey>,
+    ) -> io::Result<()> {
+        for epoch in self.store.epochs(None)? {
+            let epoch = epoch?;
+            let findings = find(&epoch, std::slice::from_ref(standing), holds)?;
+            let is_free = findings.iter().any(|it| it.selected && !it.held);
+            found.extend(epoch.key().filter(|key| is_free && !found.contains(key)));
+        }
+        Ok(())
     }
 
     /// Searches the files of recoveries that changed since the last time, and sets `found` for the subjects of
@@ -156,7 +180,10 @@ fn find(epoch: &EpochLines, standing: &[Standing], holds: &Holds) -> io::Result<
         for (subject, finding) in subjects.iter().zip(&mut findings) {
             if subject.selects(&key.machine, line.user, line.text) {
                 finding.selected = true;
-                finding.held |= holds.covers(&key.machine, line.user, line.text).is_some();
+                finding.held |= subject.hold(holds, &key.machine, line.user, line.text).is_some();
+                if subject.has_long_lines() {
+                    finding.long_lines.add_line_of(line.text);
+                }
             }
         }
         Ok::<_, io::Error>(())

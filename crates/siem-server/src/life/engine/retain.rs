@@ -9,7 +9,7 @@ use crate::{
     EpochKey, clock,
     fleet::StatsQuery,
     life::{
-        AccessAction, Holds, LifeResponse, Reason, RetentionPolicy, lock_removals,
+        AccessAction, Holds, LifeResponse, Reason, RetentionPolicy, counted, lock_removals,
         retention::{self, RetainedEpochs},
     },
     stats::Stats,
@@ -45,7 +45,11 @@ impl Engine {
             return Ok(LifeResponse::Removals(removals));
         }
         let bytes: u64 = removals.iter().map(|removal| removal.bytes).sum();
-        let what = format!("{} epochs, {bytes} bytes", removals.len());
+        let what = format!(
+            "{}, {}",
+            counted(removals.len() as u64, "epoch", "epochs"),
+            counted(bytes, "byte", "bytes")
+        );
         self.log(reason, now, AccessAction::Retention, &what)?;
         let (parts, whole): (Vec<_>, Vec<_>) =
             removals.iter().partition(|removal| removal.before.is_some());

@@ -4,7 +4,7 @@ use std::io;
 
 use siem_protocol::statement;
 
-use super::{Catalog, Key};
+use super::{Catalog, Epoch, Key};
 use crate::{
     batch::Batch,
     ledger::{Change, Range},
@@ -14,7 +14,7 @@ use crate::{
         note::{DeviceNote, Note, SealNote},
         note_index::ReadIndex,
     },
-    trust::DeviceKey,
+    trust::{DeviceKey, EpochOwner},
 };
 
 /// Maximum length of an `instance` that is noted, in bytes.
@@ -138,6 +138,15 @@ impl Catalog {
     /// Returns the keys of all devices that own epochs.
     pub(in crate::store) fn all_owners(&self) -> impl Iterator<Item = DeviceKey> {
         self.epochs.values().filter_map(|epoch| Some(epoch.owner.as_ref()?.key))
+    }
+
+    /// Returns the devices that own epochs, each with machine and user of the epoch.
+    pub(in crate::store) fn epoch_owners(&self) -> Vec<EpochOwner> {
+        let owner = |((machine, _), epoch): (&Key, &Epoch)| {
+            let user = epoch.sender.identity.user.clone();
+            Some((epoch.owner.as_ref()?.key, machine.clone(), user))
+        };
+        self.epochs.iter().filter_map(owner).collect()
     }
 
     /// Returns the keys that the adoption of an epoch confirms.

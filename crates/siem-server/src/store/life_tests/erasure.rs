@@ -34,11 +34,11 @@ fn erased_text_is_in_no_file_and_the_chain_still_verifies() {
     assert_eq!(with_text(root.path(), SECRET), <[String; 0]>::default());
     assert_eq!(stored_chain(root.path(), "epoch-1"), chain(12));
     let keys = vec![registry(root.path()).receiver_keys_view().unwrap().current];
-    let listed = erasures(root.path(), &keys).unwrap();
+    let listed = erasures(root.path(), &keys, &[]).unwrap();
     assert_eq!(listed.len(), 2);
     assert!(listed.iter().all(|view| view.is_signed && view.erasure.who == "operator"));
     assert_eq!(listed[0].erasure.epochs.iter().map(|it| it.seqs.len()).sum::<usize>(), 4);
-    assert!(!erasures(root.path(), &[]).unwrap()[0].is_signed);
+    assert!(!erasures(root.path(), &[], &[]).unwrap()[0].is_signed);
     assert_eq!(AccessLog::new(root.path()).verify().unwrap().len(), 2);
 }
 
@@ -91,11 +91,11 @@ fn erasure_of_a_session_covers_entries_that_arrive_later() {
     let store = open(&root);
     let keys = vec![registry(root.path()).receiver_keys_view().unwrap().current];
     let deadline = std::time::Instant::now() + Duration::from_secs(60);
-    while erasures(root.path(), &keys).unwrap().len() < 3 {
+    while erasures(root.path(), &keys, &[]).unwrap().len() < 3 {
         assert!(std::time::Instant::now() < deadline);
         std::thread::yield_now();
     }
-    let listed = erasures(root.path(), &keys).unwrap();
+    let listed = erasures(root.path(), &keys, &[]).unwrap();
     assert_eq!(listed[2].erasure.id, "01-3");
     assert!(listed.iter().all(|it| it.is_signed));
     let repeats: Vec<_> = listed.iter().map(|it| it.erasure.repeats.as_deref()).collect();
@@ -157,10 +157,10 @@ fn resumed_erasure_respects_a_hold_and_lists_what_it_erased() {
     handle.erase(epoch.key().unwrap(), "01".into(), at, found).unwrap();
     hold(&root, Selector::Session(SESSION.into()));
     let LifeResponse::Refused(why) = erase(&root, "01") else { panic!("erased a held entry") };
-    assert!(why.contains("hold 1 covers entry 6") && why.contains("1 entries"), "{why}");
+    assert!(why.contains("hold 1 covers entry 6") && why.contains("1 entry was"), "{why}");
     assert_eq!(read_all(&store)[5], (6, line(6)));
     let keys = vec![registry(root.path()).receiver_keys_view().unwrap().current];
-    let listed = erasures(root.path(), &keys).unwrap();
+    let listed = erasures(root.path(), &keys, &[]).unwrap();
     assert_eq!(listed.len(), 1);
     let one = &listed[0];
     assert_eq!((one.erasure.entries, one.erasure.stopped_by_hold), (1, Some(1)));
@@ -225,4 +225,71 @@ fn reader_sees_the_tombstone_of_a_line_that_is_half_replaced() {
             read.into_iter().flat_map(|it| [it.line, b"\n".to_vec()].concat()).collect();
         assert_eq!(read, erased);
     }
+}
+
+/// A part of a line of a flat file, in which only the record names its session.
+fn part(seq: u64, offset: u64, part: u64, text: &str) -> String {
+    let text = data_encoding::BASE64.encode(text.as_bytes());
+    format!(
+        r#"{{"seq":{seq},"kind":"record_part","source":"claude-sessions","path":"/p/agent-a1.jsonl","generation":"g9","offset":{offset},"part":{part},"read_at":"2026-11-21T20:00:01.000Z","raw_base64":"{text}"}}"#
+    )
+}
+
+/// A batch of such parts.
+fn parts(epoch: &str, first: u64, lines: &[String]) -> BatchText {
+    let seqs = first..first + lines.len() as u64;
+    let mut text = BatchText::new(first, seqs.end - 1).with(|header| header.epoch = epoch.into());
+    for (seq, line) in seqs.zip(lines) {
+        text = text.line(seq, line);
+    }
+    text.chained()
+}
+
+fn naming() -> String {
+    format!(r#"","sessionId":"{SESSION}","text":""#)
+}
+
+/// Parts of a record of more than 8 MiB that do not name the session stayed, with the text.
+#[test]
+fn all_parts_of_an_erased_record_are_erased() {
+    let root = keyed();
+    let store = open(&root);
+    let sent = [
+        part(1, 0, 1, SECRET),
+        part(2, 0, 2, &naming()),
+        part(3, 0, 3, SECRET),
+        part(4, 900, 1, "another record"),
+    ];
+    take(&store, &parts("epoch-1", 1, &sent)).unwrap();
+    assert_eq!(erase(&root, "01"), done("01", 3, 1));
+    let encoded = data_encoding::BASE64.encode(SECRET.as_bytes());
+    assert_eq!(with_text(root.path(), &encoded), <[String; 0]>::default());
+    // The last one arrives later, when no entry names the session any more.
+    take(&store, &parts("epoch-2", 1, &[part(1, 0, 4, SECRET)])).unwrap();
+    drop(store);
+    let store = open(&root);
+    hold(&root, Selector::session(SESSION).unwrap());
+    take(&store, &parts("epoch-3", 1, &[part(1, 0, 5, SECRET)])).unwrap();
+    let (_, _, held) = repeat(&root, "02");
+    assert!(held > 0, "a hold of the session covers its parts");
+    Holds::remove(root.path(), 1).unwrap().unwrap();
+    repeat(&root, "03");
+    stats(&store);
+    assert_eq!(with_text(root.path(), &encoded), <[String; 0]>::default());
+    assert_eq!(with_text(root.path(), &data_encoding::BASE64.encode(b"another record")).len(), 1);
+}
+
+/// The part that names the session arrives after the others, which were compared before.
+#[test]
+fn parts_that_came_before_the_naming_one_are_erased() {
+    let root = keyed();
+    let store = open(&root);
+    take(&store, &lines("epoch-1", 1, 3)).unwrap();
+    assert_eq!(erase(&root, "01"), done("01", 1, 1));
+    take(&store, &parts("epoch-2", 1, &[part(1, 0, 1, SECRET)])).unwrap();
+    assert_eq!(repeat(&root, "02"), (vec![], 0, 0));
+    take(&store, &parts("epoch-3", 1, &[part(1, 0, 2, &naming())])).unwrap();
+    assert_eq!(repeat(&root, "03"), (vec!["01-2".into()], 2, 0));
+    let encoded = data_encoding::BASE64.encode(SECRET.as_bytes());
+    assert_eq!(with_text(root.path(), &encoded), <[String; 0]>::default());
 }

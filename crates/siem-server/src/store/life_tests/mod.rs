@@ -26,6 +26,7 @@ use crate::{
     trust::{Registry, RegistryOptions},
 };
 
+mod backup;
 mod erasure;
 mod recovery;
 mod retention;

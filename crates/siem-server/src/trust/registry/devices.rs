@@ -5,6 +5,7 @@ use tracing::error;
 
 use super::{
     super::{
+        damage::EpochOwner,
         devices::{DeviceKey, DeviceLine, DeviceStanding, DeviceView, Devices},
         instances::CloneFinding,
         journal::{Durability, JournalError},
@@ -138,6 +139,11 @@ impl Registry {
         let successors = self.devices.read(|devices| devices.successors(key));
         let owners = lock(&self.owners);
         successors.into_iter().find(|successor| owners.contains(successor))
+    }
+
+    /// Returns the number of devices that sent entries, and that are missing.
+    pub(crate) fn missing_devices(&self, owners: &[EpochOwner]) -> u64 {
+        self.devices.read(|devices| devices.missing(owners))
     }
 
     /// Notes that a key owns an epoch, so that keys without one are evicted before it.
