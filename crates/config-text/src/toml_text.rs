@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use figment::value::{Dict, Value};
-use toml::de::{DeTable, DeValue};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
 
 /// Values of a text, and their lines.
 #[derive(Clone, Debug)]
@@ -31,15 +34,58 @@ impl LineIndex {
 /// # Errors
 /// [`SyntaxError`] if `text` is not TOML.
 pub fn parse(text: &str) -> Result<ParsedToml, SyntaxError> {
-    let wrong = |error| SyntaxError::new(text, &error);
-    let values = dict(text.parse().map_err(wrong)?);
-    let spans = DeTable::parse(text).map_err(wrong)?;
+    let spans = DeTable::parse(text).map_err(|error| SyntaxError::new(text, &error))?;
+    let values = match text.parse() {
+        Ok(table) => dict(table),
+        Err(error) => return Err(SyntaxError::of_value(text, spans.get_ref(), &error)),
+    };
     let mut starts = vec![0];
     starts.extend(text.bytes().enumerate().filter(|(_, b)| *b == b'\n').map(|(at, _)| at + 1));
     let mut lines = LineIndex::default();
     let mut path = Vec::new();
     lines.add_table(spans.get_ref(), &mut path, &starts);
     Ok(ParsedToml { values, lines })
+}
+
+/// Returns key and position of the first number in a table that does not fit into its type.
+fn oversized_number(table: &DeTable<'_>) -> Option<(String, usize, &'static str)> {
+    let value = |key: &str, value: &Spanned<DeValue<'_>>| {
+        let start = value.span().start;
+        oversized(value.get_ref(), start)
+            .map(|(below, at, range)| (format!("{key}{below}"), at, range))
+    };
+    table.iter().find_map(|(key, item)| value(&quoted(key.get_ref()), item))
+}
+
+fn oversized(value: &DeValue<'_>, start: usize) -> Option<(String, usize, &'static str)> {
+    match value {
+        DeValue::Integer(number) => i64::from_str_radix(number.as_str(), number.radix())
+            .is_err()
+            .then(|| (String::new(), start, "-9223372036854775808 to 9223372036854775807")),
+        DeValue::Float(number) if !number.as_str().contains("inf") => number
+            .as_str()
+            .parse()
+            .is_ok_and(f64::is_infinite)
+            .then(|| (String::new(), start, "-1.7e308 to 1.7e308")),
+        DeValue::Table(table) => {
+            oversized_number(table).map(|(below, at, range)| (format!(".{below}"), at, range))
+        }
+        DeValue::Array(items) => items.iter().enumerate().find_map(|(index, item)| {
+            let (below, at, range) = oversized(item.get_ref(), item.span().start)?;
+            Some((format!(".{index}{below}"), at, range))
+        }),
+        _ => None,
+    }
+}
+
+/// Returns a part of a key as it is written in a dotted key.
+fn quoted(part: &str) -> String {
+    let is_bare = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
+    if !part.is_empty() && part.bytes().all(is_bare) {
+        part.to_owned()
+    } else {
+        format!("{part:?}")
+    }
 }
 
 impl LineIndex {
@@ -103,17 +149,37 @@ pub struct SyntaxError {
 }
 
 impl SyntaxError {
-    /// Locates an error of the parser in `text`.
+    /// Locates an error of the parser in `text`. A number that is too large is not quoted, since digits
+    /// without quotation marks may be a secret.
     #[must_use]
     pub fn new(text: &str, error: &toml::de::Error) -> Self {
-        let start = error.span().map_or(0, |span| span.start.min(text.len()));
+        match DeTable::parse(text) {
+            Ok(table) => Self::of_value(text, table.get_ref(), error),
+            Err(_) => Self::at(text, error.span().map_or(0, |span| span.start), error.message()),
+        }
+    }
+
+    /// Creates the error for a value of `table`, which is `text` without its syntax.
+    fn of_value(text: &str, table: &DeTable<'_>, error: &toml::de::Error) -> Self {
+        match oversized_number(table) {
+            Some((key, start, range)) => {
+                let problem =
+                    format!("`{key}` is a number that is too large, must be from {range}");
+                Self::at(text, start, &problem)
+            }
+            None => Self::at(text, error.span().map_or(0, |span| span.start), error.message()),
+        }
+    }
+
+    fn at(text: &str, start: usize, problem: &str) -> Self {
+        let start = start.min(text.len());
         let before = &text.as_bytes()[..start];
         let line_start = before.iter().rposition(|b| *b == b'\n').map_or(0, |at| at + 1);
         let characters = before[line_start..].iter().filter(|b| (**b & 0xc0) != 0x80).count();
         Self {
             line: 1 + before.iter().filter(|b| **b == b'\n').count(),
             column: 1 + characters,
-            problem: error.message().to_owned(),
+            problem: problem.to_owned(),
         }
     }
 }
@@ -146,6 +212,29 @@ mod tests {
         ] {
             assert_eq!(line(text, path), Some(expected), "{path}");
         }
+    }
+
+    /// The number was quoted, and its key was not named: `token = 99999999999999999999999` showed a
+    /// token in the log.
+    #[test]
+    fn number_that_is_too_large_is_named_and_not_quoted() {
+        for (text, key, line, column) in [
+            ("[a]\nb = 99999999999999999999999", "`a.b`", 2, 5),
+            ("[a]\n\nb = 18446744073709551615", "`a.b`", 3, 5),
+            ("a.b = 0xffffffffffffffffff", "`a.b`", 1, 7),
+            ("[[t]]\nn = 1\n[[t]]\nn = -9223372036854775809", "`t.1.n`", 4, 5),
+            ("\"a b\" = [1, [1e999]]", "`\"a b\".1.0`", 1, 14),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(error.problem.contains(key), "{text}: {error}");
+            assert_eq!((error.line, error.column), (line, column), "{text}: {error}");
+            for secret in ["99999999999", "18446744", "ffff", "775809", "e999"] {
+                assert!(!error.problem.contains(secret), "{text}: {error}");
+            }
+            let of_type = toml::from_str::<toml::Table>(text).unwrap_err();
+            assert_eq!(SyntaxError::new(text, &of_type), error);
+        }
+        parse("a = [9223372036854775807, -9223372036854775808, inf, -inf, nan]").unwrap();
     }
 
     #[test]
