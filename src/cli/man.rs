@@ -7,6 +7,7 @@ use std::{
 };
 
 use clap::{Args, Command};
+use clap_mangen::Man;
 
 use super::{command_line, failure::Failure};
 
@@ -40,7 +41,23 @@ impl Arguments {
 
 fn write_all(directory: &Path) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    clap_mangen::generate_to(command_line(), directory)
+    let mut program = command_line().disable_help_subcommand(true);
+    // Gives commands their full names, and the global options.
+    program.build();
+    write_with_commands(&program, directory)
+}
+
+/// Writes the page of a command, and those of the commands below it.
+fn write_with_commands(command: &Command, directory: &Path) -> io::Result<()> {
+    manual(command.clone()).generate_to(directory)?;
+    let mut below = command.get_subcommands().filter(|it| !it.is_hide_set());
+    below.try_for_each(|below| write_with_commands(below, directory))
+}
+
+/// Returns the page of a command; its footer names the program and its version, also for a command that
+/// has no version of its own.
+fn manual(command: Command) -> Man {
+    Man::new(command).source(format!("{} {}", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION")))
 }
 
 /// Returns the page of a command, or of the program.
@@ -59,7 +76,7 @@ fn page(path: &[String]) -> Result<Vec<u8>, Failure> {
     })?;
     let command: Command = command.clone();
     let mut page = Vec::new();
-    clap_mangen::Man::new(command).render(&mut page).map_err(Failure::failed)?;
+    manual(command).render(&mut page).map_err(Failure::failed)?;
     Ok(page)
 }
 

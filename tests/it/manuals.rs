@@ -33,6 +33,10 @@ fn man_prints_the_page_of_the_named_command() {
     ] {
         let page = page(arguments);
         assert!(page.contains(title), "{arguments:?}: {page}");
+        // The footer of a page.
+        let header = page.lines().find(|line| line.starts_with(".TH")).unwrap();
+        let version = format!("\"ai-agent {}\"", env!("CARGO_PKG_VERSION"));
+        assert!(header.contains(&version), "{arguments:?}: {header}");
     }
     home.agent(&["man", "nope"]).fail(2);
     let pages = home.path().join("pages");
