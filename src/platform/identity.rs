@@ -4,7 +4,7 @@ use std::{fs, io, path::Path};
 
 use siem_protocol::Identity;
 
-use super::{os::Os, secure_file};
+use super::{file, os::Os, secure_file};
 
 /// Identity, and warnings about it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -101,8 +101,8 @@ fn machine_id(
         }
         Err(error) => {
             warnings.push(format!(
-                "this machine has no id, and a random one cannot be stored in `{}`: {error} (each run \
-                 uses another one)",
+                "this machine has no id, and a random one cannot be stored in `{}`: {error}: move it away (each \
+                 run uses another id)",
                 path.display()
             ));
             random_id()
@@ -110,11 +110,14 @@ fn machine_id(
     }
 }
 
+/// Maximum size of the file with the id.
+const MAX_ID_FILE: u64 = 4 << 10;
+
 /// Reads the id in the file at `path`, or creates it.
 fn load_or_create(path: &Path) -> io::Result<String> {
-    match fs::read_to_string(path) {
-        Ok(text) => {
-            if let Some(id) = meaningful(text) {
+    match file::read_bounded(path, MAX_ID_FILE) {
+        Ok(bytes) => {
+            if let Some(id) = meaningful(String::from_utf8_lossy(&bytes).into_owned()) {
                 return Ok(id);
             }
         }
@@ -174,6 +177,21 @@ mod tests {
         let (second, _) = id_of(None, Some(dir.path()));
         assert_ne!(second, first);
         assert_eq!(id_of(None, Some(dir.path())).0, second);
+    }
+
+    /// A FIFO was waited for, and a file of holes was read into memory.
+    #[cfg(unix)]
+    #[test]
+    fn id_file_that_is_huge_or_a_fifo_is_not_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("machine-id");
+        fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+        let (_, warnings) = id_of(None, Some(dir.path()));
+        assert!(warnings[0].contains("larger than 4.0 KiB"), "{warnings:?}");
+        fs::remove_file(&path).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let (_, warnings) = id_of(None, Some(dir.path()));
+        assert!(warnings[0].contains("not a regular file"), "{warnings:?}");
     }
 
     #[test]

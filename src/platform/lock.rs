@@ -75,7 +75,9 @@ impl StateLock {
     /// `LockError::NotCreated` or `LockError::Refused`.
     pub fn prepare_dir(dir: &Path) -> Result<(), LockError> {
         secure_file::create_dir(dir).map_err(|source| match source.kind() {
-            io::ErrorKind::AlreadyExists => LockError::NotDirectory { dir: dir.to_owned() },
+            io::ErrorKind::AlreadyExists | io::ErrorKind::NotADirectory => {
+                LockError::NotDirectory { dir: dir.to_owned() }
+            }
             _ => LockError::NotCreated { dir: dir.to_owned(), source },
         })?;
         Ok(state_dir::check(dir, DirUse::Write)?)
@@ -220,11 +222,11 @@ pub enum LockError {
         #[source]
         source: io::Error,
     },
-    /// A file or a link without a target has the name of the directory.
+    /// A file or a link without a target has the name of the directory, or of one above it.
     #[error(
-        "the state directory `{}` is not a directory: move it away, or set another directory with \
-         `state_dir` under `[agent]`",
-        dir.display()
+        "the state directory `{}` cannot be used: `{}` is not a directory: move that away, or set another \
+         directory with `state_dir` under `[agent]`",
+        dir.display(), file::in_place_of_directory(dir).as_ref().unwrap_or(dir).display()
     )]
     NotDirectory {
         /// State directory.
@@ -457,18 +459,30 @@ mod tests {
     #[test]
     fn directory_that_cannot_be_created_is_reported() {
         let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("file");
-        fs::write(&file, "").unwrap();
-        let error = StateLock::acquire(&file.join("state"), LockRole::Agent).unwrap_err();
+        let too_long = dir.path().join("a".repeat(300)).join("state");
+        let error = StateLock::acquire(&too_long, LockRole::Agent).unwrap_err();
         assert!(matches!(error, LockError::NotCreated { .. }));
         assert_eq!(
             error.to_string(),
             format!(
                 "cannot create the state directory `{}`: create it manually, or set another directory \
                  with `state_dir` under `[agent]`",
-                file.join("state").display()
+                too_long.display()
             )
         );
+    }
+
+    /// The advice was to create it manually, below a file.
+    #[cfg(unix)]
+    #[test]
+    fn file_above_the_state_directory_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = StateLock::acquire(&file.join("a/state"), LockRole::Agent).unwrap_err();
+        assert!(matches!(error, LockError::NotDirectory { .. }), "{error}");
+        let named = format!("`{}` is not a directory", file.display());
+        assert!(error.to_string().contains(&named), "{error}");
     }
 
     /// A directory simulates a missing permission, which root would not notice.

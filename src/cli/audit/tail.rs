@@ -240,6 +240,9 @@ fn state_dir(explicit: Option<&Path>) -> Result<PathBuf, Failure> {
     Ok(loaded.settings.agent.state_dir)
 }
 
+/// Maximum size of the file with the stored position.
+const MAX_POSITION: u64 = 1 << 20;
+
 /// Reads the stored position; `None` if there is none.
 fn read(path: &Path) -> Result<Option<Rows>, Failure> {
     let failed = |error: &dyn std::fmt::Display| {
@@ -248,7 +251,7 @@ fn read(path: &Path) -> Result<Option<Rows>, Failure> {
             path.display()
         ))
     };
-    match secure_file::read_bytes(path) {
+    match secure_file::read_bytes(path, MAX_POSITION) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(failed(&error)),
         Ok(bytes) => {

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{
     cli::{failure::Failure, output::print},
-    platform::{own_program, program, secure_file, service::ManagerCommand},
+    platform::{file, own_program, program, secure_file, service::ManagerCommand},
     text::causes,
     update::ProgramFiles,
 };
@@ -41,7 +41,9 @@ impl Step {
     /// Returns true if the step would change nothing. Commands of the service manager are always
     /// run.
     pub(super) fn is_done(&self) -> bool {
-        let holds = |path: &Path, bytes: &[u8]| fs::read(path).is_ok_and(|known| known == bytes);
+        let holds = |path: &Path, bytes: &[u8]| {
+            file::read_bounded(path, file::MAX_WRITTEN_BY_HAND).is_ok_and(|known| known == bytes)
+        };
         match self {
             Self::Program { from, to } => {
                 program::is_same(from, to).unwrap_or(false) && secure_file::is_executable(to)

@@ -14,7 +14,7 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    io::{self, BufWriter, Write as _},
+    io::{self, BufRead, BufReader, BufWriter, Read as _, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -23,9 +23,14 @@ use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
-    platform::secure_file,
+    platform::{file, secure_file},
     tail::{self, GenerationId},
 };
+
+/// Maximum size of the file: a row takes less than 1 KiB, and there is one for each session file.
+const MAX_BYTES: u64 = 4 << 30;
+/// Maximum length of a line that is read.
+const MAX_LINE: u64 = 1 << 20;
 
 /// Source instance and generation.
 pub(super) type GenerationKey = (String, GenerationId);
@@ -246,18 +251,21 @@ impl BackupFile {
     /// Reads the file; `None` when it does not exist. Torn and invalid lines are skipped: their
     /// files are read again from an earlier offset.
     pub(super) fn load(&self) -> io::Result<Option<BackupContents>> {
-        let text = match secure_file::read_bytes(&self.path) {
-            Ok(text) => text,
+        let file = match secure_file::open(File::options().read(true), &self.path) {
+            Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error),
         };
-        let mut lines = text.split(|byte| *byte == b'\n');
-        let header = lines.next().and_then(|line| serde_json::from_slice(line).ok());
+        if file.metadata()?.len() > MAX_BYTES {
+            return Err(file::too_large(MAX_BYTES));
+        }
+        let mut lines = lines(BufReader::new(file.take(MAX_BYTES)));
+        let header = lines.next().transpose()?.and_then(|line| serde_json::from_slice(&line).ok());
         let Some(BackupHeader { epoch }) = header else { return Ok(None) };
         let mut contents = BackupContents { epoch, ..BackupContents::default() };
         let mut all_started = BTreeMap::new();
-        let lines = lines.filter_map(|line| serde_json::from_slice(line).ok());
         for (index, line) in lines.enumerate() {
+            let Ok(line) = serde_json::from_slice(&line?) else { continue };
             let BackupLine { source, generation, row, started, check } = line;
             let key = (source, generation);
             let (is_start, text) = (started.is_some(), started.or(row));
@@ -281,6 +289,19 @@ impl BackupFile {
         contents.started = started.into_iter().map(|(key, (_, row))| (key, row)).collect();
         Ok(Some(contents))
     }
+}
+
+/// Returns the lines of a file, each in memory alone. One that is too long is cut into several, which are
+/// invalid.
+fn lines(mut file: impl BufRead) -> impl Iterator<Item = io::Result<Vec<u8>>> {
+    std::iter::from_fn(move || {
+        let mut line = Vec::new();
+        match file.by_ref().take(MAX_LINE).read_until(b'\n', &mut line) {
+            Ok(0) => None,
+            Ok(_) => Some(Ok(line)),
+            Err(error) => Some(Err(error)),
+        }
+    })
 }
 
 fn row_line((source, generation): GenerationKey, row: Option<Vec<u8>>) -> Vec<u8> {
@@ -312,11 +333,28 @@ mod tests {
         for path in [backup.path.clone(), backup.path.with_extension("quarantine")] {
             let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
             assert!(made.success());
-            secure_file::read_bytes(&path).unwrap_err();
+            secure_file::read_bytes(&path, 1 << 20).unwrap_err();
         }
         backup.load().unwrap_err();
         backup.is_unsynced = true;
         backup.sync().unwrap_err();
+    }
+
+    /// All of the file was read into memory.
+    #[test]
+    fn copy_of_holes_is_refused_or_skipped() {
+        let folder = tempfile::tempdir().unwrap();
+        let backup = BackupFile::beside(&folder.path().join("outbox.redb"));
+        let file = File::create(&backup.path).unwrap();
+        file.set_len(1 << 40).unwrap();
+        assert_eq!(backup.load().unwrap_err().kind(), io::ErrorKind::FileTooLarge);
+        file.set_len(0).unwrap();
+        (&file).write_all(b"{\"epoch\":\"e\"}\n").unwrap();
+        file.set_len(3 * MAX_LINE).unwrap();
+        let mut lines = lines(BufReader::new(File::open(&backup.path).unwrap()));
+        assert!(lines.all(|line| line.unwrap().len() as u64 <= MAX_LINE));
+        let loaded = backup.load().unwrap().unwrap();
+        assert_eq!((loaded.epoch.as_str(), loaded.rows.len()), ("e", 0));
     }
 
     #[test]

@@ -141,6 +141,9 @@ fn move_aside(
 /// been created. If the process ends in between, only this file records why there is no store.
 struct QuarantineNote(PathBuf);
 
+/// Maximum size of the note.
+const MAX_NOTE: u64 = 1 << 20;
+
 impl QuarantineNote {
     fn beside(path: &Path) -> Self {
         Self(path.with_extension("quarantine"))
@@ -154,7 +157,7 @@ impl QuarantineNote {
 
     /// Reads the note, if the store was indeed moved aside.
     fn read(&self) -> Option<DamageReport> {
-        let report: DamageReport = from_json(&secure_file::read_bytes(&self.0).ok()?)?;
+        let report: DamageReport = from_json(&secure_file::read_bytes(&self.0, MAX_NOTE).ok()?)?;
         fs::symlink_metadata(&report.moved_to).is_ok().then_some(report)
     }
 

@@ -20,6 +20,8 @@ const SOCKET: &str = "agent.sock";
 const UNFINISHED: &str = "agent.new";
 /// Pointer to a socket in another directory.
 const POINTER: &str = "agent.sock.at";
+/// Maximum size of the pointer file.
+const MAX_POINTER: u64 = 4 << 10;
 /// Maximum length of a socket's path: macOS allows 104 bytes including the final zero, Linux 108.
 /// <https://man7.org/linux/man-pages/man7/unix.7.html>
 const LONGEST: usize = 103;
@@ -105,7 +107,11 @@ pub async fn connect(state_dir: &Path) -> io::Result<Box<dyn Stream>> {
         near
     } else {
         use std::os::unix::ffi::OsStringExt as _;
-        std::ffi::OsString::from_vec(secure_file::read_bytes(&state_dir.join(POINTER))?).into()
+        std::ffi::OsString::from_vec(secure_file::read_bytes(
+            &state_dir.join(POINTER),
+            MAX_POINTER,
+        )?)
+        .into()
     };
     let stream = UnixStream::connect(path).await?;
     let (server, me) = (stream.peer_cred()?.uid(), me());

@@ -10,7 +10,7 @@ use std::{
     ffi::OsString,
     fs::{self, DirEntry, File, FileType, OpenOptions},
     io::{self, Read as _},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 pub use read_at::ReadAt;
@@ -177,10 +177,35 @@ fn read_at_once(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > most {
-        let problem = format!("larger than {} MiB", most >> 20);
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, problem));
+        return Err(too_large(most));
     }
     Ok(bytes)
+}
+
+/// Returns the error about a file that has more than `most` bytes.
+pub fn too_large(most: u64) -> io::Error {
+    let most = config_text::Size(most);
+    io::Error::new(io::ErrorKind::FileTooLarge, format!("larger than {most}"))
+}
+
+/// Returns what keeps a path from being that of a directory: the path, or the part of it that exists and
+/// is something else, such as a file or a link without a target. `None` if it is a directory, or one could
+/// be created there.
+///
+/// In a [scope](super::bounded::BoundedCalls::scope) the time is limited.
+pub fn in_place_of_directory(path: &Path) -> Option<PathBuf> {
+    let of_call = path.to_owned();
+    let find = move || {
+        let exists = of_call.ancestors().find_map(|part| match fs::metadata(part) {
+            Ok(found) => Some((!found.is_dir()).then(|| part.to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::symlink_metadata(part).is_ok().then(|| Some(part.to_owned()))
+            }
+            Err(_) => None,
+        });
+        Ok(exists.flatten())
+    };
+    in_scope(path, find).ok().flatten()
 }
 
 /// Returns the disk space that an open file occupies, in bytes; its size where the system does not

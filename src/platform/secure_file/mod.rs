@@ -23,6 +23,7 @@ use zeroize::Zeroizing;
 
 use super::{
     call_scope::in_scope,
+    file,
     state_dir::{self, DirUse},
 };
 
@@ -113,13 +114,17 @@ pub fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     }
 }
 
-/// Reads a file of the agent's own, as [`open`] opens it.
+/// Reads a file of the agent's own of at most `most` bytes, as [`open`] opens it.
 ///
 /// # Errors
-/// As [`open`], or the error of the system.
-pub fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+/// As [`open`], the error of the system, or that the file is larger.
+pub fn read_bytes(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    open(OpenOptions::new().read(true), path)?.read_to_end(&mut bytes)?;
+    let file = open(OpenOptions::new().read(true), path)?;
+    file.take(most.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(file::too_large(most));
+    }
     Ok(bytes)
 }
 
