@@ -9,6 +9,7 @@ use std::{
 use super::{
     config_sources::ConfigSources,
     managed_config::{self, load_last_in_force},
+    unusable_paths::UnusablePaths,
 };
 use crate::{
     config::{
@@ -19,7 +20,7 @@ use crate::{
         assembly,
         validate::{TestScope, ValidationError, failed_tests},
     },
-    platform::file,
+    platform::{Os, file},
     stages::AgentContext,
     text::causes,
 };
@@ -139,6 +140,18 @@ pub(crate) fn check_in_force(sources: &ConfigSources) -> Checked {
     }
 }
 
+/// Checks the local layers and the managed configuration as [`check_in_force`], and the paths that they
+/// name on this machine.
+pub(crate) fn check_with_paths(sources: &ConfigSources) -> Checked {
+    let mut checked = check_in_force(sources);
+    if let Some(loaded) = &checked.loaded {
+        let UnusablePaths { errors, warnings } = UnusablePaths::of(loaded, sources.paths());
+        checked.errors.extend(errors.into_iter().map(|error| ValidationError::from(error).into()));
+        checked.warnings.extend(warnings);
+    }
+    checked
+}
+
 /// Checks files before they are rolled out: TOML as the only files of a machine; JSON as the managed
 /// configuration on top of them or, without them, of this machine's own layers. What depends on another
 /// machine is a warning: a file that does not exist here, and a setting that another layer may have.
@@ -217,10 +230,12 @@ impl Checked {
             ConfigError::Value { key, location, .. } if key.ends_with("_file") => {
                 let text = self.loaded.as_ref().and_then(|loaded| loaded.text_in(location, key));
                 let file = text.map(|text| sources.paths().expand(Path::new(&text)));
-                let is_absent = file.is_some_and(|file| {
-                    let found = std::fs::symlink_metadata(file);
-                    found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-                });
+                let is_absent = file
+                    .filter(|file| Os::is_absolute_on_any(file.as_os_str()))
+                    .is_some_and(|file| {
+                        let found = std::fs::symlink_metadata(file);
+                        found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+                    });
                 let warning =
                     is_absent.then(|| ConfigWarning::new("file_missing", error.to_string()));
                 let about = |it: ConfigWarning| it.about(key.clone(), location.clone());

@@ -1,5 +1,7 @@
 //! Stages of the pipeline and their order.
 
+use std::path::Path;
+
 use figment::value::{Dict, Value};
 
 use super::{
@@ -13,7 +15,7 @@ use super::{
     sink::SinkSettings,
     warning::ConfigWarning,
 };
-use crate::platform::secure_file;
+use crate::platform::{Os, secure_file};
 use config_text::Size;
 
 /// Filters of every pipeline, in the order in which they run if the list omits them.
@@ -128,6 +130,7 @@ impl Kind<'_> {
         if self.kind == "filter" {
             self.check_built_in(name, &stage, enabled)?;
         }
+        self.check_files(&key, dict)?;
         let mut table = table.clone();
         let sink_settings = match self.kind {
             "sink" => self.sink_settings(name, &mut table)?,
@@ -135,6 +138,20 @@ impl Kind<'_> {
         };
         let options = OptionTable::tagged(table);
         Ok(StageTable { name: name.to_owned(), stage, enabled, sink_settings, options })
+    }
+
+    /// Checks that the options of a stage name files in a way that does not depend on the directory in
+    /// which a process was started: it is another one for a command in a shell and for the service.
+    fn check_files(&self, key: &str, table: &Dict) -> Result<(), ConfigError> {
+        let files = table.iter().filter(|(option, _)| option.ends_with("_file"));
+        for (option, path) in files.filter_map(|(option, value)| Some((option, value.as_str()?))) {
+            // A file for Windows may be checked on another system.
+            if !Os::is_absolute_on_any(path.as_ref()) && !Path::new(path).starts_with("~") {
+                let problem = format!("is `{path}`, must be an absolute path or start with `~/`");
+                return Err(self.merged.value_error(&format!("{key}.{option}"), problem));
+            }
+        }
+        Ok(())
     }
 
     fn sink_settings(&self, name: &str, table: &mut Value) -> Result<SinkSettings, ConfigError> {

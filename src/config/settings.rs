@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeMap,
+    ops::RangeInclusive,
     path::{Component, Path, PathBuf},
     time::Duration,
 };
@@ -276,7 +277,7 @@ struct ComplianceTable {
     /// Response of a hook if the account cannot be determined and a rule depends on it: "allow", "warn"
     /// or "block".
     on_unknown: Option<OnUnknown>,
-    /// Seconds within which the session file of a session must appear.
+    /// Seconds within which the session file of a session must appear; 1 to 604800.
     transcript_within_seconds: Option<u64>,
 }
 
@@ -352,6 +353,11 @@ impl ComplianceTable {
                 let key = format!("compliance.permitted_org_ids.{index}");
                 return Err(merged.value_error(&key, "is empty, must be an organisation id"));
             }
+        }
+        const WITHIN: RangeInclusive<u64> = 1..=7 * 86_400;
+        if let Some(within) = table.transcript_within_seconds.filter(|it| !WITHIN.contains(it)) {
+            let problem = format!("is {within}, must be from 1 to {}", WITHIN.end());
+            return Err(merged.value_error("compliance.transcript_within_seconds", problem));
         }
         Ok(Compliance {
             permitted_email_domains: table.permitted_email_domains,

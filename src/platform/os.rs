@@ -65,6 +65,12 @@ impl Os {
         }
     }
 
+    /// Returns whether `path` is absolute on any system.
+    #[must_use]
+    pub fn is_absolute_on_any(path: &OsStr) -> bool {
+        [Self::Linux, Self::Windows].into_iter().any(|os| os.is_absolute(path))
+    }
+
     /// Joins `base` and `parts` with this system's separator.
     pub(super) fn below(self, base: &OsStr, parts: &[&str]) -> PathBuf {
         let separator = if self == Self::Windows { "\\" } else { "/" };

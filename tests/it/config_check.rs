@@ -82,6 +82,140 @@ fn check_finds_what_run_refuses() {
     }
 }
 
+/// The agent could not use these paths, or would have used them in vain.
+#[test]
+fn check_finds_paths_that_cannot_be_used() {
+    let home = Home::new();
+    let file = write(&home, "file", "", 0o600);
+    let dir = home.path().join("dir");
+    fs::create_dir_all(dir.join("open")).unwrap();
+    fs::set_permissions(dir.join("open"), fs::Permissions::from_mode(0o777)).unwrap();
+    std::os::unix::fs::symlink("/no/such/directory", dir.join("dangling")).unwrap();
+    for own in ["logs", "spool"] {
+        let state = dir.join(own);
+        fs::create_dir(&state).unwrap();
+        fs::set_permissions(&state, fs::Permissions::from_mode(0o700)).unwrap();
+        fs::write(state.join(own), "").unwrap();
+    }
+    let dir = dir.to_str().unwrap();
+    let state = |path: &str| format!("[agent]\nstate_dir = '{path}'\n{}", complete());
+    let sink = |path: &str| {
+        format!(
+            "{}[pipeline]\nsinks = ['o']\n[sink.o]\ntype = 'file'\npath = '{path}'\n",
+            complete()
+        )
+    };
+    let metrics = |path: &str| format!("[metrics]\nlisten = 'unix:{path}'\n{}", complete());
+    let root = |path: &str| format!("[source.claude-sessions]\nroots = ['{path}']\n{}", complete());
+    for (text, code, key, line) in [
+        (state(&file), "value_invalid", "agent.state_dir", 2),
+        (state(&format!("{file}/a/b")), "value_invalid", "agent.state_dir", 2),
+        (state(&format!("{dir}/dangling")), "value_invalid", "agent.state_dir", 2),
+        (state(&format!("{dir}/open")), "value_invalid", "agent.state_dir", 2),
+        (state(&format!("{dir}/logs")), "value_invalid", "agent.state_dir", 2),
+        (state(&format!("{dir}/spool")), "value_invalid", "agent.state_dir", 2),
+        (sink(&format!("{file}/a")), "value_invalid", "sink.o.path", 9),
+        (sink(dir), "value_invalid", "sink.o.path", 9),
+        (sink("/dev/null"), "value_invalid", "sink.o.path", 9),
+        (sink(&format!("{dir}/no/a")), "directory_missing", "sink.o.path", 9),
+        (metrics(&format!("{file}/m/s")), "value_invalid", "metrics.listen", 2),
+        (root(&file), "value_invalid", "source.claude-sessions.roots", 2),
+        (root(&format!("{file}/a")), "value_invalid", "source.claude-sessions.roots", 2),
+    ] {
+        let report = report(&home, &text, &[]);
+        let mut found = problems(&report);
+        let unrelated = ["table_unlisted", "managed_config_unreadable", "secret_exposed"];
+        found.retain(|(code, ..)| !unrelated.contains(code));
+        assert_eq!(found, [(code, key, line)], "{text}: {report:#}");
+    }
+    for text in [
+        state(&format!("{dir}/new/state")),
+        sink(&format!("{dir}/new")),
+        sink(&file),
+        root(&format!("{dir}/dangling")),
+        root("~/none"),
+    ] {
+        assert_eq!(report(&home, &text, &[])["errors"], json!(0), "{text}");
+    }
+}
+
+/// A file that a shell finds beside itself is not there for the service, which starts in another
+/// directory.
+#[test]
+fn relative_paths_of_files_are_refused() {
+    let home = Home::new();
+    for name in ["token", "secret", "ca.pem"] {
+        write(&home, name, TOKEN, 0o600);
+    }
+    let endpoint = "[sink.siem]\nendpoint = \"http://127.0.0.1:9\"\n";
+    let with_secret = format!("{endpoint}hmac_secret = '{SECRET}'\n");
+    for (text, key) in [
+        (format!("{with_secret}token_file = 'token'\n"), "sink.siem.token_file"),
+        (format!("{with_secret}token_file = './token'\n"), "sink.siem.token_file"),
+        (format!("{with_secret}token_file = '~user/token'\n"), "sink.siem.token_file"),
+        (complete() + "ca_file = 'ca.pem'\n", "sink.siem.ca_file"),
+        (complete() + "enroll_token_file = 'token'\n", "sink.siem.enroll_token_file"),
+        (complete() + "client_key_file = 'token'\n", "sink.siem.client_key_file"),
+        (complete() + "proxy_password_file = 'token'\n", "sink.siem.proxy_password_file"),
+    ] {
+        let checked = report(&home, &text, &[]);
+        assert_eq!(problems(&checked).first().map(|it| it.1), Some(key), "{text}: {checked:#}");
+        home.agent(&["run", "--once"]).config(&text).fail(2);
+        // For another machine, too.
+        let file = write(&home, "roll-out.toml", &text, 0o600);
+        let checked = report(&home, "", &[&file]);
+        assert_eq!(checked["problems"][0]["level"], "error", "{text}: {checked:#}");
+    }
+    let windows = write(&home, "windows.toml", &(complete() + "ca_file = 'C:\\ca.pem'\n"), 0o600);
+    let checked = report(&home, "", &[&windows]);
+    assert_eq!((&checked["errors"], problems(&checked)[0].0), (&json!(0), "file_missing"));
+}
+
+/// Zero disabled what the option is for, and a long time was accepted without effect.
+#[test]
+fn times_and_numbers_out_of_range_are_refused() {
+    let home = Home::new();
+    let other =
+        |options: &str| format!("{}[pipeline]\nsinks = ['o']\n[sink.o]\n{options}", complete());
+    let token = write(&home, "token", TOKEN, 0o600);
+    let splunk =
+        format!("type = 'splunk-hec'\nendpoint = 'http://127.0.0.1:9'\ntoken_file = '{token}'\n");
+    let [http, elasticsearch, otlp, syslog] = [
+        "type = 'http'\nendpoint = 'http://127.0.0.1:9'\n",
+        "type = 'elasticsearch'\nendpoint = 'http://127.0.0.1:9'\n",
+        "type = 'otlp'\nendpoint = 'http://127.0.0.1:9'\n",
+        "type = 'syslog'\naddress = '127.0.0.1:9'\ntransport = 'tcp'\n",
+    ];
+    for (text, key, values) in [
+        (complete(), "sink.siem.timeout", ["'0s'", "'99ms'", "'999999999999h'"]),
+        (other(http), "sink.o.timeout", ["'0s'", "'99ms'", "'999999999999h'"]),
+        (other(elasticsearch), "sink.o.timeout", ["'0s'", "'99ms'", "'999999999999h'"]),
+        (other(otlp), "sink.o.timeout", ["'0s'", "'99ms'", "'999999999999h'"]),
+        (other(syslog), "sink.o.timeout", ["'0s'", "'99ms'", "'999999999999h'"]),
+        (other(&splunk), "sink.o.timeout", ["'0s'", "'99ms'", "'999999999999h'"]),
+        (other(&splunk), "sink.o.acknowledgement_timeout", ["'0s'", "'99ms'", "'999999999999h'"]),
+        (
+            complete() + "[compliance]\n",
+            "compliance.transcript_within_seconds",
+            ["0", "604801", "9223372036854775807"],
+        ),
+    ] {
+        for value in values {
+            let text = format!("{text}{} = {value}\n", key.rsplit_once('.').unwrap().1);
+            let line = text.lines().count() as u64;
+            let report = report(&home, &text, &[]);
+            let found = problems(&report);
+            assert!(found.contains(&("value_invalid", key, line)), "{text}: {report:#}");
+        }
+    }
+    // Digits may be a secret.
+    let text = "[sink.siem]\ntoken = 99999999999999999999999\n";
+    let report = report(&home, text, &[]);
+    assert_eq!(problems(&report), [("syntax_invalid", "", 2)]);
+    let message = report["problems"][0]["message"].as_str().unwrap();
+    assert!(message.contains("`sink.siem.token`") && !message.contains("99999"), "{message}");
+}
+
 #[test]
 fn check_accepts_what_run_accepts() {
     let (home, receiver) = (Home::new(), Receiver::start());

@@ -37,7 +37,7 @@ impl Arguments {
     pub(super) fn execute(&self, explicit: Option<&Path>) -> Result<(), Failure> {
         let cli = CliContext::new(explicit)?;
         let mut checked = match self.files.files.as_slice() {
-            [] => startable::check_in_force(&cli.sources),
+            [] => startable::check_with_paths(&cli.sources),
             files => startable::check_files(&cli.sources, files),
         };
         checked.warnings.extend(unknown_locks(&checked));

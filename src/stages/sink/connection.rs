@@ -45,7 +45,8 @@ macro_rules! with_connection_options {
         #[serde(deny_unknown_fields)]
         struct $name {
             $($own)*
-            /// Maximum time of one request. A single entry gets more, step by step, up to 15 minutes.
+            /// Maximum time of one request, 100ms to 1day. A single entry gets more, step by step, up to
+            /// 15 minutes.
             #[serde(default = "crate::stages::sink::connection::default_timeout")]
             timeout: config_text::Time,
             /// Additional certificates (PEM) to trust.
@@ -85,7 +86,8 @@ macro_rules! with_connection_options {
 /// Sample of the options that [`with_connection_options!`] adds, for `concat!`.
 macro_rules! connection_sample {
     () => {
-        r#"## Maximum time of one request. A single entry gets more, step by step, up to 15 minutes.
+        r#"## Maximum time of one request, 100ms to 1day. A single entry gets more, step by step, up to 15
+## minutes.
 timeout = "60s"
 ## Additional certificates (PEM) to trust.
 ca_file = "/etc/ai-agent/ca.pem"
@@ -110,6 +112,23 @@ pub(super) use {connection_sample, with_connection_options};
 /// Default of `timeout`.
 pub(super) fn default_timeout() -> Time {
     Time::seconds(60)
+}
+
+/// Shortest and longest time to wait for a receiver. Without any time nothing is ever delivered, and each
+/// attempt may have delivered.
+const TIMEOUT: [Time; 2] = [Time(Duration::from_millis(100)), Time::seconds(86_400)];
+
+/// Checks the value of an option that limits the time to wait for a receiver.
+///
+/// # Errors
+/// [`BuildError`] if it is too short or too long.
+pub(super) fn check_timeout(option: &'static str, timeout: Time) -> Result<(), BuildError> {
+    let [shortest, longest] = TIMEOUT;
+    if timeout < shortest || timeout > longest {
+        let problem = format!("is {timeout}, must be from {shortest} to {longest}");
+        return Err(BuildError::invalid(option, problem));
+    }
+    Ok(())
 }
 
 /// Options of a connection, as configured.
@@ -138,6 +157,7 @@ impl ConnectionOptions<'_> {
         context: &AgentContext,
     ) -> Result<HttpClient, BuildError> {
         let unusable = |error: reqwest::Error| BuildError::invalid(option, causes(&error));
+        check_timeout("timeout", Time(self.timeout))?;
         let client = self.client_certificate(context)?;
         let (authorities, trusts_system) = self.trust(self.may_use_tls(to, context), context)?;
         let settings = ClientSettings {

@@ -29,7 +29,7 @@ use siem_sinks::splunk_hec::{
 
 use super::{
     Plugin, SinkOptions,
-    connection::{connection_sample, secret, url, with_connection_options},
+    connection::{check_timeout, connection_sample, secret, url, with_connection_options},
     event_options::{Compression, EventTime, limits},
     siem::Adapter,
     sink_clock::SinkClock,
@@ -146,6 +146,7 @@ impl SinkOptions for Options {
 
     fn build(self, context: &Context) -> Result<Self::Sink, BuildError> {
         let agent = AgentContext::of(context)?;
+        check_timeout("acknowledgement_timeout", self.acknowledgement_timeout)?;
         let endpoint = url("endpoint", &self.endpoint)?;
         let client = self.connection().client("endpoint", &endpoint, agent)?;
         let clock = Arc::new(SinkClock(Arc::clone(&agent.clock)));

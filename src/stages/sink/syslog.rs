@@ -17,7 +17,7 @@ use tokio::net::TcpStream;
 
 use super::{
     Plugin, SinkOptions,
-    connection::{ConnectionOptions, default_timeout},
+    connection::{ConnectionOptions, check_timeout, default_timeout},
     siem::Adapter,
 };
 use crate::{
@@ -146,6 +146,7 @@ impl SinkOptions for Options {
 
     fn build(self, context: &Context) -> Result<Self::Sink, BuildError> {
         let (host, port) = address(&self.address, self.transport.default_port())?;
+        check_timeout("timeout", self.timeout)?;
         let least = Size(MIN_EVENT_BYTES as u64);
         if self.max_event_bytes.0 < least.0 {
             let problem = format!("is below {least}: the fields would not fit");
