@@ -28,7 +28,7 @@ use crate::{
     proxies::TrustedProxies,
     readiness::{Readiness, probe_router},
     secrets::Keys,
-    serve::{ServeOptions, Transport, serve, serve_with},
+    serve::{ServeOptions, Transport, listen, serve, serve_with},
     store::{DataFormat, FileStore, FileStoreOptions, FormatError, OpenError, StoreLock},
     tls::{ServerTls, TlsFiles, log_reload},
     trust::{Registry, RegistryError, RegistryOptions},
@@ -168,7 +168,7 @@ impl Process {
             .with_releases(release_folder(&settings));
         // A probe during the first check would have no result to show.
         drop(readiness.reasons().await);
-        let (listener, bound) = bind(settings.http.listen).await?;
+        let (listener, bound) = bind(settings.http.listen)?;
         let _metrics = start_metrics(&settings, metrics.clone()).await?;
         if let Some(address) = settings.probe.listen {
             serve_probes(address, readiness.clone()).await?;
@@ -212,16 +212,16 @@ async fn run_until_drained(
     drop(tokio::time::timeout(delay, stop).await);
 }
 
-async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), RunError> {
+fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), RunError> {
     let failed = |source| RunError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let listener = listen(address).map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     Ok((listener, bound))
 }
 
 /// Serves probes until the process ends, also while the receiver drains.
 async fn serve_probes(address: SocketAddr, readiness: Arc<Readiness>) -> Result<(), RunError> {
-    let (listener, bound) = bind(address).await?;
+    let (listener, bound) = bind(address)?;
     info!(address = %bound, "serves probes");
     let options = ServeOptions { connections: PROBE_CONNECTIONS, ..ServeOptions::default() };
     let router = probe_router(readiness).fallback(not_found);

@@ -10,7 +10,7 @@ use hyper_util::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::{TcpListener, TcpStream},
+    net::{TcpListener, TcpSocket, TcpStream},
     sync::watch,
     task::JoinSet,
     time::Instant,
@@ -32,11 +32,14 @@ const EXTRA_BUFFER: usize = 8192;
 /// Time in which an evicted connection may finish a response.
 const FAREWELL: Duration = Duration::from_secs(1);
 
+/// Connections that wait until they are accepted; Linux takes `net.core.somaxconn` if that is lower.
+const BACKLOG: u32 = 4096;
+
 /// Limits on connections.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct ServeOptions {
-    /// Number of open connections. One more ends the connection that is idle longest; if all have
+    /// Number of open connections. One more ends an idle connection of the network with most; if all have
     /// requests, it waits in the listen queue of the system. Must leave open files for the store:
     /// [`raise_open_files`](crate::raise_open_files) returns how many connections do.
     pub connections: usize,
@@ -103,6 +106,20 @@ impl Transport {
     }
 }
 
+/// Listens on an address. The system keeps as many connections as it may until they are accepted: one that finds
+/// no place is tried again by its client after 1, 3, 7, 15 and 31 s.
+///
+/// # Errors
+/// If the address cannot be used.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // As for every listener: without it the address of a receiver that ended is in use for a while.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
 /// Serves `router` without TLS until `shutdown` completes, then lets running requests finish.
 pub async fn serve(
     listener: TcpListener,
@@ -144,7 +161,7 @@ pub async fn serve_with(
                     () = connections.make_room() => {}
                 }
                 let router = TowerToHyperService::new(router.clone());
-                let connection = Arc::new(connections.open());
+                let connection = Arc::new(connections.open(peer.ip()));
                 let (header_bytes, refusals) = (options.header_bytes, refusals.clone());
                 let transport = transport.clone();
                 let service =
@@ -323,5 +340,25 @@ async fn finish<F: Future>(mut connection: Pin<&mut F>, place: &Connection) -> O
             Err(_) if place.is_idle() => return None,
             Err(_) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, net};
+
+    use super::*;
+
+    /// With the 128 places of the standard library, a sender got no place beside many clients that
+    /// reconnect, and tried again after 1, 3, 7, 15 and 31 s.
+    #[tokio::test]
+    async fn many_connections_wait_until_they_are_accepted() {
+        let listener = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = listener.local_addr().unwrap();
+        let limit = fs::read_to_string("/proc/sys/net/core/somaxconn");
+        let limit = limit.ok().and_then(|text| text.trim().parse::<usize>().ok()).unwrap_or(100);
+        let connect = || net::TcpStream::connect_timeout(&address, Duration::from_secs(1));
+        let waiting: Result<Vec<_>, _> = (0..limit.min(300)).map(|_| connect()).collect();
+        assert_eq!(waiting.unwrap().len(), limit.min(300));
     }
 }
