@@ -50,7 +50,8 @@ pub fn encode(
 /// Returns the start of an empty outbox.
 #[must_use]
 pub fn beginning() -> GroupStart {
-    GroupStart { seq: 1, chain: Digest::ZERO, totals: Default::default() }
+    let (epoch, totals) = ("bench".to_owned(), Default::default());
+    GroupStart { epoch, seq: 1, chain: Digest::ZERO, totals }
 }
 
 /// Opens an empty outbox in a folder.

@@ -13,7 +13,6 @@ use tracing::{error, warn};
 use super::error::AgentError;
 use crate::{
     pipeline::{
-        ingest::Inbox,
         outbox::{EpochDevice, Outbox, OutboxError},
         runner::new_epoch,
     },
@@ -39,7 +38,6 @@ pub(super) fn prepare(
     device: &Device,
     outbox: &Outbox,
     clock: &dyn Clock,
-    inbox: &Inbox,
 ) -> Result<(), AgentError> {
     let Some(file) = device.file() else { return Ok(()) };
     let now = clock.now();
@@ -65,7 +63,6 @@ pub(super) fn prepare(
         }
     };
     device.set(keys);
-    outbox.unreported_events().into_iter().for_each(|event| inbox.report(event));
     Ok(())
 }
 

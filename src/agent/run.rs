@@ -204,7 +204,8 @@ fn assemble(manager: &ConfigManager, state_dir: &Path) -> Result<Pipeline, Agent
     let registrations = assembly::sink_registrations(loaded, &sinks);
     let outbox = outbox_start::open(state_dir, &registrations, &*context.clock, &inbox)?;
     let outbox = Arc::new(outbox);
-    device_key::prepare(&context.device, &outbox, &*context.clock, &inbox)?;
+    device_key::prepare(&context.device, &outbox, &*context.clock)?;
+    outbox.unreported_events().into_iter().for_each(|event| inbox.report(event));
     let (identity, clock) = (context.identity.clone(), Arc::clone(&context.clock));
     let config_status = manager.status.config.clone();
     let (device, states) = (context.device.clone(), context.trust.clone());

@@ -43,7 +43,8 @@ impl DryRun {
         mut self,
         mut step: impl FnMut(&[u8], &Totals, &Survey) -> io::Result<()>,
     ) -> io::Result<Summary> {
-        let start = GroupStart { seq: 1, chain: Digest::ZERO, totals: Totals::default() };
+        let (epoch, totals) = (String::new(), Totals::default());
+        let start = GroupStart { epoch, seq: 1, chain: Digest::ZERO, totals };
         let mut builder =
             GroupBuilder::new(start, self.config, ShippingSettings::default(), Codec::Plain);
         for (name, source) in &mut self.sources {

@@ -14,6 +14,8 @@ use crate::{
 /// Position in the outbox at which a group starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupStart {
+    /// The epoch of its entries.
+    pub epoch: String,
     /// Sequence number of the group's first entry.
     pub seq: u64,
     /// Hash chain before that entry.

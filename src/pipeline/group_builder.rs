@@ -508,8 +508,12 @@ impl GroupBuilder {
     pub fn finish_unencoded(&mut self, now: Timestamp) -> Group {
         self.seal_frame(now);
         self.raw = 0;
-        let next =
-            GroupStart { seq: self.next_seq, chain: self.chain, totals: self.totals.clone() };
+        let next = GroupStart {
+            epoch: self.start.epoch.clone(),
+            seq: self.next_seq,
+            chain: self.chain,
+            totals: self.totals.clone(),
+        };
         Group {
             start: mem::replace(&mut self.start, next),
             frames: mem::take(&mut self.frames),

@@ -76,8 +76,8 @@ impl Home {
     }
 
     fn start_with(&self, device: &Device) -> Started {
-        let (outbox, inbox) = (self.outbox(), Inbox::default());
-        prepare(device, &outbox, &Fixed(self.now), &inbox).unwrap();
+        let outbox = self.outbox();
+        prepare(device, &outbox, &Fixed(self.now)).unwrap();
         let typed = |event: Event| {
             serde_json::from_value(json!({ "event": event.name, "data": event.data })).unwrap()
         };

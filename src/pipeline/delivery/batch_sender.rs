@@ -4,7 +4,7 @@ use std::{error::Error, time::Duration};
 
 use siem_protocol::{
     AgentEvent, ChainPoint,
-    agent_event::{EpochReason, EpochStarted, UntrustedAnswer},
+    agent_event::{EpochStarted, UntrustedAnswer},
 };
 use tokio::sync::watch;
 use tracing::{debug, error, info, warn};
@@ -282,22 +282,17 @@ impl SinkTask {
     /// Starts a new epoch in place of the batch's. Returns `false` if the last one is too recent.
     async fn renumber(&mut self, batch: &Batch) -> Result<bool, OutboxError> {
         let (epoch, new, now) = (batch.header.epoch.clone(), (self.new_epoch)(), self.clock.now());
-        let outcome = self.on_outbox(move |outbox, _| outbox.renumber(&epoch, new, now)).await?;
-        if let RenumberOutcome::Started { previous, epoch, entries, ended: (last_seq, totals) } =
-            &outcome
-        {
-            warn!(code = "epoch_conflict", previous, epoch, entries, "started a new epoch");
-            let started = EpochStarted {
-                epoch: epoch.clone(),
-                previous_epoch: Some(previous.clone()),
-                reason: EpochReason::Conflict,
-                entries: Some(*entries),
-                previous_last_seq: Some(*last_seq),
-                previous_totals: Some((**totals).clone()),
-            };
-            (self.report)(AgentEvent::EpochStarted(Box::new(started)).into());
+        match self.on_outbox(move |outbox, _| outbox.renumber(&epoch, new, now)).await? {
+            RenumberOutcome::Started(started) => {
+                let EpochStarted { previous_epoch, epoch, entries, .. } = &*started;
+                let previous = previous_epoch.as_deref();
+                warn!(code = "epoch_conflict", previous, epoch, entries, "started a new epoch");
+                (self.report)(AgentEvent::EpochStarted(started).into());
+                Ok(true)
+            }
+            RenumberOutcome::AlreadyDone => Ok(true),
+            RenumberOutcome::TooSoon => Ok(false),
         }
-        Ok(!matches!(outcome, RenumberOutcome::TooSoon))
     }
 
     /// Logs that the outbox could not be written, and returns the pause before the next attempt.

@@ -87,8 +87,12 @@ pub(super) fn append_group(
     state: &mut OutboxState,
     group: &Group,
 ) -> Result<Result<(), OutboxError>, redb::Error> {
-    if group.start.seq != state.next_seq {
-        let (found, expected) = (group.start.seq, state.next_seq);
+    let expected = (state.epoch.as_str(), state.next_seq);
+    let found = (group.start.epoch.as_str(), group.start.seq);
+    if found != expected {
+        // A new epoch may have the same next number, but its totals are others.
+        let place = |(epoch, seq): (&str, u64)| format!("{epoch}:{seq}");
+        let (found, expected) = (place(found), place(expected));
         return Ok(Err(OutboxError::Stale { found, expected }));
     }
     append_frames(transaction, state, &group.frames)?;

@@ -4,13 +4,10 @@
 //! store names that key, so that a start after a crash at any moment finds out whether the epoch
 //! belongs to the key at hand.
 
-use siem_protocol::{
-    AgentEvent,
-    agent_event::{EpochReason, EpochStarted},
-};
+use siem_protocol::{AgentEvent, agent_event::EpochReason};
 
 use super::{
-    super::group::Group, EpochDevice, Outbox, OutboxError, RenumberOutcome, append::append_group,
+    super::group::Group, EpochDevice, Outbox, OutboxError, append::append_group,
     renumber::start_epoch, unreported::UnreportedEvent,
 };
 use crate::{event::Event, platform::Timestamp};
@@ -81,32 +78,14 @@ impl Outbox {
         now: Timestamp,
     ) -> Result<(), OutboxError> {
         self.write("renumber the entries of", |transaction, state| {
-            let outcome = match start_epoch(transaction, state, new, now)? {
-                Ok(outcome) => outcome,
+            match start_epoch(transaction, state, new, EpochReason::DeviceKey, now)? {
+                Ok(_) => state.device = Some(device),
                 Err(what) => return Ok(Err(self.damaged(what))),
-            };
-            state.device = Some(device);
-            state.unreported.extend(started_event(outcome).map(UnreportedEvent::from));
+            }
             state.unreported.push(event.into());
             Ok(Ok(()))
         })?;
         self.backup().invalidate();
         Ok(())
     }
-}
-
-fn started_event(outcome: RenumberOutcome) -> Option<AgentEvent> {
-    let RenumberOutcome::Started { previous, epoch, entries, ended: (last_seq, totals) } = outcome
-    else {
-        return None;
-    };
-    let started = EpochStarted {
-        epoch,
-        previous_epoch: Some(previous),
-        reason: EpochReason::DeviceKey,
-        entries: Some(entries),
-        previous_last_seq: Some(last_seq),
-        previous_totals: Some(*totals),
-    };
-    Some(AgentEvent::EpochStarted(Box::new(started)))
 }

@@ -46,12 +46,12 @@ pub enum OutboxError {
         what: &'static str,
     },
     /// The group does not start where the outbox ends.
-    #[error("cannot append a group that starts at {found}: the next sequence number is {expected}")]
+    #[error("cannot append a group that starts at {found}: the outbox continues at {expected}")]
     Stale {
-        /// First sequence number of the group.
-        found: u64,
-        /// Next sequence number of the outbox.
-        expected: u64,
+        /// Epoch and first sequence number of the group.
+        found: String,
+        /// Epoch and next sequence number of the outbox.
+        expected: String,
     },
 }
 

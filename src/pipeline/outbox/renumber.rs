@@ -7,7 +7,10 @@
 use std::{mem, time::Duration};
 
 use redb::{ReadableTable as _, WriteTransaction};
-use siem_protocol::{ChainPoint, Digest};
+use siem_protocol::{
+    AgentEvent, ChainPoint, Digest,
+    agent_event::{EpochReason, EpochStarted},
+};
 
 use super::{
     super::accounting::Totals,
@@ -17,6 +20,7 @@ use super::{
     dead_letters::revert_unreported,
     rows::OutboxState,
     tables::{ACCOUNTS, BLOCKS, CURSORS},
+    unreported::UnreportedEvent,
 };
 use crate::{
     frame::{Encoder, Frame},
@@ -28,19 +32,11 @@ use crate::{
 const MIN_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Result of [`Outbox::renumber`].
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum RenumberOutcome {
-    /// A new epoch has started.
-    Started {
-        /// The epoch before.
-        previous: String,
-        /// The new epoch.
-        epoch: String,
-        /// Number of entries that were renumbered.
-        entries: u64,
-        /// Last sequence number and totals of the epoch before, which no heartbeat may ever report.
-        ended: (u64, Box<Totals>),
-    },
+    /// A new epoch has started. The event has the final totals of the one before, which no heartbeat may
+    /// ever report; it is one of [`Outbox::unreported_events`] until an entry is stored.
+    Started(Box<EpochStarted>),
     /// Another sink has already started a new epoch.
     AlreadyDone,
     /// The last new epoch started less than an hour ago.
@@ -72,8 +68,8 @@ impl Outbox {
                 outcome = RenumberOutcome::TooSoon;
                 return Ok(Ok(()));
             }
-            match start_epoch(transaction, state, new, now)? {
-                Ok(started) => outcome = started,
+            match start_epoch(transaction, state, new, EpochReason::Conflict, now)? {
+                Ok(started) => outcome = RenumberOutcome::Started(Box::new(started)),
                 Err(what) => return Ok(Err(self.damaged(what))),
             }
             Ok(Ok(()))
@@ -83,14 +79,15 @@ impl Outbox {
     }
 }
 
-/// Starts the epoch `new` in place of the current one. Returns [`RenumberOutcome::Started`], or a
-/// description of the damage.
+/// Starts the epoch `new` in place of the current one, and records the event that says so. Returns the
+/// event, or a description of the damage.
 pub(super) fn start_epoch(
     transaction: &WriteTransaction,
     state: &mut OutboxState,
     new: String,
+    reason: EpochReason,
     now: Timestamp,
-) -> Result<Result<RenumberOutcome, &'static str>, redb::Error> {
+) -> Result<Result<EpochStarted, &'static str>, redb::Error> {
     let cursors = read_cursors(&transaction.open_table(CURSORS)?)?;
     let last_seq = state.next_seq - 1;
     let positions = match renumber_blocks(transaction, state, &cursors)? {
@@ -105,9 +102,17 @@ pub(super) fn start_epoch(
     revert_unreported(transaction, &previous, &cursors)?;
     move_cursors(transaction, &cursors, positions, &new)?;
     state.renumbered_at = now;
-    let ended = (last_seq, Box::new(totals));
-    let entries = state.next_seq - 1;
-    Ok(Ok(RenumberOutcome::Started { previous, epoch: new, entries, ended }))
+    let started = EpochStarted {
+        epoch: new,
+        previous_epoch: Some(previous),
+        reason,
+        entries: Some(state.next_seq - 1),
+        previous_last_seq: Some(last_seq),
+        previous_totals: Some(totals),
+    };
+    let event = AgentEvent::EpochStarted(Box::new(started.clone()));
+    state.unreported.push(UnreportedEvent::from(event));
+    Ok(Ok(started))
 }
 
 /// Returns true if the last new epoch started less than [`MIN_INTERVAL`] ago. If the clock was set

@@ -213,7 +213,12 @@ impl Outbox {
     #[must_use]
     pub fn end(&self) -> GroupStart {
         let state = self.state();
-        GroupStart { seq: state.next_seq, chain: state.chain, totals: state.totals.clone() }
+        GroupStart {
+            epoch: state.epoch.clone(),
+            seq: state.next_seq,
+            chain: state.chain,
+            totals: state.totals.clone(),
+        }
     }
 
     /// Number of groups that were appended. After a failed commit it shows whether the group was

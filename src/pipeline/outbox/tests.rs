@@ -8,7 +8,10 @@ mod sinks;
 use std::{ops::ControlFlow, path::Path, time::Duration};
 
 use redb::{Database, ReadableDatabase as _};
-use siem_protocol::{ChainPoint, Digest};
+use siem_protocol::{
+    AgentEvent, ChainPoint, Digest,
+    agent_event::{EpochReason, EpochStarted},
+};
 
 use super::{
     block, checksum,
@@ -117,7 +120,7 @@ fn stale_group_is_refused() {
     let stale = group(&store.outbox, 1);
     commit(&store.outbox, 2);
     let error = store.outbox.commit(&stale).unwrap_err();
-    assert!(matches!(error, OutboxError::Stale { found: 1, expected: 3 }), "{error}");
+    assert!(matches!(error, OutboxError::Stale { .. }), "{error}");
     assert_eq!(store.outbox.end().seq, 3);
 }
 
@@ -564,9 +567,18 @@ fn new_epoch_renumbers_remaining_entries_from_one() {
     let outcome = store.outbox.renumber("epoch-1", "epoch-2".into(), now).unwrap();
     let (previous, epoch) = ("epoch-1".to_owned(), "epoch-2".to_owned());
     // Totals that no heartbeat of the old epoch has reported yet.
-    let ended = (7, Box::new(counted));
-    assert_eq!(outcome, RenumberOutcome::Started { previous, epoch, entries: 5, ended });
+    let started = EpochStarted {
+        epoch,
+        previous_epoch: Some(previous),
+        reason: EpochReason::Conflict,
+        entries: Some(5),
+        previous_last_seq: Some(7),
+        previous_totals: Some(counted),
+    };
+    assert_eq!(outcome, RenumberOutcome::Started(Box::new(started.clone())));
     let store = store.reopen(&["siem", "archive"]);
+    let event = AgentEvent::EpochStarted(Box::new(started)).into();
+    assert_eq!(store.outbox.unreported_events(), [event], "a crash would lose the totals");
     let frames = all(&store.outbox, 1);
     let (after, chain) = entries(&frames, Digest::ZERO);
     assert_eq!(after, before[2..]);
@@ -597,7 +609,21 @@ fn new_epoch_renumbers_remaining_entries_from_one() {
     assert_eq!(again, RenumberOutcome::TooSoon);
     let later = Timestamp(now.0 + 3_600_000);
     let again = store.outbox.renumber("epoch-2", "epoch-3".into(), later).unwrap();
-    assert!(matches!(again, RenumberOutcome::Started { entries: 5, .. }));
+    assert!(matches!(again, RenumberOutcome::Started(started) if started.entries == Some(5)));
+}
+
+/// Regression: a new epoch in which no entry is acknowledged continues at the same number. A group from
+/// before was stored in it, with the totals of the epoch that had ended.
+#[test]
+fn group_of_the_epoch_before_is_stale() {
+    let store = store();
+    commit(&store.outbox, 3);
+    let before = group(&store.outbox, 2);
+    store.outbox.renumber("epoch-1", "epoch-2".into(), Timestamp(10_000_000)).unwrap();
+    assert_eq!(store.outbox.end().seq, before.start.seq);
+    let stale = store.outbox.commit(&before);
+    assert!(matches!(stale, Err(OutboxError::Stale { .. })), "{stale:?}");
+    assert_eq!(store.outbox.end().totals.uncounted, 3);
 }
 
 /// Regression: redb refuses every write on a handle that has failed once, so a disk that was full

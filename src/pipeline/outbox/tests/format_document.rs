@@ -55,7 +55,7 @@ fn format_document_lists_every_member() {
         creation: Some(creation),
         readable_from: Some(1),
         device: Some(EpochDevice { key: String::new(), since: Timestamp(0) }),
-        unreported: vec![siem_protocol::AgentEvent::AgentStopped {}.into()],
+        unreported: vec![AgentEvent::AgentStopped {}.into()],
         ..OutboxState::new(String::new())
     };
     let cursor = Cursor {
