@@ -80,6 +80,8 @@ enum Defect {
     DedupeKept,
     /// A sink believes acknowledgements without a receipt.
     BelievesAnyAnswer,
+    /// A sink believes receipts that name the seal of another sender.
+    BelievesAnySeal,
 }
 
 /// Simulated time.
@@ -329,6 +331,7 @@ impl Simulation {
         let filters = self.filters();
         let config = Digest::of(&[filters.len() as u8]);
         let inbox = Arc::new(Inbox::default());
+        outbox.unreported_events().into_iter().for_each(|event| inbox.report(event));
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_time()
             .start_paused(true)
@@ -595,12 +598,17 @@ fn run(simulation: &mut Simulation) -> Result<(), String> {
 }
 
 /// Number of different steps and faults in simulations.
-const KINDS: usize = 40;
+const KINDS: usize = 41;
 
 /// Checks that detect no defect would prove nothing.
 #[test]
 fn invariants_detect_deliberate_defects() {
-    let defects = [Defect::AcknowledgedEarly, Defect::DedupeKept, Defect::BelievesAnyAnswer];
+    let defects = [
+        Defect::AcknowledgedEarly,
+        Defect::DedupeKept,
+        Defect::BelievesAnyAnswer,
+        Defect::BelievesAnySeal,
+    ];
     for fault in defects {
         let found = (1..60).find_map(|seed| run(&mut Simulation::new(seed, fault)).err());
         let found = found.unwrap_or_else(|| panic!("{fault:?} is not detected"));

@@ -19,7 +19,7 @@ use siem_protocol::{
     statement::{Durability, Seal, Statement as _, StoredReceipt, TrustLevel, Verdict, digest},
 };
 use siem_server::trust::policy::{
-    Decision, EpochState, Facts, Mark, SealState, Sealer, Standing, decide,
+    Decision, Denial, EpochState, Facts, Mark, SealState, Sealer, Standing, decide,
 };
 
 use super::{Defect, forger::Forger};
@@ -126,6 +126,8 @@ pub(super) struct ReceiverState {
     pub(super) repelled: u64,
     /// Number of batches that were stored apart.
     pub(super) apart: u64,
+    /// Number of batches that were refused because an attacker had begun their epoch.
+    pub(super) displaced: u64,
     /// Number of entries that arrived again.
     pub(super) duplicates: u64,
     pub(super) conflicts: u64,
@@ -144,6 +146,7 @@ impl Default for ReceiverState {
             device: device().key().clone(),
             repelled: 0,
             apart: 0,
+            displaced: 0,
             duplicates: 0,
             conflicts: 0,
             refusals: 0,
@@ -190,6 +193,16 @@ impl SimulatedSink {
         Request { header, lines }
     }
 
+    /// Returns the digest of the seal that a receipt must name.
+    fn expected_seal(&self, header: &BatchHeader, answer: &Answer) -> Option<Digest> {
+        match answer.member("receipt") {
+            Some(receipt) if self.defect == Defect::BelievesAnySeal => {
+                StoredReceipt::open(&receipt, &self.receiver).ok()?.statement.seal
+            }
+            _ => header.seal.as_deref().map(digest),
+        }
+    }
+
     /// Interprets a response as the real sink does.
     fn interpret(&mut self, request: &Request, answer: &Answer) -> Delivery {
         let header = &request.header;
@@ -202,7 +215,7 @@ impl SimulatedSink {
             user: USER,
             epoch: &header.epoch,
             point: Some(point),
-            seal: header.seal.as_deref().map(digest),
+            seal: self.expected_seal(header, answer),
             body: &body,
             entries: header.count,
         };
@@ -250,6 +263,11 @@ impl Sink for SimulatedSink {
             if let Err(wrong) = check(&request.header, &request.lines) {
                 received.wrong.get_or_insert(wrong);
             }
+            if received.is_unknown(&request.header.epoch) && forger.strikes() {
+                let answer = forger.take_the_place(&mut received, &request);
+                drop((forger, received));
+                return self.interpret(&request, &answer);
+            }
             let real = (!is_withheld).then(|| received.receive(&request));
             drop(received);
             forger.record(&request, real.as_ref());
@@ -275,6 +293,11 @@ impl ReceiverState {
         self.epochs.values().map(BTreeMap::len).sum()
     }
 
+    /// Reports whether no batch of an epoch was stored.
+    fn is_unknown(&self, epoch: &str) -> bool {
+        !self.owners.contains_key(epoch)
+    }
+
     /// Decides whose entries a batch brings, stores them, and responds.
     pub(super) fn receive(&mut self, request: &Request) -> Answer {
         let header = &request.header;
@@ -282,10 +305,15 @@ impl ReceiverState {
         let epoch = match (self.owners.get(&header.epoch), &signer) {
             (None, _) => EpochState::Unknown,
             (Some(owner), Some(signer)) if owner == signer => EpochState::Own,
+            (Some(owner), _) if *owner != self.device => EpochState::ForeignUnconfirmed,
             (Some(_), _) => EpochState::Foreign,
         };
         let (level, shared_allowed, ratcheted) = (TrustLevel::FirstUse, false, true);
         match decide(&Facts { level, shared_allowed, ratcheted, seal, epoch }) {
+            Decision::Refuse { denial: Denial::Renumber, .. } => {
+                self.displaced += 1;
+                self.refuse(request, (409, problem::CONFLICT))
+            }
             Decision::Refuse { .. } => {
                 self.repelled += 1;
                 Answer::refusal((403, problem::IMPERSONATION), None)
