@@ -145,8 +145,11 @@ fn count(
 }
 
 pub(super) fn count_version(totals: &mut FleetTotals, version: &str) {
-    let is_known = totals.versions.contains_key(version);
-    let version = if is_known || totals.versions.len() < MAX_VERSIONS { version } else { "other" };
+    if let Some(rows) = totals.versions.get_mut(version) {
+        *rows += 1;
+        return;
+    }
+    let version = if totals.versions.len() < MAX_VERSIONS { version } else { "other" };
     *totals.versions.entry(version.to_owned()).or_default() += 1;
 }
 

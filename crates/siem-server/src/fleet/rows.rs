@@ -54,12 +54,22 @@ pub(super) struct RowEpochs {
     pub(super) replaced: bool,
 }
 
+impl RowEpochs {
+    fn new(current: usize) -> Self {
+        Self { epochs: vec![current], shares_machine_id: false, replaced: false }
+    }
+}
+
 /// Arranges the epochs of a machine into rows, in the order of their cursors. The time that it takes
 /// grows with the number of epochs, not with its square: senders choose the names.
 ///
 /// Epochs of a user and device on one host are a row. A host that was renamed is the same: an epoch
 /// ended before one began that names its host first.
 pub(super) fn arrange(facts: &[EpochFacts<'_>]) -> Vec<RowEpochs> {
+    if facts.len() == 1 {
+        // So it is for most machines, and a page looks at all of them.
+        return vec![RowEpochs::new(0)];
+    }
     let mut latest: Vec<usize> = (0..facts.len()).collect();
     let age = |at: &usize| (facts[*at].grew_at, facts[*at].began, facts[*at].id);
     latest.sort_by(|a, b| age(b).cmp(&age(a)));
@@ -92,13 +102,17 @@ impl<'a> Rows<'a> {
         let host = key(epoch.identity.hostname.as_str());
         let renamed = self.by_first_host.get(&host).filter(|(_, began)| epoch.grew_at <= *began);
         let row = self.by_host.get(&host).copied().or(renamed.map(|(row, _)| *row));
-        let row = row.unwrap_or_else(|| {
-            let row = RowEpochs { epochs: Vec::new(), shares_machine_id: false, replaced: false };
-            self.rows.push(row);
-            self.by_host.insert(host, self.rows.len() - 1);
-            self.rows.len() - 1
-        });
-        self.rows[row].epochs.push(at);
+        let row = match row {
+            Some(row) => {
+                self.rows[row].epochs.push(at);
+                row
+            }
+            None => {
+                self.rows.push(RowEpochs::new(at));
+                self.by_host.insert(host, self.rows.len() - 1);
+                self.rows.len() - 1
+            }
+        };
         let began = self.by_first_host.entry(key(epoch.first_host)).or_insert((row, ""));
         if began.1 < epoch.first_seen {
             *began = (row, epoch.first_seen);
@@ -239,7 +253,11 @@ impl Limits {
         beat: Option<&Heartbeat>,
     ) -> bool {
         let since = beat.map_or_else(|| first_seen(facts, row), |beat| &beat.received_at);
-        let times = clock::parse(since).zip(clock::parse(last_seen(facts, row)));
+        let last = last_seen(facts, row);
+        if last <= since {
+            return false;
+        }
+        let times = clock::parse(since).zip(clock::parse(last));
         times.is_some_and(|(since, last)| {
             last.duration_since(since).unwrap_or_default() > self.thresholds.quiet_after
         })

@@ -5,7 +5,7 @@
 mod key;
 mod line;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 pub use key::{DEVICE_KEY_NAME, DeviceKey, InvalidDeviceKey};
 pub(super) use line::{DeviceLine, Enrolled};
@@ -99,7 +99,7 @@ struct PairKeys {
 /// All devices.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Devices {
-    devices: BTreeMap<DeviceKey, Device>,
+    devices: HashMap<DeviceKey, Device>,
     pairs: HashMap<Pair, PairKeys>,
     by_key_id: HashMap<[u8; 4], Vec<DeviceKey>>,
     /// Keys of each lineage with more than one.
@@ -322,8 +322,11 @@ impl Devices {
         self.devices.get(key).map(|device| device.view(level))
     }
 
+    /// Returns all devices, ordered by key.
     pub(super) fn views(&self, level: TrustLevel) -> Vec<DeviceView> {
-        self.devices.values().map(|device| device.view(level)).collect()
+        let mut views: Vec<_> = self.devices.values().map(|device| device.view(level)).collect();
+        views.sort_by_key(|view| view.key);
+        views
     }
 
     /// Returns what counts for an epoch of a machine and user that a key owns.
