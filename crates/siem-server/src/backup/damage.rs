@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::{
     error_text::causes,
     life,
-    store::{DataFormat, ReadOnlyStore},
+    store::{self, DataFormat, ReadOnlyStore},
     trust,
 };
 
@@ -18,11 +18,11 @@ pub struct DamagedFile {
     pub problem: String,
 }
 
-/// Returns the damaged files of the data directory `data`, and changes nothing. Not read are the lines of
-/// entries and the journals, which the receiver verifies and repairs when it starts; and nothing of the
-/// epochs if an earlier release wrote them.
+/// Returns the damaged files of the data directory `data`, and changes nothing. `is_recovered` is true if the
+/// store was opened since it was copied: a copy of a running receiver ends anywhere. Not read are the lines of
+/// entries and the journals, and nothing of the epochs if an earlier release wrote them.
 #[must_use]
-pub fn damage(data: &Path) -> Vec<DamagedFile> {
+pub fn damage(data: &Path, is_recovered: bool) -> Vec<DamagedFile> {
     let mut found = Vec::new();
     let is_current = match DataFormat::read(data) {
         Ok(format) => format.is_some_and(|format| format.is_current()),
@@ -33,8 +33,12 @@ pub fn damage(data: &Path) -> Vec<DamagedFile> {
     };
     let mut owners = Vec::new();
     if is_current {
-        match ReadOnlyStore::open(data) {
-            Ok(store) => owners = store.epoch_owners(),
+        let read = ReadOnlyStore::open(data).and_then(|read| {
+            owners = read.epoch_owners();
+            store::damage(data, is_recovered)
+        });
+        match read {
+            Ok(damaged) => found.extend(damaged),
             Err(error) => found.push((error.path.clone(), causes(&error))),
         }
     }

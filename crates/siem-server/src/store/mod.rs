@@ -4,6 +4,7 @@ mod admission;
 mod applier;
 mod catalog;
 mod checkpoint;
+mod damage;
 mod epoch;
 mod epoch_lines;
 mod erase;
@@ -36,6 +37,7 @@ mod suite;
 
 use std::{fs, io, path::Path};
 
+pub(crate) use damage::damage;
 pub(crate) use epoch_lines::EpochLines;
 pub(crate) use erase::{LineToErase, OldPart, StoreHandle};
 pub(crate) use files::StoreLock;

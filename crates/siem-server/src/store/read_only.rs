@@ -254,6 +254,11 @@ fn check_version(data: &Path) -> Result<(), ReadError> {
 /// Returns the epochs below `machines`, in a stable order. A recovery, which also lists them, may
 /// change files.
 fn epochs(machines: &Path) -> Result<BTreeSet<Stem>, ReadError> {
+    epochs_with(machines, "index")
+}
+
+/// Returns the epochs that have a file with this ending.
+pub(super) fn epochs_with(machines: &Path, ending: &str) -> Result<BTreeSet<Stem>, ReadError> {
     let mut found = BTreeSet::new();
     for directory in entries(machines)? {
         if !directory.is_dir() {
@@ -261,9 +266,9 @@ fn epochs(machines: &Path) -> Result<BTreeSet<Stem>, ReadError> {
         }
         for path in entries(&directory)? {
             let name = |path: &Path| Some(path.file_stem()?.to_str()?.to_owned());
-            let is_index = path.extension().is_some_and(|ending| ending == "index");
+            let is_one = path.extension().is_some_and(|found| found == ending);
             let machine = directory.file_name().and_then(|name| name.to_str());
-            if let (true, Some(machine), Some(epoch)) = (is_index, machine, name(&path)) {
+            if let (true, Some(machine), Some(epoch)) = (is_one, machine, name(&path)) {
                 found.insert(Stem { machine: machine.to_owned(), epoch });
             }
         }

@@ -247,66 +247,93 @@ async fn erasure_signed_by_a_discarded_key_is_no_failure() {
     assert_eq!(signed(1), [false, false]);
 }
 
-/// A damaged file was copied and restored with exit code 0, without a word.
-#[tokio::test(flavor = "multi_thread")]
-async fn backup_and_restore_name_damaged_files() {
-    let server = Server::with_devices(TrustLevel::FirstUse, Limits::default()).await;
-    let device = TestDevice::new(1);
-    server.confirm(&device).await;
-    server.take(&batch(1, 4).seal(&device)).await;
-    let data = server.end().await;
-    text(run(data.path(), &["hold", "add", "--user", "x", "--reason", "r"]), 0);
-    text(run(data.path(), &["tokens", "new", "--scope", "read", "--name", "n"]), 0);
-    text(run(data.path(), &["erase", "--session", SESSION, "--reason", "r"]), 0);
-    let copies = tempfile::tempdir().unwrap();
-    let mut number = 0;
-    let mut copy = |code: i32| {
-        number += 1;
-        let [backup, target] =
-            ["backup", "data"].map(|name| copies.path().join(format!("{name}{number}")));
-        let backed_up = text(run(data.path(), &["backup", backup.to_str().unwrap()]), code);
-        (backed_up, text(run(&target, &["restore", backup.to_str().unwrap()]), code))
-    };
-    copy(0);
-    let devices = std::fs::read(data.path().join("trust/devices.ndjson")).unwrap();
-    let cut = devices[..devices.len() - 5].to_vec();
-    let garbage = [b"{\"op\":\"x\"}\n", devices.as_slice()].concat();
-    let cases: [(&str, Option<&[u8]>); 7] = [
-        ("trust/devices.ndjson", Some(&cut)),
-        ("trust/devices.ndjson", Some(&garbage)),
-        ("trust/devices.ndjson", None),
-        ("trust/tokens.ndjson", Some(b"{}\n")),
-        ("life/holds.json", Some(b"{")),
-        ("life/erasures.ndjson", None),
-        ("format", Some(b"{")),
-    ];
-    for (name, content) in cases {
-        let path = data.path().join(name);
-        let before = std::fs::read(&path).ok();
+/// A receiver with files of all kinds, and copies of its data directory.
+struct Copies {
+    data: tempfile::TempDir,
+    copies: tempfile::TempDir,
+    number: usize,
+}
+
+impl Copies {
+    async fn new() -> Self {
+        let server = Server::with_devices(TrustLevel::FirstUse, Limits::default()).await;
+        let device = TestDevice::new(1);
+        server.confirm(&device).await;
+        server.take(&batch(1, 4).seal(&device)).await;
+        let data = server.end().await;
+        text(run(data.path(), &["erase", "--session", SESSION, "--reason", "r"]), 0);
+        Self { data, copies: tempfile::tempdir().unwrap(), number: 0 }
+    }
+
+    fn path(&self, name: &str) -> std::path::PathBuf {
+        self.data.path().join(name)
+    }
+
+    /// Backs up and restores, and returns the outputs, or the errors with exit code 1.
+    fn copy(&mut self, codes: [i32; 2]) -> [String; 2] {
+        self.number += 1;
+        let [backup, target] = ["backup", "data"]
+            .map(|name| self.copies.path().join(format!("{name}{}", self.number)));
+        let backup = backup.to_str().unwrap();
+        let backed_up = text(run(self.data.path(), &["backup", backup]), codes[0]);
+        [backed_up, text(run(&target, &["restore", backup]), codes[1])]
+    }
+
+    /// Checks that both commands name a file that has another content, or none.
+    fn check(&mut self, name: &str, content: Option<&[u8]>) {
+        let path = self.path(name);
+        let before = std::fs::read(&path).unwrap();
         match content {
             Some(content) => std::fs::write(&path, content).unwrap(),
             None => std::fs::remove_file(&path).unwrap(),
         }
-        let (backed_up, restored) = copy(1);
-        assert!(backed_up.contains(name), "{name}: {backed_up}");
-        assert!(restored.contains(name), "{name}: {restored}");
-        match before {
-            Some(before) => std::fs::write(&path, before).unwrap(),
-            None => std::fs::remove_file(&path).unwrap(),
+        for output in self.copy([1, 1]) {
+            assert!(output.contains(name), "{name}: {output}");
         }
+        std::fs::write(&path, before).unwrap();
     }
-    copy(0);
+}
+
+/// A damaged file was copied and restored with exit code 0, without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn backup_and_restore_name_damaged_devices() {
+    let mut copies = Copies::new().await;
+    copies.copy([0, 0]);
+    let name = "trust/devices.ndjson";
+    let devices = std::fs::read(copies.path(name)).unwrap();
+    copies.check(name, Some(&devices[..devices.len() - 5]));
+    copies.check(name, Some(&[b"{\"op\":\"x\"}\n", devices.as_slice()].concat()));
+    copies.check(name, None);
     // A receiver without the file would let a revoked device enroll again.
-    let path = data.path().join("trust/devices.ndjson");
+    let path = copies.path(name);
     let start = || {
         let options = RegistryOptions::new(TrustLevel::FirstUse);
-        let registry = Registry::open(&data.path().join("trust"), options).unwrap();
-        FileStore::open_with_registry(data.path(), FileStoreOptions::default(), registry.into())
+        let registry = Registry::open(&copies.path("trust"), options).unwrap();
+        let options = FileStoreOptions::default();
+        FileStore::open_with_registry(copies.data.path(), options, registry.into())
     };
     std::fs::remove_file(&path).unwrap();
     let error = start().unwrap_err();
     let causes = format!("{error}: {}", std::error::Error::source(&error).unwrap());
-    assert!(causes.contains("trust/devices.ndjson"), "{causes}");
+    assert!(causes.contains(name), "{causes}");
     std::fs::write(&path, "").unwrap();
     start().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn backup_and_restore_name_damaged_files() {
+    let mut copies = Copies::new().await;
+    text(run(copies.data.path(), &["hold", "add", "--user", "x", "--reason", "r"]), 0);
+    copies.check("life/holds.json", Some(b"{"));
+    copies.check("life/erasures.ndjson", None);
+    let indexes = files(&copies.path("machines"), "index");
+    let name = indexes[0].strip_prefix(copies.data.path()).unwrap().to_str().unwrap();
+    // In the first of several records, and in the last one, which a copy of a running receiver may lack.
+    let mut damaged = std::fs::read(&indexes[0]).unwrap();
+    damaged[40] ^= 1;
+    copies.check(name, Some(&damaged));
+    std::fs::remove_file(copies.path("life/erasures.ndjson")).unwrap();
+    std::fs::write(&indexes[0], b"").unwrap();
+    let [_, restored] = copies.copy([0, 1]);
+    assert!(restored.contains("lines that its index lacks"), "{restored}");
 }

@@ -64,7 +64,7 @@ impl Backup {
         let done = backup(self.data.directory(), &self.target, options, &SystemClock);
         let done = done.map_err(Failure::failed)?;
         // The copy, which does not change meanwhile.
-        report("backed up", &done, damage(&self.target), self.json)
+        report("backed up", &done, damage(&self.target, false), self.json)
     }
 }
 
@@ -77,7 +77,7 @@ impl Restore {
         if !done.with_keys && !self.json {
             output::line("the private keys of the receiver are not in the backup")?;
         }
-        report("restored", &done, damage(data), self.json)
+        report("restored", &done, damage(data, true), self.json)
     }
 }
 

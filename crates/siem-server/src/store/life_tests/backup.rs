@@ -35,7 +35,7 @@ fn left_after_restore(at: Step, during: impl Fn(&TempDir), is_open: bool) -> Vec
     repeat(&restored, "02");
     drop(store);
     assert!(unlisted_erasures(restored.path()).unwrap().is_empty());
-    assert_eq!(damage(restored.path()), []);
+    assert_eq!(damage(restored.path(), true), []);
     with_text(restored.path(), SECRET)
 }
 
