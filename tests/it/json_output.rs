@@ -127,6 +127,11 @@ fn hooks_status_json_names_the_reason_of_an_inactive_hook() {
     assert_eq!((&hook["code"], &hook["owner"]), (&"program_missing".into(), &"user".into()));
     let file = json!({ "path": path, "owner": "user", "error": null });
     assert!(report["files"].as_array().unwrap().contains(&file), "{report}");
+    fs::write(&path, "[").unwrap();
+    let (report, _) = object(&home, &["hooks", "status", "--json"]);
+    let mut files = report["files"].as_array().unwrap().iter();
+    let file = files.find(|file| file["path"] == json!(path)).unwrap();
+    assert!(file["error"].is_string(), "{report}");
 }
 
 #[cfg(target_os = "linux")]
@@ -140,4 +145,7 @@ fn audit_status_json_has_the_state_of_rules_and_log() {
     assert_eq!(names(&report), ["log", "rules", "rules_file", "source", "version"].into());
     assert_eq!(names(&report["rules"]), ["code", "count", "text"].into());
     assert!(report["log"]["error"].is_string() && report["source"] == false, "{report}");
+    fs::write(&log, "").unwrap();
+    let (report, _) = object(&home, &["audit", "status", "--json", "--log", log.to_str().unwrap()]);
+    assert!(report["log"]["error"].is_null(), "{report}");
 }

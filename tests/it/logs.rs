@@ -62,6 +62,22 @@ fn logs_prints_the_last_lines_of_all_files() {
     assert_eq!(logs(&["--lines=0"]), "");
 }
 
+/// Another program wrote to the log: lines that are left out are not left out in silence.
+#[test]
+fn logs_say_when_they_leave_out_the_start_of_a_file() {
+    let home = Home::new();
+    let folder = home.path().join("state/logs");
+    fs::create_dir_all(&folder).unwrap();
+    let path = folder.join("agent.log");
+    fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    crate::support::home::append_to(&path, "\none\n");
+    let logs = |count: &str| {
+        let agent = home.agent(&["logs", "-n", count]).config(&config(&home, ""));
+        agent.succeed().stderr.contains("only lines at its end")
+    };
+    assert!(logs("1000") && !logs("1"));
+}
+
 /// The agent renames its log when it is large.
 #[cfg(unix)]
 #[test]

@@ -131,6 +131,34 @@ fn support_bundle_works_without_a_valid_config() {
     assert!(error.contains("bundle.tar.gz"), "{error}");
 }
 
+/// Names below a root that only the configuration names are those of sessions, too.
+#[test]
+fn support_bundle_hides_names_below_configured_roots() {
+    let home = Home::new();
+    let (root, link) = (home.path().join("elsewhere"), home.path().join("link"));
+    fs::create_dir_all(&root).unwrap();
+    symlink(&root, &link).unwrap();
+    let logs = home.state_dir().join("logs");
+    fs::create_dir_all(&logs).unwrap();
+    fs::set_permissions(home.state_dir(), fs::Permissions::from_mode(0o700)).unwrap();
+    let named = |root: &Path| format!("{}/planted-project/a.jsonl\n", root.display());
+    fs::write(logs.join("agent.log"), named(&root) + &named(&link) + "kept\n").unwrap();
+    let archive = home.path().join("bundle.tar.gz");
+    let config = format!("[source.claude-sessions]\nroots = ['{}']\n", link.display());
+    let bundle = home.agent(&["support-bundle", "--to", archive.to_str().unwrap()]);
+    bundle.config(&config).ships_to("http://127.0.0.1:9").succeed();
+    let files = extract(&archive, &home.path().join("extracted"));
+    let log = &files["agent.log"];
+    assert!(log.contains("kept") && !log.contains("planted"), "{log}");
+    let contents: Value = serde_json::from_str(&files["contents.json"]).unwrap();
+    let left_out = contents["left_out"].as_array().unwrap();
+    for kind in ["secrets", "content of sessions", "names of sessions", "answers", "e-mail"] {
+        let is_named = |it: &&Value| it.as_str().unwrap().contains(kind);
+        assert_eq!(left_out.iter().filter(is_named).count(), 1, "{kind}: {contents}");
+    }
+    assert!(!left_out.iter().any(|it| it.as_str().unwrap().starts_with("the log")), "{contents}");
+}
+
 #[test]
 fn support_bundle_of_a_broken_config_is_redacted() {
     let home = Home::new();
