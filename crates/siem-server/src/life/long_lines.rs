@@ -1,8 +1,8 @@
 //! Lines of session files that arrived in parts, of which only some name the session.
 //!
 //! A line of more than 8 MiB arrives as several entries. All belong to the session that one of them names, and
-//! have in common the generation of the file and the offset of the line. Of erased lines these two are kept, so
-//! that parts that arrive later are erased too.
+//! have in common machine and user, the generation of the file and the offset of the line. Of erased lines these
+//! are kept, so that parts that arrive later are erased too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,6 +24,10 @@ const MOST: usize = 100_000;
 /// A line that arrived in parts.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(super) struct LongLine {
+    /// Machine and user that sent it: otherwise an erasure of what one sender made up would take parts of
+    /// another's line.
+    machine: String,
+    user: String,
     /// Generation of its file.
     generation: String,
     /// Position in the file.
@@ -31,8 +35,8 @@ pub(super) struct LongLine {
 }
 
 impl LongLine {
-    /// Returns the line of which an entry is a part.
-    pub(super) fn of_part(entry: &[u8]) -> Option<Self> {
+    /// Returns the line of which an entry of a machine and user is a part.
+    pub(super) fn of_part(machine: &str, user: &str, entry: &[u8]) -> Option<Self> {
         memmem::find(entry, b"\"record_part\"")?;
         let (mut is_part, mut generation, mut offset) = (false, None, None);
         json::members(std::str::from_utf8(entry).ok()?.trim_ascii_end(), |member| {
@@ -44,7 +48,8 @@ impl LongLine {
                 offset = member.value.parse().ok();
             }
         })?;
-        Some(Self { generation: generation.filter(|_| is_part)?, offset: offset? })
+        let (generation, offset) = (generation.filter(|_| is_part)?, offset?);
+        Some(Self { machine: machine.to_owned(), user: user.to_owned(), generation, offset })
     }
 }
 
@@ -70,14 +75,15 @@ impl LongLines {
         self.0.is_empty()
     }
 
-    /// Reports whether an entry is a part of one of the lines.
-    pub(super) fn have_part(&self, entry: &[u8]) -> bool {
-        !self.0.is_empty() && LongLine::of_part(entry).is_some_and(|line| self.0.contains(&line))
+    /// Reports whether an entry of a machine and user is a part of one of the lines.
+    pub(super) fn have_part(&self, machine: &str, user: &str, entry: &[u8]) -> bool {
+        let line = || LongLine::of_part(machine, user, entry);
+        !self.0.is_empty() && line().is_some_and(|line| self.0.contains(&line))
     }
 
-    /// Adds the line of which an entry is a part.
-    pub(super) fn add_line_of(&mut self, entry: &[u8]) {
-        let Some(line) = LongLine::of_part(entry) else { return };
+    /// Adds the line of which an entry of a machine and user is a part.
+    pub(super) fn add_line_of(&mut self, machine: &str, user: &str, entry: &[u8]) {
+        let Some(line) = LongLine::of_part(machine, user, entry) else { return };
         if self.0.len() < MOST {
             self.0.insert(line);
         } else if !self.0.contains(&line) {
@@ -116,9 +122,15 @@ mod tests {
 
     #[test]
     fn only_parts_have_a_line() {
-        let line = |text: &str| LongLine::of_part(text.as_bytes());
+        let line = |text: &str| LongLine::of_part("m", "u", text.as_bytes());
         let part = r#"{"seq":1,"kind":"record_part","generation":"g","offset":7,"part":2,"raw_base64":""}"#;
-        assert_eq!(line(part), Some(LongLine { generation: "g".into(), offset: 7 }));
+        let (machine, user, generation) = ("m".into(), "u".into(), "g".into());
+        assert_eq!(line(part), Some(LongLine { machine, user, generation, offset: 7 }));
+        let mut lines = LongLines::default();
+        lines.add_line_of("m", "u", part.as_bytes());
+        assert!(lines.have_part("m", "u", part.as_bytes()));
+        assert!(!lines.have_part("m", "v", part.as_bytes()));
+        assert!(!lines.have_part("n", "u", part.as_bytes()));
         for text in [
             r#"{"seq":1,"kind":"record","generation":"g","offset":7,"record":{"a":"record_part"}}"#,
             r#"{"seq":1,"kind":"record_part","offset":7}"#,

@@ -57,7 +57,7 @@ impl Subject {
                 Selector::User(_) | Selector::Machine(_) => false,
             };
             let held = holds.list().iter().find(is_same)?;
-            self.long_lines.have_part(line).then_some(held)
+            self.long_lines.have_part(machine, user, line).then_some(held)
         })
     }
 
@@ -67,7 +67,9 @@ impl Subject {
             Relation::Part if self.until.is_some_and(|it| time(line).is_none_or(|at| at > it)) => {
                 Relation::None
             }
-            Relation::None | Relation::Mention(_) if self.long_lines.have_part(line) => {
+            Relation::None | Relation::Mention(_)
+                if self.long_lines.have_part(machine, user, line) =>
+            {
                 Relation::Part
             }
             relation => relation,
@@ -82,7 +84,7 @@ impl Subject {
     /// Reports whether a line that a recovery left may be one of the entries.
     pub(super) fn may_select(&self, machine: &str, user: &str, line: &[u8]) -> bool {
         let is_part = self.selector.relation(machine, user, line) == Relation::Part;
-        (is_part || self.long_lines.have_part(line)) && self.may_be_in_time(line)
+        (is_part || self.long_lines.have_part(machine, user, line)) && self.may_be_in_time(line)
     }
 
     /// Reports whether a line may be of a time at which it is one of the entries.

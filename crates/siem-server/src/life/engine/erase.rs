@@ -126,7 +126,7 @@ impl Engine {
                     Relation::Part => {
                         survey.entries += 1;
                         if subject.has_long_lines() {
-                            survey.long_lines.add_line_of(line.text);
+                            survey.long_lines.add_line_of(&key.machine, line.user, line.text);
                         }
                         let place = || format!("entry {} of epoch `{}`", line.seq, key.epoch);
                         survey.hold(subject.hold(holds, &key.machine, line.user, line.text), place);

@@ -182,7 +182,7 @@ fn find(epoch: &EpochLines, standing: &[Standing], holds: &Holds) -> io::Result<
                 finding.selected = true;
                 finding.held |= subject.hold(holds, &key.machine, line.user, line.text).is_some();
                 if subject.has_long_lines() {
-                    finding.long_lines.add_line_of(line.text);
+                    finding.long_lines.add_line_of(&key.machine, line.user, line.text);
                 }
             }
         }
