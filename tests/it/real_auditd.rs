@@ -76,6 +76,8 @@ impl Drop for World {
 
 impl World {
     fn new() -> Self {
+        // A run that was killed leaves them.
+        drop(fs::remove_file(RULES));
         // Other users may write to the usual directory for temporary files, so docker is refused there.
         let programs = tempfile::tempdir_in("/usr/local").unwrap();
         let open =
