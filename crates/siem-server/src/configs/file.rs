@@ -1,7 +1,6 @@
 //! One managed configuration, with its signature and its roll-out.
 
 use std::{
-    error::Error,
     ffi::OsString,
     io,
     path::{Path, PathBuf},
@@ -17,7 +16,7 @@ use super::{
     precedence::Specificity,
     rollout::{Rollout, RolloutError},
 };
-use crate::regular_file::read_regular_file;
+use crate::{error_text::causes, regular_file::read_regular_file};
 
 /// Maximum length of a file's name, in bytes.
 const MAX_NAME: usize = 100;
@@ -159,13 +158,7 @@ impl FileProblem {
     /// Returns the message with its causes.
     #[must_use]
     pub fn text(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text.push_str(&format!(": {error}"));
-            cause = error.source();
-        }
-        text
+        causes(self)
     }
 }
 

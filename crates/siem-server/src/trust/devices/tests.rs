@@ -67,6 +67,18 @@ fn same_key_again_changes_nothing() {
 }
 
 #[test]
+fn devices_are_listed_in_the_order_of_their_keys() {
+    let mut devices = Devices::default();
+    for seed in 1..=9 {
+        devices.present(&enrollment(seed, None), false).unwrap();
+    }
+    let listed: Vec<_> = devices.views(TrustLevel::Shared).iter().map(|it| it.key).collect();
+    let mut expected: Vec<_> = (1..=9).map(key).collect();
+    expected.sort_unstable();
+    assert_eq!(listed, expected);
+}
+
+#[test]
 fn confirming_token_confirms_new_and_known_keys() {
     let mut devices = Devices::default();
     devices.present(&enrollment(1, None), true).unwrap();
