@@ -1,17 +1,16 @@
-//! The outbox: appending, acknowledging, migrating, renumbering and compacting.
+//! The outbox: appending, acknowledging and migrating.
 
+mod compaction;
 mod epoch_device;
 mod format_document;
 mod next_release;
+mod renumber;
 mod sinks;
 
 use std::{ops::ControlFlow, path::Path, time::Duration};
 
 use redb::{Database, ReadableDatabase as _};
-use siem_protocol::{
-    AgentEvent, ChainPoint, Digest,
-    agent_event::{EpochReason, EpochStarted},
-};
+use siem_protocol::{AgentEvent, ChainPoint, Digest};
 
 use super::{
     block, checksum,
@@ -370,43 +369,6 @@ fn consecutive_refusals_are_counted_across_restarts() {
     assert_eq!(refusals(), 0);
 }
 
-/// Regression: under a steady load the file kept its largest size.
-#[test]
-fn file_is_compacted_under_a_steady_load() {
-    let store = store();
-    let path = store.folder.path().join("outbox.redb");
-    let size = || std::fs::metadata(&path).unwrap().len();
-    let mut points = Vec::new();
-    let mut fill = || {
-        for _ in 0..50 {
-            let mut builder =
-                GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
-            let large = "x".repeat(1 << 20);
-            builder.add_event(
-                &Event::info("test", serde_json::json!({ "x": large })),
-                &mut [],
-                Timestamp(1),
-            );
-            let one = builder.finish(Timestamp(1));
-            store.outbox.commit(&one).unwrap();
-            points.push(point(&one));
-        }
-        store.outbox.acknowledge("siem", "epoch-1", points[points.len() - 4]).unwrap();
-    };
-    fill();
-    let full = size();
-    assert!(full > 64 << 20, "{full}");
-    store.outbox.shrink(Duration::ZERO).unwrap();
-    assert!(size() < 16 << 20, "{}", size());
-    assert_eq!(all(&store.outbox, 48).len(), 3);
-    fill();
-    let again = size();
-    store.outbox.shrink(Duration::from_secs(3599)).unwrap();
-    assert_eq!(size(), again, "the interval has not passed");
-    store.outbox.shrink(Duration::from_secs(3600)).unwrap();
-    assert!(size() < again / 2, "{}", size());
-}
-
 #[test]
 fn byte_accounts_add_up_to_the_totals() {
     let store = store();
@@ -433,58 +395,6 @@ fn byte_accounts_add_up_to_the_totals() {
     let mut sum = Share::default();
     accounts.iter().for_each(|(_, share)| sum += *share);
     assert_eq!(sum, Share::from(&store.outbox.end().totals));
-}
-
-/// Regression: after an outage of the receiver the disk stayed full, although everything was
-/// delivered.
-#[test]
-fn file_is_compacted_after_a_backlog_has_drained() {
-    let store = store();
-    let path = store.folder.path().join("outbox.redb");
-    let size = || std::fs::metadata(&path).unwrap().len();
-    let mut last = group(&store.outbox, 1);
-    for _ in 0..40 {
-        let mut builder =
-            GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
-        let large = "x".repeat(1 << 20);
-        builder.add_event(
-            &Event::info("test", serde_json::json!({ "x": large })),
-            &mut [],
-            Timestamp(1),
-        );
-        last = builder.finish(Timestamp(1));
-        store.outbox.commit(&last).unwrap();
-    }
-    let full = size();
-    assert!(full > 40 << 20, "{full}");
-    store.outbox.acknowledge("siem", "epoch-1", point(&last)).unwrap();
-    store.outbox.shrink(Duration::ZERO).unwrap();
-    assert!(size() < 4 << 20, "{}", size());
-    commit(&store.outbox, 3);
-    let store = store.reopen(&SINKS);
-    assert_eq!(all(&store.outbox, 41).iter().map(|frame| frame.head.count).sum::<u64>(), 3);
-}
-
-/// Regression: compaction failed while a batch was read, the read too, and the file kept its size.
-#[test]
-fn compaction_waits_for_a_snapshot_that_is_read() {
-    let store = store();
-    let outbox = &store.outbox;
-    commit(outbox, 3);
-    let snapshot = outbox.snapshot().unwrap();
-    std::thread::scope(|threads| {
-        let compaction = threads.spawn(|| outbox.compact());
-        let deadline = std::time::Instant::now() + Duration::from_secs(60);
-        while outbox.database.try_read().is_ok() && !compaction.is_finished() {
-            assert!(std::time::Instant::now() < deadline, "the compaction has not begun");
-            std::thread::yield_now();
-        }
-        let read = snapshot.frames(1, |_| ControlFlow::Continue(()));
-        assert_eq!(read.unwrap().iter().map(|frame| frame.head.count).sum::<u64>(), 3);
-        drop(snapshot);
-        compaction.join().unwrap().unwrap();
-    });
-    assert!(outbox.snapshot_now().is_some());
 }
 
 /// Opening a store verifies every page. `AI_AGENT_STORE_MIB` sets the size; the duration is printed.
@@ -547,83 +457,6 @@ fn entries(frames: &[Frame], before: Digest) -> (Vec<String>, Digest) {
         assert_eq!(frame.head.after, chain);
     }
     (lines, chain)
-}
-
-#[test]
-fn new_epoch_renumbers_remaining_entries_from_one() {
-    let store = store().reopen(&["siem", "archive"]);
-    let first = commit(&store.outbox, 3);
-    let second = commit(&store.outbox, 4);
-    store.outbox.acknowledge("archive", "epoch-1", point(&second)).unwrap();
-    let two = ChainPoint { seq: 2, hash: Digest::of(b"anything") };
-    store.outbox.acknowledge("siem", "epoch-1", two).unwrap();
-    // The first is reported, the second is not.
-    store_letter(&store.outbox, "epoch-1", 1);
-    store_letter(&store.outbox, "epoch-1", 5);
-    let (before, _) = entries(&all(&store.outbox, 1), Digest::ZERO);
-
-    let now = Timestamp(10_000_000);
-    let counted = store.outbox.state().totals.clone();
-    let outcome = store.outbox.renumber("epoch-1", "epoch-2".into(), now).unwrap();
-    let (previous, epoch) = ("epoch-1".to_owned(), "epoch-2".to_owned());
-    // Totals that no heartbeat of the old epoch has reported yet.
-    let started = EpochStarted {
-        epoch,
-        previous_epoch: Some(previous),
-        reason: EpochReason::Conflict,
-        entries: Some(5),
-        previous_last_seq: Some(7),
-        previous_totals: Some(counted),
-    };
-    assert_eq!(outcome, RenumberOutcome::Started(Box::new(started.clone())));
-    let store = store.reopen(&["siem", "archive"]);
-    let event = AgentEvent::EpochStarted(Box::new(started)).into();
-    assert_eq!(store.outbox.unreported_events(), [event], "a crash would lose the totals");
-    let frames = all(&store.outbox, 1);
-    let (after, chain) = entries(&frames, Digest::ZERO);
-    assert_eq!(after, before[2..]);
-    assert_eq!(frames[0].head.first_seq, 1);
-    let line = String::from_utf8(frames[0].decode().unwrap()).unwrap();
-    assert!(line.starts_with(r#"{"seq":1,"kind":"event""#), "{line}");
-    let end = store.outbox.end();
-    assert_eq!((end.seq, end.chain, store.outbox.epoch()), (6, chain, "epoch-2".into()));
-
-    let siem = store.outbox.cursor("siem").unwrap();
-    assert_eq!((siem.acknowledged.seq, siem.base), (0, None));
-    assert_eq!(siem.previous_epoch.as_deref(), Some("epoch-1"));
-    // The other sink has acknowledged all entries: it continues behind them, with a base.
-    let archive = store.outbox.cursor("archive").unwrap();
-    assert_eq!(archive.acknowledged, ChainPoint { seq: 5, hash: chain });
-    assert_eq!(archive.base, Some(archive.acknowledged));
-    assert_eq!(store.outbox.dead_letters_after("siem", "epoch-2", 0).unwrap(), []);
-    let left = store.outbox.dead_letters().unwrap();
-    assert_eq!(left.iter().map(|(id, _)| id.seq).collect::<Vec<_>>(), [1]);
-
-    // A late acknowledgement from the old epoch changes nothing.
-    store.outbox.acknowledge("siem", "epoch-1", point(&first)).unwrap();
-    assert_eq!(store.outbox.cursor("siem").unwrap(), siem);
-    let again = store.outbox.renumber("epoch-1", "epoch-3".into(), now).unwrap();
-    assert_eq!(again, RenumberOutcome::AlreadyDone);
-    let soon = Timestamp(now.0 + 3_599_999);
-    let again = store.outbox.renumber("epoch-2", "epoch-3".into(), soon).unwrap();
-    assert_eq!(again, RenumberOutcome::TooSoon);
-    let later = Timestamp(now.0 + 3_600_000);
-    let again = store.outbox.renumber("epoch-2", "epoch-3".into(), later).unwrap();
-    assert!(matches!(again, RenumberOutcome::Started(started) if started.entries == Some(5)));
-}
-
-/// Regression: a new epoch in which no entry is acknowledged continues at the same number. A group from
-/// before was stored in it, with the totals of the epoch that had ended.
-#[test]
-fn group_of_the_epoch_before_is_stale() {
-    let store = store();
-    commit(&store.outbox, 3);
-    let before = group(&store.outbox, 2);
-    store.outbox.renumber("epoch-1", "epoch-2".into(), Timestamp(10_000_000)).unwrap();
-    assert_eq!(store.outbox.end().seq, before.start.seq);
-    let stale = store.outbox.commit(&before);
-    assert!(matches!(stale, Err(OutboxError::Stale { .. })), "{stale:?}");
-    assert_eq!(store.outbox.end().totals.uncounted, 3);
 }
 
 /// Regression: redb refuses every write on a handle that has failed once, so a disk that was full

@@ -47,9 +47,9 @@ const FULL: [(&str, &str); 7] = [
 ];
 
 /// Time that each step takes at most from a cold clone on two cores that compute well, in seconds: about
-/// 1.5 times what was measured. A step that takes longer is marked, but does not fail: machines differ by
-/// more than a factor of two. Lower a figure when CI shows that a step takes less. A step without a figure
-/// runs only with `--full`.
+/// 1.5 times what was measured. A step that takes longer is marked, and fails at [`LIMIT`] times that:
+/// machines differ by a factor of two. Lower a figure when CI shows that a step takes less. A step without a
+/// figure runs only with `--full`.
 const EXPECTED: [(&str, u64); 14] = [
     ("format", 30),
     ("language", 30),
@@ -69,6 +69,12 @@ const EXPECTED: [(&str, u64); 14] = [
 
 /// Time that all steps together take at most on such a machine, in seconds.
 const EXPECTED_TOTAL: u64 = 30 * 60;
+
+/// A step fails that takes so many times what is expected.
+const LIMIT: u64 = 3;
+
+/// Seconds that all steps together may take in CI, which ends the run after 90 minutes.
+const TOTAL_LIMIT: u64 = 80 * 60;
 
 /// A check and its result.
 struct Step {
@@ -133,10 +139,14 @@ impl Arguments {
             steps.push(run_step(name, check, is_compared));
         }
         println!("\n{}", table(&steps));
-        let failed = steps.iter().any(|step| matches!(step.outcome, Outcome::Failed(_)));
+        let mut failed = steps.iter().any(|step| matches!(step.outcome, Outcome::Failed(_)));
         let took = started.elapsed();
         if is_compared && took > Duration::from_secs(EXPECTED_TOTAL) {
             println!("slow: all steps together are expected to take at most {EXPECTED_TOTAL} s");
+        }
+        if is_compared && took > Duration::from_secs(TOTAL_LIMIT) {
+            println!("FAILED: all steps together may take {TOTAL_LIMIT} s");
+            failed = true;
         }
         let result = if failed { "failed" } else { "passed" };
         println!("{result}, {:.1} s in total", took.as_secs_f64());
@@ -155,10 +165,18 @@ fn run_step(name: &'static str, check: Check, is_compared: bool) -> Step {
     step
 }
 
-/// Adds a remark to a success that took longer than expected.
+/// Adds a remark to a success that took longer than expected, or turns it into a failure if it took far
+/// longer.
 fn compared(name: &str, outcome: Outcome, took: Duration) -> Outcome {
     let expected = EXPECTED.iter().find(|(step, _)| *step == name).map(|(_, seconds)| *seconds);
     match (outcome, expected) {
+        (Outcome::Ok(_), Some(seconds)) if took > Duration::from_secs(LIMIT * seconds) => {
+            Outcome::Failed(format!(
+                "took {:.0} s, at most {seconds} s are expected, and {LIMIT} times that is the limit (make \
+                 it faster, or move a part to `--full`; limits: crates/xtask/src/test/mod.rs)",
+                took.as_secs_f64()
+            ))
+        }
         (Outcome::Ok(remark), Some(seconds)) if took > Duration::from_secs(seconds) => {
             let slow = format!("slow: at most {seconds} s are expected");
             Outcome::Ok(Some(remark.map_or(slow.clone(), |remark| format!("{remark}; {slow}"))))
@@ -396,6 +414,13 @@ docs                   1.2 s  not run: an earlier step failed
         assert!(
             matches!(after(Some("ran"), 31), Outcome::Ok(Some(remark)) if remark.starts_with("ran; slow"))
         );
+    }
+
+    #[test]
+    fn step_over_its_limit_fails() {
+        let after = |seconds| compared("format", Outcome::Ok(None), Duration::from_secs(seconds));
+        assert!(matches!(after(90), Outcome::Ok(Some(_))));
+        assert!(matches!(after(91), Outcome::Failed(reason) if reason.contains("30 s")));
     }
 
     #[test]
