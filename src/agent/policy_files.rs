@@ -179,7 +179,12 @@ impl PolicyFiles {
     fn remember(&self, next: Option<(PolicyFile, Digest)>, events: &[AgentEvent]) {
         let Some(outbox) = &self.outbox else { return };
         let memo: Memo = self.files.iter().map(|watched| watched.memo(next)).collect();
-        if events.is_empty() && outbox.memo::<Memo>(MEMO).ok().flatten().as_ref() == Some(&memo) {
+        let is_known = |stored: Option<Memo>| match stored {
+            Some(stored) => stored == memo,
+            // Nothing to remember yet: a first start does not wait for another sync.
+            None => memo.values().all(Vec::is_empty),
+        };
+        if events.is_empty() && outbox.memo(MEMO).is_ok_and(is_known) {
             return;
         }
         if let Err(error) = outbox.set_memo_with_events(MEMO, &memo, events) {
@@ -389,6 +394,16 @@ mod tests {
             self.files = PolicyFiles::new(&self.state(), &self.paths, &Sandbox::default());
             self.attach()
         }
+    }
+
+    #[test]
+    fn first_start_remembers_files_that_are_there_and_else_nothing() {
+        let mut world = World::new();
+        assert_eq!(world.outbox.memo::<Memo>(MEMO).unwrap(), None);
+        fs::write(world.path(PolicyFile::Managed), "of another program").unwrap();
+        assert_eq!(world.restart(), []);
+        let memo: Memo = world.outbox.memo(MEMO).unwrap().unwrap();
+        assert_eq!(memo["managed"], [Digest::of(b"of another program")]);
     }
 
     const ALL: [PolicyFile; 3] = [PolicyFile::Policy, PolicyFile::Managed, PolicyFile::Pointer];
