@@ -12,7 +12,11 @@
 mod made;
 mod measured;
 
-use std::{error::Error, fs, path::PathBuf};
+use std::{
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use clap::Parser;
 
@@ -33,6 +37,9 @@ struct Args {
     /// Number of requests of each kind
     #[arg(long, default_value_t = 21)]
     requests: usize,
+    /// Number of times that the server is started and asked; times are medians, memory is the maximum
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..))]
+    starts: u8,
     /// Program to start [default: the one built beside this one]
     #[arg(long, value_name = "FILE")]
     server: Option<PathBuf>,
@@ -61,25 +68,46 @@ fn measure(args: &Args) -> Outcome<serde_json::Value> {
         Some(program) => program.clone(),
         None => std::env::current_exe()?.with_file_name("../demo-server"),
     };
-    let mut server = measured::Server::start(&program, args.core, &args.data)?;
-    let first_page = server.pages("/stats?limit=100", args.requests)?;
-    let default_page = server.pages("/stats", args.requests)?;
-    let last_page = server.pages("/stats?limit=100&problem=gap", args.requests)?;
-    let rows = server.rows()?;
-    if rows != args.machines as u64 {
-        return Err(format!("the server shows {rows} rows").into());
-    }
+    let runs = (0..args.starts).map(|_| run(args, &program)).collect::<Outcome<Vec<_>>>()?;
+    let median = |time: fn(&Run) -> f64| measured::median(runs.iter().map(time).collect());
     let (files, bytes) = measured::size(&args.data)?;
     Ok(serde_json::json!({
         "machines": args.machines,
         "epochs": args.machines as u64 * args.epochs,
         "gaps": args.machines as u64 * args.epochs * args.gaps,
-        "start_ms": server.start_ms,
-        "rss_mb": server.peak_rss()?,
-        "first_page_ms": first_page,
-        "default_page_ms": default_page,
-        "filtered_page_ms": last_page,
+        "start_ms": median(|run| run.start_ms),
+        "rss_mb": runs.iter().map(|run| run.rss_mb).fold(0.0, f64::max),
+        "first_page_ms": median(|run| run.first_page_ms),
+        "default_page_ms": median(|run| run.default_page_ms),
+        "filtered_page_ms": median(|run| run.filtered_page_ms),
         "files": files,
         "data_mb": bytes / 1_000_000,
     }))
+}
+
+/// Figures of one start of the server.
+struct Run {
+    start_ms: f64,
+    rss_mb: f64,
+    first_page_ms: f64,
+    default_page_ms: f64,
+    filtered_page_ms: f64,
+}
+
+fn run(args: &Args, program: &Path) -> Outcome<Run> {
+    let mut server = measured::Server::start(program, args.core, &args.data)?;
+    let mut page = |target| server.pages(target, args.requests);
+    let (first, default) = (page("/stats?limit=100")?, page("/stats")?);
+    let filtered = page("/stats?limit=100&problem=gap")?;
+    let rows = server.rows()?;
+    if rows != args.machines as u64 {
+        return Err(format!("the server shows {rows} rows").into());
+    }
+    Ok(Run {
+        start_ms: server.start_ms,
+        rss_mb: server.peak_rss()?,
+        first_page_ms: first,
+        default_page_ms: default,
+        filtered_page_ms: filtered,
+    })
 }

@@ -60,8 +60,7 @@ impl Server {
             self.get(target)?;
             times.push(milliseconds(begin));
         }
-        times.sort_by(f64::total_cmp);
-        times.get(requests / 2).copied().ok_or_else(|| "there is no request".into())
+        Ok(median(times))
     }
 
     /// Number of rows that the server shows in all.
@@ -99,6 +98,12 @@ impl Drop for Server {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// Returns the median of times; 0 if there are none.
+pub(crate) fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
 fn milliseconds(since: Instant) -> f64 {

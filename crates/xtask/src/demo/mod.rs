@@ -85,7 +85,8 @@ impl Arguments {
         }
         let secrets = [secret(), secret()];
         let (mut receiver, address) = stage.start_receiver(&receiver, &secrets)?;
-        println!("receiver at http://{address}");
+        let hint = if self.once { "" } else { ", until Ctrl-C" };
+        println!("receiver at http://{address}{hint}");
         let sections = update.as_ref().map_or("", |update| &update.configuration);
         let config = stage.configure(&sessions, sections)?;
         let agent = stage.start_agent(&agent, &address, &secrets, &config, self.once)?;
