@@ -57,6 +57,12 @@ pub fn enter_update_guard(version: &'static str) -> Option<std::process::ExitCod
     crate::update::entry::enter(std::env::args_os())
 }
 
+/// Returns whether the guard has counted a start of this program, which is not confirmed yet.
+#[must_use]
+pub fn is_unconfirmed_program() -> bool {
+    crate::update::guard::is_unconfirmed()
+}
+
 /// Asks the previous program why this one has failed to start, as an agent does that is not confirmed.
 pub fn ask_previous_program() {
     crate::update::guard::ask_previous(None);

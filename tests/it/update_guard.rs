@@ -131,7 +131,9 @@ impl World {
     }
 
     fn record(&self) -> Value {
-        serde_json::from_slice(&fs::read(self.record_file()).unwrap()).unwrap()
+        // Windows may refuse to open a file that is being replaced.
+        let record = eventually("the record can be read", || fs::read(self.record_file()).ok());
+        serde_json::from_slice(&record).unwrap()
     }
 
     /// Starts the supervisor, a process of the previous program.

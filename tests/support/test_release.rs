@@ -24,8 +24,12 @@ fn main() -> ExitCode {
     let is_in_place = program.file_stem().is_some_and(|name| name == "ai-agent");
     match words.next().unwrap_or("none") {
         "abort" if is("run") => std::process::abort(),
+        // Before it is confirmed, which takes three seconds. A process whose guard has put the previous
+        // program back does not abort: on Windows it waits for that one.
         "abort-later" if is("run") => drop(thread::spawn(|| {
-            // Its start is counted by then, also on a busy machine.
+            while !ai_agent::internals::is_unconfirmed_program() {
+                thread::sleep(Duration::from_millis(10));
+            }
             thread::sleep(Duration::from_secs(1));
             std::process::abort();
         })),
