@@ -388,9 +388,6 @@ fn file_rewritten_with_the_same_bytes_continues() {
 }
 
 /// The size of the file and its first and last bytes stay, so that nothing else shows the change.
-///
-/// On Windows the pauses follow the time that passes, which under wine takes too long here.
-#[test_requires::requires(not_wine)]
 #[test]
 fn altered_bytes_are_reported_and_their_lines_sent_again() {
     const AT: u64 = 170_000;
