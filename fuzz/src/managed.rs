@@ -9,7 +9,8 @@ use ai_agent::internals::{
 };
 use serde_json::Value;
 
-/// Fails if an invalid configuration is accepted, an error names no key, or a valid one is refused.
+/// Fails if an invalid configuration is accepted, an error names no key, or a valid one is refused, by agent or
+/// receiver.
 pub fn run(body: &[u8]) {
     let value = serde_json::from_slice::<Value>(body).ok();
     match ManagedConfig::parse(body) {
@@ -49,6 +50,8 @@ fn accepted(parsed: &ManagedConfig, value: Option<&Value>) {
         // Stages, tests and the policy are validated only when a configuration is loaded.
         Err(error) => return check_load_error(&error, parsed),
     };
+    // A receiver that checks the values serves everything that an agent accepts.
+    assert_eq!(parsed.wrong_values(), []);
     super::config::build(&loaded, &paths).unwrap();
     let shipping = parsed.shipping.clone().unwrap_or_default();
     let in_force = &loaded.settings.shipping;

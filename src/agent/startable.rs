@@ -187,9 +187,7 @@ pub(crate) fn check_files(sources: &ConfigSources, files: &[PathBuf]) -> Checked
     }
     checked.errors.extend(managed_errors.into_iter().map(StartError::Managed));
     checked.warnings.extend(managed.into_iter().flat_map(|managed| managed.warnings));
-    if !toml.is_empty() {
-        checked.tolerate_other_machine(sources);
-    }
+    checked.tolerate_other_machine(sources);
     checked
 }
 

@@ -153,14 +153,6 @@ fn comparable(domain: &str) -> String {
     idna::domain_to_ascii(domain).unwrap_or_else(|_| domain.to_lowercase())
 }
 
-/// Returns whether an entry of `permitted_email_domains` can match any domain.
-#[must_use]
-pub fn is_domain(permitted: &str) -> bool {
-    let name = permitted.trim();
-    let name = name.strip_prefix("*.").unwrap_or(name).trim_end_matches('.');
-    !name.is_empty() && !name.contains('*') && idna::domain_to_ascii_strict(name).is_ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -284,24 +276,5 @@ mod tests {
         let evaluation =
             evaluate(&key, &Compliance { require_account: Some(true), ..Compliance::default() });
         assert_eq!(evaluation.violations[0].found, "ANTHROPIC_API_KEY");
-    }
-
-    #[test]
-    fn is_domain_refuses_entries_that_match_nothing() {
-        for right in ["company.com", "*.company.com", "bücher.example", "localhost"] {
-            assert!(is_domain(right), "{right}");
-        }
-        for wrong in [
-            "",
-            "*",
-            "*.",
-            "*.*.com",
-            "a b",
-            "@company.com",
-            "me@company.com",
-            "https://company.com",
-        ] {
-            assert!(!is_domain(wrong), "{wrong}");
-        }
     }
 }

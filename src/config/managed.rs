@@ -2,7 +2,7 @@
 //! what the machine's layers allow.
 
 use figment::value::{Dict, Value};
-use siem_protocol::{ManagedConfig, ManagedError};
+use siem_protocol::{ManagedConfig, ManagedError, managed::STAGE_KINDS};
 
 use super::{
     error::{ConfigError, did_you_mean},
@@ -12,9 +12,6 @@ use super::{
     origin::{LayerOrigin, Location},
     warning::ConfigWarning,
 };
-
-/// Kinds of stages whose tables a server may set if the machine allows it.
-pub(super) const MANAGED_KINDS: [&str; 2] = ["filter", "enricher"];
 
 /// Managed configuration that was parsed.
 #[derive(Clone, Debug, PartialEq)]
@@ -101,7 +98,7 @@ impl ManagedSettings {
         let Some(kinds) = on_error.handle(self.object(stages, "stages"))? else { return Ok(()) };
         for (kind, named) in kinds {
             let key = key_text(&["stages", kind]);
-            if !MANAGED_KINDS.contains(&&**kind) {
+            if !STAGE_KINDS.contains(&&**kind) {
                 let problem =
                     "cannot be set by the server: only tables of `filter` and `enricher` can";
                 on_error.handle::<()>(Err(self.value_error(&key, problem)))?;
@@ -248,7 +245,7 @@ impl ManagedAllowlist {
     /// Returns whether an item of `managed.allow` can match any table.
     pub(super) fn is_pattern(text: &str) -> bool {
         let named = |(kind, name): (&str, &str)| {
-            MANAGED_KINDS.contains(&kind) && !name.is_empty() && !name.contains('.')
+            STAGE_KINDS.contains(&kind) && !name.is_empty() && !name.contains('.')
         };
         text.split_once('.').is_some_and(named)
     }

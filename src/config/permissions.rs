@@ -1,9 +1,11 @@
 //! Who may change a key: the user, and the server.
 
+use siem_protocol::managed::STAGE_KINDS;
+
 use super::{
     key::key_path,
     loaded::LoadedConfig,
-    managed::{MANAGED_KINDS, ManagedAllowlist},
+    managed::ManagedAllowlist,
     origin::LayerOrigin,
     pipeline::{ALWAYS_ON, BUILT_IN_FILTERS},
 };
@@ -79,10 +81,10 @@ impl LoadedConfig {
         }
         let adds_to = |kind: &&str| allowed.of_kind(kind).next().is_some();
         match path {
-            [table] if table == "pipeline" && MANAGED_KINDS.iter().any(adds_to) => adds_stages(),
+            [table] if table == "pipeline" && STAGE_KINDS.iter().any(adds_to) => adds_stages(),
             [table, list] if table == "pipeline" => {
                 let kind = list.strip_suffix('s').unwrap_or(list);
-                match MANAGED_KINDS.contains(&kind) && adds_to(&kind) {
+                match STAGE_KINDS.contains(&kind) && adds_to(&kind) {
                     true => adds_stages(),
                     false => out_of_reach(path),
                 }
@@ -129,10 +131,10 @@ fn adds_stages() -> Permission {
 /// Returns the reason why the server may not set a key that no rule mentions.
 fn out_of_reach(path: &[String]) -> Permission {
     Permission::none(match path {
-        [kind, name, ..] if MANAGED_KINDS.contains(&&**kind) => {
+        [kind, name, ..] if STAGE_KINDS.contains(&&**kind) => {
             format!("`managed.allow` contains neither `{kind}.{name}` nor `{kind}.*`")
         }
-        [kind] if MANAGED_KINDS.contains(&&**kind) => {
+        [kind] if STAGE_KINDS.contains(&&**kind) => {
             format!("`managed.allow` contains no table of `{kind}`")
         }
         _ => {

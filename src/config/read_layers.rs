@@ -8,7 +8,7 @@ use std::{
 };
 
 use figment::value::{Dict, Value};
-use siem_protocol::{Digest, agent_event::LayerHash};
+use siem_protocol::{Digest, agent_event::LayerHash, managed::STAGE_KINDS};
 
 use super::{
     credentials,
@@ -18,7 +18,7 @@ use super::{
     inputs::ConfigInputs,
     layer::{Layer, insert, tables},
     locks::{LockedOverride, Locks},
-    managed::{MANAGED_KINDS, ManagedAllowlist, ManagedSettings},
+    managed::{ManagedAllowlist, ManagedSettings},
     on_error::OnError,
     origin::{LayerOrigin, Location},
     pipeline::{BUILT_IN_FILTERS, KINDS},
@@ -162,7 +162,7 @@ fn merge_layers(
 
 /// Appends stages that only the server defines to the lists of this machine, sorted by name.
 fn append_new_stages(managed: &mut Layer, below: &[Layer], locks: &Locks) {
-    for kind in MANAGED_KINDS {
+    for kind in STAGE_KINDS {
         let list = format!("{kind}s");
         if locks.refusal(&managed.origin, &["pipeline".to_owned(), list.clone()]).is_some() {
             continue;

@@ -2,7 +2,6 @@
 
 use std::{
     collections::BTreeMap,
-    ops::RangeInclusive,
     path::{Component, Path, PathBuf},
     time::Duration,
 };
@@ -26,7 +25,7 @@ use super::{
     sink::SinkSettings,
     update::{UpdateSettings, UpdateTable},
 };
-use crate::{compliance::policy, platform::Paths};
+use crate::platform::Paths;
 use config_text::{Size, Time};
 
 /// All settings, with defaults filled in and ranges checked.
@@ -257,7 +256,7 @@ struct ManagedTable {
 }
 
 /// Accounts that may be used, and the action on a violation.
-#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ComplianceTable {
     /// Permitted domains of e-mail addresses; `*.company.com` matches subdomains.
@@ -337,39 +336,21 @@ impl ManagedTable {
 
 impl ComplianceTable {
     fn settings(&self, merged: &Merged) -> Result<Compliance, ConfigError> {
-        let table = self.clone();
-        for (index, domain) in table.permitted_email_domains.iter().flatten().enumerate() {
-            if !policy::is_domain(domain) {
-                let key = format!("compliance.permitted_email_domains.{index}");
-                let problem = format!(
-                    "is {domain:?}, must be the part of an address after the `@`, such as \
-                     `company.com`, or `*.company.com` for its subdomains"
-                );
-                return Err(merged.value_error(&key, problem));
-            }
+        let compliance = Compliance {
+            permitted_email_domains: self.permitted_email_domains.clone(),
+            permitted_org_ids: self.permitted_org_ids.clone(),
+            banner: self.banner.clone(),
+            action: self.action,
+            violation_message: self.violation_message.clone(),
+            require_account: self.require_account,
+            on_error: self.on_error,
+            on_unknown: self.on_unknown,
+            transcript_within_seconds: self.transcript_within_seconds,
+        };
+        match compliance.wrong_values().into_iter().next() {
+            Some(wrong) => Err(merged.value_error(&wrong.key, wrong.problem)),
+            None => Ok(compliance),
         }
-        for (index, id) in table.permitted_org_ids.iter().flatten().enumerate() {
-            if id.trim().is_empty() {
-                let key = format!("compliance.permitted_org_ids.{index}");
-                return Err(merged.value_error(&key, "is empty, must be an organisation id"));
-            }
-        }
-        const WITHIN: RangeInclusive<u64> = 1..=7 * 86_400;
-        if let Some(within) = table.transcript_within_seconds.filter(|it| !WITHIN.contains(it)) {
-            let problem = format!("is {within}, must be from 1 to {}", WITHIN.end());
-            return Err(merged.value_error("compliance.transcript_within_seconds", problem));
-        }
-        Ok(Compliance {
-            permitted_email_domains: table.permitted_email_domains,
-            permitted_org_ids: table.permitted_org_ids,
-            banner: table.banner,
-            action: table.action,
-            violation_message: table.violation_message,
-            require_account: table.require_account,
-            on_error: table.on_error,
-            on_unknown: table.on_unknown,
-            transcript_within_seconds: table.transcript_within_seconds,
-        })
     }
 }
 

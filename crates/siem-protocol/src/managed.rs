@@ -1,11 +1,14 @@
 //! Managed configuration, the response to `GET /config`.
 
 mod audience;
+mod wrong_values;
 
 use std::time::SystemTime;
 
 pub use audience::Audience;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+pub use wrong_values::{STAGE_KINDS, TRANSCRIPT_WITHIN_SECONDS, WrongValue};
 
 use crate::json;
 
@@ -123,7 +126,7 @@ pub struct Compliance {
     /// Reaction to an account that cannot be determined, if a rule depends on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_unknown: Option<OnUnknown>,
-    /// Seconds within which the transcript of a session must appear.
+    /// Seconds within which the transcript of a session must appear, 1 to 604,800.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transcript_within_seconds: Option<u64>,
 }
@@ -206,7 +209,8 @@ pub enum ManagedError {
 }
 
 impl ManagedConfig {
-    /// Parses a configuration and checks its ranges.
+    /// Parses a configuration and checks its numbers and times; [`wrong_values`](Self::wrong_values)
+    /// checks the other values.
     ///
     /// # Errors
     /// [`ManagedError`]: the caller refuses the whole configuration and keeps the one in force.

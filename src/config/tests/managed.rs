@@ -145,6 +145,89 @@ fn invalid_member_is_an_error_with_its_key() {
     }
 }
 
+/// A receiver served values that every agent refuses. It now refuses them itself, with code that agents
+/// share: each member is walked with the ends of its range.
+#[test]
+fn receiver_refuses_the_values_that_each_agent_refuses() {
+    let stages = |kinds: Value| json!({ "stages": kinds });
+    let member = |section: &str, name: &str, value: &Value| json!({ section: { name: value } });
+    // Section and member, values that are accepted, and those that are not.
+    let members: [(&str, &str, &[Value], &[Value]); 16] = [
+        ("filters", "ignore_types", &[json!([]), json!([""])], &[json!([1])]),
+        ("filters", "drop_sidechain", &[json!(true)], &[json!(1)]),
+        ("filters", "drop_meta", &[json!(true)], &[json!(1)]),
+        ("filters", "drop_tool_calls", &[json!(true)], &[json!(1)]),
+        ("shipping", "batch_size", &[json!(1), json!(10_000)], &[json!(0), json!(10_001)]),
+        (
+            "shipping",
+            "flush_interval_seconds",
+            &[json!(0), json!(86_400)],
+            &[json!(-1), json!(86_401), json!(u64::MAX)],
+        ),
+        (
+            "compliance",
+            "permitted_email_domains",
+            &[json!([]), json!(["a.example", "*.a.example"])],
+            &[json!(["a.example", "@a.example"]), json!([""]), json!(["*"]), json!("a.example")],
+        ),
+        (
+            "compliance",
+            "permitted_org_ids",
+            &[json!([]), json!(["o"])],
+            &[json!([""]), json!(["o", " "])],
+        ),
+        ("compliance", "banner", &[json!("")], &[json!(1)]),
+        ("compliance", "action", &[json!("warn"), json!("block")], &[json!("allow")]),
+        ("compliance", "violation_message", &[json!("")], &[json!(1)]),
+        ("compliance", "require_account", &[json!(true)], &[json!("yes")]),
+        ("compliance", "on_error", &[json!("allow"), json!("block")], &[json!("warn")]),
+        ("compliance", "on_unknown", &[json!("allow"), json!("warn")], &[json!("")]),
+        (
+            "compliance",
+            "transcript_within_seconds",
+            &[json!(1), json!(604_800)],
+            &[json!(0), json!(604_801), json!(u64::MAX)],
+        ),
+        ("audience", "percentage", &[json!(0), json!(100)], &[json!(101)]),
+    ];
+    let schema = schemars::schema_for!(ManagedConfig).to_value();
+    for (section, definition) in
+        [("filters", "Filters"), ("shipping", "Shipping"), ("compliance", "Compliance")]
+    {
+        let known = schema["$defs"][definition]["properties"].as_object().unwrap().keys();
+        let mut walked: Vec<_> =
+            members.iter().filter(|it| it.0 == section).map(|it| it.1).collect();
+        walked.sort_unstable();
+        assert_eq!(known.collect::<Vec<_>>(), walked, "{section}");
+    }
+    let mut cases = Vec::new();
+    for (section, name, right, wrong) in members {
+        cases.extend(right.iter().map(|value| (member(section, name, value), true)));
+        cases.extend(wrong.iter().map(|value| (member(section, name, value), false)));
+    }
+    cases.extend([
+        (stages(json!({ "filter": { "x": { "type": "meta" } }, "enricher": {} })), true),
+        (stages(json!([])), false),
+        (stages(json!({ "sink": {} })), false),
+        (stages(json!({ "source": { "x": { "type": "meta" } } })), false),
+        (stages(json!({ "filter": [] })), false),
+        (stages(json!({ "filter": { "x": "meta" } })), false),
+        (stages(json!({ "filter": { "x": { "type": "ignore-types", "types": [null] } } })), false),
+        (json!({ "tests": [] }), true),
+        (json!({ "tests": {} }), false),
+        (json!({ "tests": [{ "name": null }] }), false),
+    ]);
+    for (mut config, is_right) in cases {
+        config["version"] = 1.into();
+        let text = config.to_string();
+        let agent = ManagedSettings::read(text.as_bytes(), None)
+            .is_ok_and(|read| Machine::new().machine(ALLOWS).managed(read).load().is_ok());
+        let receiver = ManagedConfig::parse(text.as_bytes())
+            .is_ok_and(|config| config.wrong_values().is_empty());
+        assert_eq!((agent, receiver), (is_right, is_right), "{text}");
+    }
+}
+
 #[test]
 fn oversized_configuration_is_refused() {
     let body = format!("{{\"version\":1,\"x\":\"{}\"}}", "x".repeat(4 << 20));

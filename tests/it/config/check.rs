@@ -87,6 +87,21 @@ fn managed_config_may_add_filters_with_tests() {
     printed(&home, &["test", &allows, &managed]);
 }
 
+/// On the machine of a receiver there is no agent that has an endpoint.
+#[test]
+fn managed_config_is_checked_without_settings_of_a_machine() {
+    let home = home("");
+    let check = |within: u64| {
+        let text = json!({ "version": 1, "compliance": { "transcript_within_seconds": within } });
+        let file = write(&home, "managed.json", &text.to_string());
+        home.agent(&["config", "check", &file, "--json"]).run()
+    };
+    assert_eq!(check(604_800).code, Some(0));
+    let refused = check(604_801);
+    let report: Value = serde_json::from_slice(&refused.stdout).unwrap();
+    assert_eq!((refused.code, &report["errors"]), (Some(1), &json!(1)), "{report:#}");
+}
+
 #[test]
 fn managed_config_is_checked_as_on_a_machine() {
     let home = home("");

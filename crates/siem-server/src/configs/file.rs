@@ -8,7 +8,7 @@ use std::{
 
 use siem_protocol::{
     Digest, ManagedConfig, ManagedError,
-    managed::{Audience, MAX_BYTES},
+    managed::{Audience, MAX_BYTES, WrongValue},
     minisign::{MAX_SIGNATURE_BYTES, MinisignError, OrganisationKey},
 };
 
@@ -81,6 +81,9 @@ pub enum FileProblem {
     /// Agents would refuse it.
     #[error("the managed configuration is invalid")]
     Content(#[source] ManagedError),
+    /// Agents would refuse it because of a value.
+    #[error("the managed configuration is invalid")]
+    Value(#[source] WrongValue),
     /// A member is missing that a signed configuration needs.
     #[error("`{0}` is missing, which a configuration signed by the organisation needs")]
     Missing(&'static str),
@@ -142,7 +145,7 @@ impl FileProblem {
             Self::Name => "name",
             Self::TooMany => "too_many",
             Self::Unreadable(_) => "unreadable",
-            Self::Content(_) => "invalid",
+            Self::Content(_) | Self::Value(_) => "invalid",
             Self::Missing(_) => "member_missing",
             Self::SignatureUnreadable { .. } => "signature_unreadable",
             Self::Unsigned(_) => "unsigned",
@@ -205,6 +208,7 @@ pub(super) fn read(
         }
     };
     if let Some(file) = &file {
+        problems.extend(file.config.wrong_values().into_iter().map(FileProblem::Value));
         let may_be_unsigned = problems.iter().any(|it| it.code() == "signature_unreadable");
         let found = verify(file, keys);
         problems
@@ -213,7 +217,8 @@ pub(super) fn read(
     (file.filter(|_| problems.is_empty()), problems)
 }
 
-/// Parses a configuration; it has no roll-out.
+/// Parses a configuration; it has no roll-out. A content that was served before is served further even
+/// if a release of the receiver finds a wrong value in it.
 pub(super) fn parse(
     name: &str,
     is_fallback: bool,

@@ -1,6 +1,6 @@
 //! The content of a managed configuration with another serial.
 
-use siem_protocol::{ManagedConfig, ManagedError, json};
+use siem_protocol::{ManagedConfig, ManagedError, json, managed::WrongValue};
 
 /// Reason why a configuration cannot be given another serial.
 #[derive(Debug, thiserror::Error)]
@@ -8,6 +8,9 @@ pub enum RevertError {
     /// It is not valid.
     #[error("the managed configuration is invalid")]
     Content(#[from] ManagedError),
+    /// Agents would refuse it because of a value.
+    #[error("the managed configuration is invalid")]
+    Value(#[source] WrongValue),
     /// It is not UTF-8.
     #[error("the managed configuration is not UTF-8")]
     Encoding(#[from] std::str::Utf8Error),
@@ -27,7 +30,10 @@ pub enum RevertError {
 /// # Ok::<(), siem_server::configs::RevertError>(())
 /// ```
 pub fn with_serial(body: &[u8], serial: u64, issued: &str) -> Result<Vec<u8>, RevertError> {
-    ManagedConfig::parse(body)?;
+    let config = ManagedConfig::parse(body)?;
+    if let Some(wrong) = config.wrong_values().into_iter().next() {
+        return Err(RevertError::Value(wrong));
+    }
     let mut text = std::str::from_utf8(body)?.to_owned();
     for (name, value) in [("issued", format!("\"{issued}\"")), ("serial", serial.to_string())] {
         text = with_member(&text, name, &value);

@@ -355,7 +355,8 @@ fn broken_file_keeps_the_content_before_also_after_a_restart() {
     let folder = data.server();
     data.write("a.json", &body(1));
     assert_eq!(served(&folder), (Some(1), vec![]));
-    for (broken, code) in [("{", "invalid"), ("", "invalid"), (r#"{"version":2}"#, "invalid")] {
+    let wrong_value = r#"{"version":1,"compliance":{"transcript_within_seconds":0}}"#;
+    for (broken, code) in ["{", "", r#"{"version":2}"#, wrong_value].map(|it| (it, "invalid")) {
         data.write("a.json", broken);
         assert_eq!(served(&folder), (Some(1), vec![code]), "{broken}");
         assert_eq!(served(&data.server()), (Some(1), vec![code]), "{broken}");

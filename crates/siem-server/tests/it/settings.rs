@@ -86,3 +86,41 @@ fn variable_that_is_not_text_is_a_problem() {
     assert_eq!(problems(b"SIEM_SERVER_\xff", b"x"), [(code(), name)]);
     assert_eq!(problems(b"OTHER_\xff", b"\xff"), []);
 }
+
+/// Every agent refused such a file whole, and the check said that it is valid.
+#[test]
+fn config_check_reports_what_every_agent_refuses() {
+    let data = tempfile::tempdir().unwrap();
+    std::fs::create_dir(data.path().join("configs")).unwrap();
+    let wrong = r#"{
+        "version": 1, "audience": { "os": ["linux"] },
+        "compliance": {
+            "permitted_email_domains": ["@a.example"], "permitted_org_ids": [""],
+            "transcript_within_seconds": 604801
+        },
+        "stages": { "sink": {}, "filter": { "x": { "types": null } } }, "tests": {}
+    }"#;
+    let right = r#"{"version":1,"compliance":{"transcript_within_seconds":604800}}"#;
+    for (name, text) in [("configs/wrong.json", wrong), ("config.json", right)] {
+        std::fs::write(data.path().join(name), text).unwrap();
+    }
+    let text = format!("[store]\ndirectory = '{}'\n", data.path().display());
+    let output = config(&text, &["check", "--json"], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let problems = report["problems"].as_array().unwrap();
+    let of_wrong = |it: &&Value| it["file"] == "wrong.json" && it["code"] == "invalid";
+    let found: Vec<&Value> = problems.iter().filter(of_wrong).collect();
+    assert_eq!((found.len(), problems.len()), (6, 6), "{report:#}");
+    for key in [
+        "compliance.permitted_email_domains.0",
+        "compliance.permitted_org_ids.0",
+        "compliance.transcript_within_seconds",
+        "stages.filter.x.types",
+        "stages.sink",
+        "tests",
+    ] {
+        let names = |it: &&&Value| it["message"].as_str().unwrap().contains(&format!("`{key}`"));
+        assert_eq!(found.iter().filter(names).count(), 1, "{key}: {report:#}");
+    }
+}
