@@ -25,7 +25,7 @@ use super::{
     sink::{HTTP_SIEM, has_option},
     warning::ConfigWarning,
 };
-use crate::platform::{Environment, call_scope::in_scope, file};
+use crate::platform::{Environment, PROXY_VARIABLES, call_scope::in_scope, file};
 use config_text::toml_text::{self, ParsedToml};
 
 /// Maximum size of a configuration file. Its parser takes up to 70 bytes of memory for each byte.
@@ -267,6 +267,19 @@ fn from_environment(
                 "variable_unknown",
                 format!("the environment variable `{PREFIX}{name}` is unknown{hint}"),
             ));
+        }
+    }
+    for name in environment.unreadable_names() {
+        let proxy = PROXY_VARIABLES.into_iter().find(|known| *known == name);
+        let location = proxy.map(|name| Location::from(LayerOrigin::Environment(name)));
+        // One that is known is an error below, and another one whose name is text is unknown.
+        let is_unnamed = name.starts_with(PREFIX) && environment.names().all(|known| known != name);
+        if location.is_some() || is_unnamed {
+            let message =
+                format!("the environment variable `{name}` is not valid UTF-8 and has no effect");
+            let mut warning = ConfigWarning::new("variable_unreadable", message);
+            warning.location = location;
+            warnings.push(warning);
         }
     }
     let mut layers = Vec::new();

@@ -1,6 +1,7 @@
 //! Environment variables as a value.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     ffi::{OsStr, OsString},
     fmt,
@@ -103,6 +104,16 @@ impl Environment {
         let service =
             self.service.iter().flat_map(|(_, service)| service.keys().map(String::as_str));
         given.chain(service).collect::<BTreeSet<_>>().into_iter()
+    }
+
+    /// Returns the names of the variables of the process whose name or value is not UTF-8, with
+    /// replacement characters.
+    pub fn unreadable_names(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        let is_unreadable = |text: &OsString| text.to_str().is_none();
+        let given = self.given.iter();
+        let unreadable =
+            given.filter(move |(name, value)| is_unreadable(name) || is_unreadable(value));
+        unreadable.map(|(name, _)| name.to_string_lossy())
     }
 }
 

@@ -1,7 +1,12 @@
 //! `ai-agent config check`: finds all that `run` would refuse.
 #![cfg(unix)]
 
-use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+use std::{
+    ffi::OsStr,
+    fs,
+    os::unix::{ffi::OsStrExt as _, fs::PermissionsExt as _},
+    path::Path,
+};
 
 use crate::support::{SECRET, TOKEN, home::Home, receiver::Receiver};
 use serde_json::{Value, json};
@@ -214,6 +219,37 @@ fn times_and_numbers_out_of_range_are_refused() {
     assert_eq!(problems(&report), [("syntax_invalid", "", 2)]);
     let message = report["problems"][0]["message"].as_str().unwrap();
     assert!(message.contains("`sink.siem.token`") && !message.contains("99999"), "{message}");
+}
+
+/// Such a proxy was ignored, and the agent connected directly.
+#[test]
+fn variable_that_is_not_text_is_reported() {
+    let home = Home::new();
+    let found = |name: &[u8], value: &[u8]| {
+        let check = home.agent(&["config", "check", "--json"]).config(&complete());
+        let ended = check.env(OsStr::from_bytes(name), OsStr::from_bytes(value)).run();
+        let report: Value = serde_json::from_slice(&ended.stdout).unwrap();
+        let text = |it: &Value, member: &str| it[member].as_str().unwrap_or_default().to_owned();
+        let problems = report["problems"].as_array().unwrap().iter();
+        let of_variables = problems.filter(|it| text(it, "message").contains("variable"));
+        of_variables
+            .map(|it| [text(it, "level"), text(it, "code"), text(it, "variable")])
+            .collect::<Vec<_>>()
+    };
+    let problem =
+        |level: &str, code: &str, variable: &str| vec![[level, code, variable].map(str::to_owned)];
+    let (unreadable, unknown) = ("variable_unreadable", "variable_unknown");
+    for name in ["HTTPS_PROXY", "no_proxy"] {
+        let expected = problem("warning", unreadable, name);
+        assert_eq!(found(name.as_bytes(), b"http://p\xff:1"), expected, "{name}");
+    }
+    assert_eq!(found(b"CLAUDE_SIEM_\xff", b"x"), problem("warning", unreadable, ""));
+    assert_eq!(found(b"CLAUDE_SIEM_TOKN", b"\xff"), problem("warning", unknown, ""));
+    let token = "CLAUDE_SIEM_TOKEN";
+    assert_eq!(found(token.as_bytes(), b"\xff"), problem("error", "value_invalid", token));
+    for (name, value) in [(&b"OTHER_\xff"[..], &b"\xff"[..]), (b"HTTPS_PROXY", b"http://p:1")] {
+        assert_eq!(found(name, value), [[""; 3]; 0], "{name:?}");
+    }
 }
 
 #[test]
