@@ -86,6 +86,14 @@ impl Checked {
         }
     }
 
+    /// Returns whether an option of a source is wrong, so that it may have named other directories.
+    pub(crate) fn has_wrong_sources(&self) -> bool {
+        self.errors.iter().any(|error| match error {
+            StartError::Invalid(ValidationError::Config(error)) => is_about(error, &["source."]),
+            _ => false,
+        })
+    }
+
     fn of(found: FoundErrors) -> Self {
         let FoundErrors { loaded, errors } = found;
         let has_filters = !errors.iter().any(is_about_filters);
@@ -104,14 +112,17 @@ impl Checked {
 }
 
 fn is_about_filters(error: &ConfigError) -> bool {
+    is_about(error, &["filter.", "pipeline.filters", "stages."])
+}
+
+/// Returns whether an error is about a key with one of these prefixes, or hides a whole layer.
+fn is_about(error: &ConfigError, prefixes: &[&str]) -> bool {
     match error {
         ConfigError::Read { .. } | ConfigError::Syntax { .. } => true,
         ConfigError::UnknownKey { key, .. }
         | ConfigError::Value { key, .. }
         | ConfigError::MissingKey { key, .. } => {
-            key.starts_with("filter.")
-                || key.starts_with("pipeline.filters")
-                || key.starts_with("stages.")
+            prefixes.iter().any(|prefix| key.starts_with(prefix))
         }
         _ => false,
     }

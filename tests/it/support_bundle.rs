@@ -63,15 +63,19 @@ fn support_bundle_contains_no_secrets_and_no_content() {
         fs::set_permissions(&token_file, fs::Permissions::from_mode(0o600)).unwrap();
         let config = format!(
             "[agent]\nlog_format = \"{format}\"\n\
-             [pipeline]\nsinks = [\"siem\", \"hec\"]\n\
+             [pipeline]\nsinks = [\"siem\", \"hec\", \"file\"]\n\
+             [sink.file]\ntype = \"splunk-hec\"\nendpoint = \"https://127.0.0.1:9\"\n\
+             token_file = '{}'\n\
              [sink.hec]\ntype = \"splunk-hec\"\nendpoint = \"https://planted-user:planted-pass@127.0.0.1:9\"\n\
              token = \"planted-plain-token\"\n\
-             [[test]]\nname = \"t\"\nlines = [{{ input = '{{\"text\":\"planted-test\"}}', expect = \"keep\" }}]\n"
+             [[test]]\nname = \"t\"\nlines = [{{ input = '{{\"text\":\"planted-test\"}}', expect = \"keep\" }}]\n",
+            token_file.display()
         );
-        let once = config.replace("sinks = [\"siem\", \"hec\"]", "sinks = [\"siem\"]");
+        let once = config.replace("\"siem\", \"hec\", \"file\"", "\"siem\"");
         run_with_planted_secrets(&home, &once);
         let log = home.state_dir().join("logs/agent.log");
-        let leaked = format!("{}a bug wrote {TOKEN} here\n", fs::read_to_string(&log).unwrap());
+        let leaked = fs::read_to_string(&log).unwrap();
+        let leaked = format!("{leaked}a bug wrote {TOKEN} and planted-file-token here\n");
         fs::write(&log, leaked).unwrap();
         let archive = home.path().join("bundle.tar.gz");
         let bundle = home.agent(&["support-bundle", "--to", archive.to_str().unwrap()]);
@@ -157,6 +161,28 @@ fn support_bundle_hides_names_below_configured_roots() {
         assert_eq!(left_out.iter().filter(is_named).count(), 1, "{kind}: {contents}");
     }
     assert!(!left_out.iter().any(|it| it.as_str().unwrap().starts_with("the log")), "{contents}");
+}
+
+/// The directories that an option with an error named are unknown, and so are the names in the log.
+#[test]
+fn support_bundle_with_wrong_roots_has_no_names() {
+    let home = Home::new();
+    let root = home.path().join("elsewhere");
+    let logs = home.state_dir().join("logs");
+    fs::create_dir_all(&logs).unwrap();
+    fs::set_permissions(home.state_dir(), fs::Permissions::from_mode(0o700)).unwrap();
+    let line = format!("{}/planted-project/a.jsonl\n", root.display());
+    fs::write(logs.join("agent.log"), line).unwrap();
+    let wrong = format!("roots = ['{}', 5]", root.display());
+    let misspelt = format!("root = ['{}']", root.display());
+    for (n, option) in [wrong, misspelt].into_iter().enumerate() {
+        let archive = home.path().join(format!("bundle-{n}.tar.gz"));
+        let config = format!("[source.claude-sessions]\n{option}\n");
+        let bundle = home.agent(&["support-bundle", "--to", archive.to_str().unwrap()]);
+        bundle.config(&config).ships_to("http://127.0.0.1:9").succeed();
+        let files = extract(&archive, &home.path().join(format!("extracted-{n}")));
+        assert!(files.values().all(|text| !text.contains("planted")), "{option}: {files:?}");
+    }
 }
 
 #[test]

@@ -79,10 +79,10 @@ fn redactor(
         assembly::session_roots(loaded, &sources.check_context(loaded)).ok()
     };
     let defaults = config::load_files(&[], None, paths).map_err(Failure::failed)?;
-    // If there are errors, the values without errors still name directories.
+    // If there are errors elsewhere, the values without errors still name all directories.
     let configured = in_force.and_then(roots_of).or_else(|| {
         let checked = startable::check(sources);
-        roots_of(checked.loaded.as_ref()?)
+        roots_of(checked.loaded.as_ref()?).filter(|_| !checked.has_wrong_sources())
     });
     let (mut secrets, has_all_layers) = sources.inputs().secret_values();
     if let Some(loaded) = in_force {
@@ -93,10 +93,16 @@ fn redactor(
     roots.extend(roots_of(&defaults).into_iter().chain(configured).flatten());
     roots.sort();
     roots.dedup();
-    let linked: Vec<PathBuf> = roots.iter().filter_map(|root| root.canonicalize().ok()).collect();
-    roots.extend(linked.into_iter().filter(|root| root.components().count() > 1));
+    add_targets(&mut roots);
     let salt = random_bytes().map_err(Failure::failed)?;
     Ok((Redactor::new(secrets, &paths.home, &roots, salt), is_complete))
+}
+
+/// Adds the directories that links among `roots` lead to. The root directory is left out: each path and URL
+/// would count as a name in it.
+fn add_targets(roots: &mut Vec<PathBuf>) {
+    let linked: Vec<PathBuf> = roots.iter().filter_map(|root| root.canonicalize().ok()).collect();
+    roots.extend(linked.into_iter().filter(|root| root.components().count() > 1));
 }
 
 /// Values in force. Not shown if there is a mistake: under a misspelt key, a secret would not be
@@ -149,7 +155,7 @@ fn list(files: &[BundleFile], has_log: bool, now: Timestamp) -> Value {
     ];
     if !has_log {
         left_out.push(
-            "the log: the configuration cannot be read, so its secrets and directories are unknown",
+            "the log: a part of the configuration is wrong, so its secrets or directories are unknown",
         );
     }
     let file = |file: &BundleFile| json!({ "name": file.name, "about": file.about, "bytes": file.bytes.len() });
@@ -162,4 +168,24 @@ fn list(files: &[BundleFile], has_log: bool, now: Timestamp) -> Value {
         "files": files.iter().map(file).collect::<Vec<_>>(),
         "left_out": left_out,
     })
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn targets_of_links_are_roots_unless_they_are_the_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path().canonicalize().unwrap();
+        let [plain, link, to_all] = ["plain", "link", "all"].map(|name| folder.join(name));
+        std::fs::create_dir(&plain).unwrap();
+        symlink(&plain, &link).unwrap();
+        symlink("/", &to_all).unwrap();
+        let mut roots = vec![link.clone(), to_all.clone(), folder.join("none")];
+        add_targets(&mut roots);
+        assert_eq!(roots, [link, to_all, folder.join("none"), plain]);
+    }
 }

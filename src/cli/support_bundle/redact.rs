@@ -203,6 +203,21 @@ mod tests {
         assert_eq!(text("a @ b"), "a @ b");
     }
 
+    /// The rest of the longer one would be left.
+    #[test]
+    fn secret_that_begins_with_another_one_is_masked() {
+        let secrets = ["s3cret", "s3cret-and-more"].map(str::to_owned).to_vec();
+        let redactor = Redactor::new(secrets, Path::new("/home/al"), &[], [7; 16]);
+        assert_eq!(redactor.text("s3cret-and-more, s3cret"), "***, ***");
+    }
+
+    /// As of a service without a home directory: every path would begin with `~`.
+    #[test]
+    fn home_that_is_the_root_directory_is_not_replaced() {
+        let redactor = Redactor::new(Vec::new(), Path::new("/"), &[], [7; 16]);
+        assert_eq!(redactor.text("in `/etc/ai-agent`"), "in `/etc/ai-agent`");
+    }
+
     #[test]
     fn names_of_sessions_and_projects_are_replaced() {
         let text = |text| redactor().text(text);
@@ -244,6 +259,8 @@ mod tests {
         let expected = "sink `siem` delivers nothing: the receiver responded with 400 ***";
         assert_eq!(redactor().text(text), expected);
         assert_eq!(redactor().text("the document got 400: a record"), "the document got 400 ***");
+        assert_eq!(redactor().text("response 503, a record"), "response 503 ***");
+        assert_eq!(redactor().text("ended with status 422: a record"), "ended with status 422 ***");
         let log = "t WARN x: code=\"receiver_warning\" warning=\"a record\"";
         assert_eq!(redactor().log(log), "t WARN x: code=\"receiver_warning\" ***\n");
         let value = json!({ "answer": "a record", "said": null, "list": [{ "answer": 7 }] });
