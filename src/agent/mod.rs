@@ -27,7 +27,7 @@ pub(crate) mod startable;
 pub(crate) mod status_file;
 #[cfg(test)]
 mod tests;
-mod unusable_paths;
+pub(crate) mod unusable_paths;
 mod update_confirm;
 mod watchdog;
 

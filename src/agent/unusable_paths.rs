@@ -21,18 +21,24 @@ const OWN: [&str; 2] = ["logs", "spool"];
 
 /// What is wrong with the paths of a configuration.
 #[derive(Default)]
-pub(super) struct UnusablePaths {
+pub(crate) struct UnusablePaths {
     /// Paths that cannot be used.
-    pub(super) errors: Vec<ConfigError>,
+    pub(crate) errors: Vec<ConfigError>,
     /// Paths that cannot be used yet.
-    pub(super) warnings: Vec<ConfigWarning>,
+    pub(crate) warnings: Vec<ConfigWarning>,
 }
 
 impl UnusablePaths {
     /// Checks the paths of a configuration on this machine.
     pub(super) fn of(loaded: &LoadedConfig, paths: &Paths) -> Self {
-        let mut found = Self::default();
+        let mut found = Self::outside_of_state_dir(loaded, paths);
         found.check_state_dir(loaded);
+        found
+    }
+
+    /// Checks the paths of a configuration on this machine, except for the state directory.
+    pub(crate) fn outside_of_state_dir(loaded: &LoadedConfig, paths: &Paths) -> Self {
+        let mut found = Self::default();
         found.check_metrics(loaded);
         for table in &loaded.settings.pipeline.sources {
             found.check_roots(loaded, table, paths);
@@ -100,15 +106,22 @@ impl UnusablePaths {
                 let problem =
                     format!("is `{}`, which is not a regular file: name a file", path.display());
                 self.errors.push(loaded.value_error(&key, problem));
-            } else {
-                self.check_file(loaded, &key, &path, "");
+            } else if self.check_file(loaded, &key, &path, "")
+                && let Err(error) = file::check_appendable(&path)
+            {
+                let problem = format!(
+                    "is `{}`, which the agent cannot write: {error}: let its user write there, or name \
+                     another file",
+                    path.display()
+                );
+                self.errors.push(loaded.value_error(&key, problem));
             }
         }
     }
 
-    /// Checks that a file can be created: the agent does not create the directory that it is in.
-    fn check_file(&mut self, loaded: &LoadedConfig, key: &str, path: &Path, scheme: &str) {
-        let Some(directory) = path.parent() else { return };
+    /// Checks that the directory of a file exists, which the agent does not create. Returns whether it does.
+    fn check_file(&mut self, loaded: &LoadedConfig, key: &str, path: &Path, scheme: &str) -> bool {
+        let Some(directory) = path.parent() else { return false };
         let shown = path.display();
         if let Some(part) = file::in_place_of_directory(directory) {
             let problem = format!(
@@ -116,9 +129,11 @@ impl UnusablePaths {
                 part.display()
             );
             self.errors.push(loaded.value_error(key, problem));
-        } else if fs::metadata(directory)
-            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
-        {
+            return false;
+        }
+        let found = fs::metadata(directory);
+        let is_missing = found.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        if is_missing {
             let (key, location) = loaded.locate(key);
             let message = format!(
                 "`{key}` in {location} is `{scheme}{shown}`, but the directory `{}` does not exist: create \
@@ -128,6 +143,7 @@ impl UnusablePaths {
             let warning = ConfigWarning::new("directory_missing", message);
             self.warnings.push(warning.about(key, location));
         }
+        !is_missing
     }
 }
 

@@ -144,6 +144,47 @@ fn check_finds_paths_that_cannot_be_used() {
     }
 }
 
+/// The agent only found out when it delivered. Root may write all files.
+#[test_requires::requires(unprivileged)]
+#[test]
+fn check_finds_files_of_sinks_that_cannot_be_written() {
+    const UNPRIVILEGED: u32 = 65_534;
+
+    let home = Home::new();
+    let closed = home.path().join("closed");
+    fs::create_dir(&closed).unwrap();
+    write(&home, "closed/file", "", 0o400);
+    write(&home, "closed/open", "", 0o600);
+    write(&home, "file", "", 0o400);
+    fs::set_permissions(&closed, fs::Permissions::from_mode(0o500)).unwrap();
+    let is_root = rustix::process::geteuid().is_root();
+    let found = |name: &str| {
+        let path = home.path().join(name);
+        let sink = format!("[sink.o]\ntype = 'file'\npath = '{}'\n", path.display());
+        let text = format!("[pipeline]\nsinks = ['o']\n{sink}");
+        let check = home.agent(&["config", "check", "--json"]).config(&text);
+        let check = if is_root {
+            home.give_to(UNPRIVILEGED);
+            check.user(UNPRIVILEGED)
+        } else {
+            check
+        };
+        let report: Value = serde_json::from_slice(&check.run().stdout).unwrap();
+        let errors = report["problems"].as_array().unwrap().iter();
+        errors
+            .map(|it| format!("{} {}", it["code"], it["key"]).replace('"', ""))
+            .collect::<Vec<_>>()
+    };
+    let unwritable = ["value_invalid sink.o.path"];
+    for name in ["file", "closed/file", "closed/new"] {
+        assert_eq!(found(name), unwritable, "{name}");
+    }
+    for name in ["new", "closed/open"] {
+        assert_eq!(found(name), [""; 0], "{name}");
+    }
+    assert!(!home.path().join("new").try_exists().unwrap(), "a check changes nothing");
+}
+
 /// A file that a shell finds beside itself is not there for the service, which starts in another
 /// directory.
 #[test]

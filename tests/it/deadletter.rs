@@ -374,7 +374,7 @@ fn deadletter_command_with_another_config_keeps_every_sink() {
     wait_for(&receiver, "the record arrives", |entries| {
         (!entries::lines(entries).is_empty()).then_some(())
     });
-    running.wait_for_line("delivery_postponed", "sink=\"archive\"");
+    running.wait_for_line("delivery_held", "sink=\"archive\"");
     running.stop();
     home.agent(&["deadletter", "list"]).ships_to(&receiver.url()).succeed();
     agent(&["run", "--once"], &archive).succeed();

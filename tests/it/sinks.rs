@@ -153,6 +153,56 @@ fn rate_limit_of_a_sink_is_kept() {
     assert!(ended.after > Duration::from_secs(2), "{:?}", ended.after);
 }
 
+/// `status` said for ever that a delivery was postponed, and `doctor` nothing.
+#[test]
+fn file_sink_that_cannot_write_is_held_until_it_can() {
+    let (dir, missing) = ("a directory in its place", "a missing directory");
+    for (what, name) in [(dir, "out"), (missing, "missing/out")] {
+        let home = Home::new();
+        home.write("-p/a.jsonl", "{\"n\":1}\n");
+        let path = home.path().join(name);
+        if what == dir {
+            fs::create_dir(&path).unwrap();
+        }
+        let config = format!(
+            "[shipping]\nflush_interval = \"0s\"\n[pipeline]\nsinks = [\"out\"]\n\
+             [sink.out]\ntype = \"file\"\npath = {path:?}\n"
+        );
+        let start = || home.agent(&["run"]).config(&config).start_and_wait();
+        let mut agent = start();
+        agent.wait_for_code("delivery_held");
+        let json = |arguments: &[&str]| {
+            let ended = home.agent(arguments).config(&config).run();
+            (ended.code, serde_json::from_slice::<Value>(&ended.stdout).unwrap())
+        };
+        let (_, status) = json(&["status", "--json"]);
+        let sink = &status["sinks"][0];
+        assert_eq!(sink["held"], true, "{what}: {status:#}");
+        let problem = sink["last_error"]["reason"].as_str().unwrap();
+        assert!(problem.contains(path.to_str().unwrap()), "{what}: {problem}");
+        let (code, checks) = json(&["doctor", "--json"]);
+        let about_path = |it: &&Value| {
+            it["code"] == "paths" && it["text"].as_str().unwrap().contains("sink.out.path")
+        };
+        let found = checks["checks"].as_array().unwrap().iter().find(about_path);
+        let outcome = if what == dir { "fail" } else { "warn" };
+        assert_eq!(found.map(|it| &it["outcome"]), Some(&json!(outcome)), "{what}: {checks:#}");
+        assert_eq!(code, Some(1), "{what}: the agent delivers nothing: {checks:#}");
+        if what == dir {
+            fs::remove_dir(&path).unwrap();
+        } else {
+            fs::create_dir(path.parent().unwrap()).unwrap();
+        }
+        // The agent may write only to directories that were there when it started.
+        agent.kill();
+        let agent = start();
+        home.agent(&["flush"]).config(&config).succeed();
+        agent.stop();
+        let lines = entries::parse(&fs::read(&path).unwrap());
+        assert_eq!(entries::lines(&lines).len(), 1, "{what}");
+    }
+}
+
 /// An alert on an event of the agent named no machine, and the lines of a file named no user.
 #[test]
 fn events_and_lines_of_files_name_machine_and_user() {

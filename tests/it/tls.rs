@@ -209,7 +209,7 @@ fn proxy_comes_from_the_environment_or_the_config() {
                         true => proxy.url_of("me", PASSWORD),
                         false => proxy.url(),
                     };
-                    agent = agent.env(&format!("{}_PROXY", scheme.to_uppercase()), url);
+                    agent = agent.env(format!("{}_PROXY", scheme.to_uppercase()), url);
                 }
                 let ended = agent.succeed();
                 assert!(!ended.stderr.contains(PASSWORD), "{what}: {}", ended.stderr);

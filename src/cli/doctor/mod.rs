@@ -19,10 +19,13 @@ use super::{
     terminal::{Colours, short_hash, stdout_width},
 };
 use crate::{
-    agent::startable::{self, Checked, StartError},
+    agent::{
+        startable::{self, Checked, StartError},
+        unusable_paths::UnusablePaths,
+    },
     config::{ConfigError, ConfigWarning, LoadedConfig},
     pipeline::validate::ValidationError,
-    platform::{Clock as _, SystemClock, bounded::BoundedCalls, is_root},
+    platform::{Clock as _, Paths, SystemClock, bounded::BoundedCalls, is_root},
     siem::SignedConfig,
     text::{causes, counted},
 };
@@ -136,6 +139,7 @@ fn examine_with(
     user().into_iter().chain(configuration(&checked)).try_for_each(&mut *report)?;
     let state_dir = context.sources.state_dir_of(checked.loaded.as_ref());
     if let Some(loaded) = checked.loaded {
+        paths(&loaded, context.paths()).into_iter().try_for_each(&mut *report)?;
         let context = context.sources.stage_context(&loaded, Some(&state_dir), true);
         let checkup = Checkup { loaded, context };
         machine_checks::run(&checkup, calls).into_iter().try_for_each(&mut *report)?;
@@ -216,6 +220,18 @@ fn configuration(checked: &Checked) -> Vec<CheckResult> {
     }
     results.extend(warnings(loaded));
     results
+}
+
+/// Paths of the configuration that cannot be used on this machine, as `config check` reports them. The state
+/// directory has a check of its own.
+fn paths(loaded: &LoadedConfig, paths: &Paths) -> Vec<CheckResult> {
+    const SUBJECT: &str = "paths";
+
+    let found = UnusablePaths::outside_of_state_dir(loaded, paths);
+    let errors = found.errors.iter().map(|it| CheckResult::fail(SUBJECT, causes(it)));
+    let warnings = found.warnings.iter();
+    let warnings = warnings.map(|it| CheckResult::warn(SUBJECT, it.to_string()));
+    errors.chain(warnings).collect()
 }
 
 /// Warnings about the configuration; those about the transport are a check of their own.

@@ -208,6 +208,25 @@ pub fn in_place_of_directory(path: &Path) -> Option<PathBuf> {
     in_scope(path, find).ok().flatten()
 }
 
+/// Checks whether this process may append to the file at `path`, or create it if it does not exist, and
+/// changes nothing. On Windows only a file that exists is checked.
+///
+/// In a [scope](super::bounded::BoundedCalls::scope) the time is limited.
+///
+/// # Errors
+/// The error of the system that the agent would get.
+pub fn check_appendable(path: &Path) -> io::Result<()> {
+    let of_call = path.to_owned();
+    in_scope(path, move || match OpenOptions::new().append(true).open(&of_call) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match of_call.parent() {
+            Some(directory) => system::check_creatable(directory),
+            None => Err(error),
+        },
+        Err(error) => Err(error),
+    })
+}
+
 /// Returns the disk space that an open file occupies, in bytes; its size where the system does not
 /// report that.
 ///

@@ -38,6 +38,12 @@ pub(super) fn occupied(metadata: &Metadata) -> u64 {
     metadata.blocks().saturating_mul(512)
 }
 
+pub(super) fn check_creatable(directory: &Path) -> io::Result<()> {
+    use rustix::fs::{Access, access};
+
+    Ok(access(directory, Access::WRITE_OK | Access::EXEC_OK)?)
+}
+
 pub(super) fn stamp(file: &File) -> io::Result<Stamp> {
     Ok(stamp_of(&file.metadata()?))
 }

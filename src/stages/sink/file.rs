@@ -189,7 +189,7 @@ impl Sink for FileSink {
                     self.first_write = self.first_write.filter(|_| !is_new).or(Some(now));
                     Delivery::Acknowledged
                 }
-                Err(error) => Delivery::Retry { after: None, reason: self.explain(&error) },
+                Err(error) => self.failed(&error),
             }
         })
     }
@@ -204,10 +204,50 @@ impl Sink for FileSink {
 }
 
 impl FileSink {
-    /// Describes an error of writing.
-    fn explain(&self, error: &io::Error) -> String {
-        let remedy = self.sandbox.remedy(&self.path, error);
-        format!("cannot append to `{}`: {error}{remedy}", self.path.display())
+    /// Returns the result of a batch that was not written. Most errors stay until a person acts.
+    fn failed(&self, error: &io::Error) -> Delivery {
+        let path = self.path.display();
+        match self.remedy(error) {
+            Some(remedy) => {
+                let reason = format!("cannot append to `{path}`: {error}: {remedy}");
+                Delivery::Hold { after: None, reason }
+            }
+            None => {
+                let reason = format!("cannot append to `{path}`: {error}");
+                Delivery::Retry { after: None, reason }
+            }
+        }
+    }
+
+    /// Returns what a person must do about an error of writing; `None` if waiting may be enough.
+    fn remedy(&self, error: &io::Error) -> Option<String> {
+        use io::ErrorKind::{
+            IsADirectory, NotADirectory, NotFound, PermissionDenied, ReadOnlyFilesystem,
+        };
+
+        let sandbox = self.sandbox.remedy(&self.path, error).trim_start_matches(": ");
+        let folder = self.path.parent().unwrap_or(&self.path).display();
+        Some(match error.kind() {
+            _ if !sandbox.is_empty() => sandbox.to_owned(),
+            // The directory was not there when the process was restricted to those that it may write.
+            NotFound if !self.sandbox.may_write(&self.path) => {
+                format!("create the directory `{folder}`, then run `ai-agent restart`")
+            }
+            NotFound => format!("create the directory `{folder}`"),
+            // The same holds for what is around a directory.
+            IsADirectory => {
+                "move the directory away and run `ai-agent restart`, or set another `path`"
+                    .to_owned()
+            }
+            NotADirectory => format!("`{folder}` must be a directory: set another `path`"),
+            PermissionDenied => {
+                "let the agent's user write there, or set another `path`".to_owned()
+            }
+            ReadOnlyFilesystem => {
+                "remount the file system read-write, or set another `path`".to_owned()
+            }
+            _ => return None,
+        })
     }
 
     /// Starts to compress and delete old files, unless that is still running or failed within
