@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use crate::{
     error_text::causes,
     life,
-    store::{self, DataFormat, ReadOnlyStore},
-    trust,
+    store::{self, DataFormat, ReadError, ReadOnlyStore},
+    trust::{self, EpochOwner},
 };
 
 /// A damaged file of a data directory.
@@ -18,11 +18,23 @@ pub struct DamagedFile {
     pub problem: String,
 }
 
-/// Returns the damaged files of the data directory `data`, and changes nothing. `is_recovered` is true if the
-/// store was opened since it was copied: a copy of a running receiver ends anywhere. Not read are the lines of
-/// entries and the journals, and nothing of the epochs if an earlier release wrote them.
+/// Returns the damaged files of a copy of a data directory, and changes nothing. The store need not have been
+/// opened since it was copied. The lines of entries are not read, and nothing of the epochs if an earlier
+/// release wrote them. After the store was opened, [`verify`](super::verify) finds more.
 #[must_use]
-pub fn damage(data: &Path, is_recovered: bool) -> Vec<DamagedFile> {
+pub fn damage(data: &Path) -> Vec<DamagedFile> {
+    damage_with(data, &mut |_| store::damage(data))
+}
+
+/// Files, each with what is wrong.
+pub(super) type Damage = Vec<(PathBuf, String)>;
+
+/// Returns the damaged files, with those of the store that `of_store` returns; it may add devices that sent
+/// entries.
+pub(super) fn damage_with(
+    data: &Path,
+    of_store: &mut dyn FnMut(&mut Vec<EpochOwner>) -> Result<Damage, ReadError>,
+) -> Vec<DamagedFile> {
     let mut found = Vec::new();
     let is_current = match DataFormat::read(data) {
         Ok(format) => format.is_some_and(|format| format.is_current()),
@@ -35,7 +47,8 @@ pub fn damage(data: &Path, is_recovered: bool) -> Vec<DamagedFile> {
     if is_current {
         let read = ReadOnlyStore::open(data).and_then(|read| {
             owners = read.epoch_owners();
-            store::damage(data, is_recovered)
+            drop(read);
+            of_store(&mut owners)
         });
         match read {
             Ok(damaged) => found.extend(damaged),

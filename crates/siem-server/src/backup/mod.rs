@@ -6,7 +6,7 @@
 //!
 //! 1. The journals are opened first, and again while files are copied, so that none is deleted unread.
 //! 2. The files of the epochs are copied. What is in them is complete, or in an opened journal.
-//! 3. The journals are copied.
+//! 3. The journals are copied, and the damaged ones that a start kept.
 //! 4. Then erasures are copied: of one that is completed meanwhile, or goes on, the files of epochs may have
 //!    lines still. It is among those in force or the requests, and the receiver compares all lines of the
 //!    copy with these when it starts: up to where it compared them before is left out.
@@ -19,6 +19,7 @@ mod damage;
 mod manifest;
 mod releases;
 mod restore;
+mod verify;
 
 use std::{
     fs, io,
@@ -35,7 +36,9 @@ use self::{
 pub use self::{
     damage::{DamagedFile, damage},
     restore::restore,
+    verify::{DamagedEntries, Verification, verify},
 };
+pub use crate::store::EntryProblem;
 use crate::{
     clock::{self, Clock},
     regular_file::read_whole_file,
@@ -213,6 +216,11 @@ fn copy_all(
     releases.copy_to(&mut writer, &mut || journals.refresh())?;
     journals.refresh()?;
     journals.copy_to(&mut writer)?;
+    // What a start could not read may be the only copy of acknowledged batches.
+    let is_other = |path: &Path| path.extension().is_none_or(|ending| ending != "damaged");
+    for path in regular_files(&data.join("journal"), &is_other)? {
+        writer.copy(&path, &mut journals)?;
+    }
     step(Step::EntriesCopied);
     // A request is removed once its erasure is listed.
     let (life, requests) = (data.join("life"), data.join(REQUESTS));

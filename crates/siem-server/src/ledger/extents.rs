@@ -3,17 +3,31 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
 /// Numbers from `first` to `last`, inclusive.
-#[derive(
-    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 pub struct Range {
     /// Lowest number.
     pub first: u64,
     /// Highest number.
     pub last: u64,
+}
+
+impl<'de> Deserialize<'de> for Range {
+    /// Accepts no range that ends before it begins: its length could not be computed.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Ends {
+            first: u64,
+            last: u64,
+        }
+        let Ends { first, last } = Ends::deserialize(deserializer)?;
+        if first == 0 || first > last || last == u64::MAX {
+            return Err(D::Error::custom("not a range of numbers"));
+        }
+        Ok(Self { first, last })
+    }
 }
 
 impl Range {

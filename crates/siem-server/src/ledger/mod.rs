@@ -242,6 +242,8 @@ impl Ledger {
         }
         self.claims.extend(change.claims.iter().map(|claim| (claim.seq, claim.hash)));
         for new in &change.new {
+            // The record that says that they were lost before may be damaged.
+            self.covered.remove(*new);
             self.covered.insert(*new, self.values);
             self.values += new.count();
             self.highest = self.highest.max(new.last);
@@ -334,6 +336,21 @@ impl Ledger {
             Some(first) if first <= base => self.gaps().into_iter().map(Range::count).sum(),
             _ => (self.next_seq() - 1).saturating_sub(base).saturating_sub(self.covered.count()),
         }
+    }
+
+    /// Numbers of a range that are not covered.
+    pub(crate) fn lacks(&self, range: Range) -> Vec<Range> {
+        self.covered.missing(range)
+    }
+
+    /// Value of the chain that the number after this one was built upon, as far as no equal one is covered.
+    pub(crate) fn claim(&self, seq: u64) -> Option<Digest> {
+        self.claims.get(&seq).copied()
+    }
+
+    /// Hash of the line of a dead-lettered number that was not redelivered.
+    pub(crate) fn hole(&self, seq: u64) -> Option<Digest> {
+        self.holes.get(&seq).copied()
     }
 
     /// Dead-lettered numbers that were not redelivered.

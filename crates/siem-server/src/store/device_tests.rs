@@ -34,6 +34,7 @@ mod epochs;
 mod files;
 mod receipts;
 mod senders;
+mod verify;
 
 /// A store, and a registry with a key of the receiver.
 struct Receiver {

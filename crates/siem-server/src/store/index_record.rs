@@ -141,6 +141,57 @@ pub(super) fn scan(
     from: u64,
     mut show: impl FnMut(u64, &RecordHead, &[u8]) -> io::Result<()>,
 ) -> io::Result<ScanEnd> {
+    scan_with(file, from, |reader, at, head, note| {
+        let rest = i64::try_from(head.values + head.starts).map_err(io::Error::other)?;
+        reader.seek_relative(rest)?;
+        show(at, head, note)
+    })
+}
+
+/// Values and starts of a record, as they were read.
+#[derive(Debug, Default)]
+pub(super) struct Rest {
+    values: Vec<u8>,
+    starts: Vec<u8>,
+    is_whole: bool,
+}
+
+impl Rest {
+    /// Values of the chain; `None` if they are damaged.
+    pub(super) fn values(&self) -> Option<&[[u8; 32]]> {
+        let (values, rest) = self.values.as_chunks();
+        (self.is_whole && rest.is_empty()).then_some(values)
+    }
+
+    /// Starts of the lines; the reader checks them.
+    pub(super) fn starts(&self) -> &[u8] {
+        &self.starts
+    }
+}
+
+/// Like [`scan`] from the first record on, with values and starts.
+pub(super) fn scan_whole(
+    file: &File,
+    mut show: impl FnMut(u64, &[u8], &Rest) -> io::Result<()>,
+) -> io::Result<ScanEnd> {
+    let mut rest = Rest::default();
+    scan_with(file, 0, |reader, at, head, note| {
+        rest.values.clear();
+        reader.by_ref().take(head.values).read_to_end(&mut rest.values)?;
+        rest.is_whole = head.covers_values(&rest.values);
+        rest.starts.clear();
+        reader.by_ref().take(head.starts).read_to_end(&mut rest.starts)?;
+        show(at, note, &rest)
+    })
+}
+
+/// Passes each record to `show` with a reader, which stands behind the note and must be moved to the end of
+/// the record.
+fn scan_with(
+    file: &File,
+    from: u64,
+    mut show: impl FnMut(&mut BufReader<&File>, u64, &RecordHead, &[u8]) -> io::Result<()>,
+) -> io::Result<ScanEnd> {
     let length = file.metadata()?.len();
     let mut reader = BufReader::with_capacity(BUFFER, file);
     reader.seek(SeekFrom::Start(from))?;
@@ -155,9 +206,7 @@ pub(super) fn scan(
             reader.seek(SeekFrom::Start(at))?;
             continue;
         };
-        let rest = i64::try_from(head.values + head.starts).map_err(io::Error::other)?;
-        reader.seek_relative(rest)?;
-        show(at, &head, &note)?;
+        show(&mut reader, at, &head, &note)?;
         at += head.length();
         found.end = at;
     }
@@ -206,8 +255,26 @@ fn find_record(mut file: &File, from: u64, length: u64) -> io::Result<Option<u64
 }
 
 #[cfg(test)]
-mod tests {
+pub(in crate::store) mod tests {
     use super::*;
+
+    /// Changes the notes of an index, with the checks that belong to them.
+    pub(in crate::store) fn with_note(
+        mut index: &[u8],
+        edit: impl Fn(&mut serde_json::Value),
+    ) -> Vec<u8> {
+        let mut changed = Vec::new();
+        while !index.is_empty() {
+            let whole = index;
+            let RecordParts { note, values } = RecordParts::take(&mut index).unwrap();
+            let parts = HEAD + note.len() + values.len();
+            let starts = &whole[parts..whole.len() - index.len()];
+            let mut note = serde_json::from_slice(note).unwrap();
+            edit(&mut note);
+            changed.extend(encode(&serde_json::to_vec(&note).unwrap(), values, starts).unwrap());
+        }
+        changed
+    }
 
     fn scanned(bytes: &[u8]) -> (Vec<(u64, Vec<u8>)>, ScanEnd) {
         let directory = tempfile::tempdir().unwrap();

@@ -26,6 +26,7 @@ mod release;
 mod repeats;
 mod starts;
 mod storage;
+mod verify;
 mod writer;
 
 #[cfg(test)]
@@ -37,7 +38,7 @@ mod suite;
 
 use std::{fs, io, path::Path};
 
-pub(crate) use damage::damage;
+pub(crate) use damage::{damage, left_by_repairs};
 pub(crate) use epoch_lines::EpochLines;
 pub(crate) use erase::{LineToErase, OldPart, StoreHandle};
 pub(crate) use files::StoreLock;
@@ -49,6 +50,8 @@ pub use read_only::{ReadError, StoredLines, read_lines, read_stats};
 pub(crate) use read_only::{ReadOnlyStore, read_epochs};
 pub use release::open_lines;
 pub use storage::{Answer, EpochKey, HeldPoint, Storage, StoreError, StoredBatch, StoredLine};
+pub use verify::EntryProblem;
+pub(crate) use verify::verify_epochs;
 
 /// Copies an error, for several callers.
 fn copy(error: &io::Error) -> io::Error {

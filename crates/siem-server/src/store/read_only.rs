@@ -239,7 +239,7 @@ fn removals(index: &Path) -> io::Result<Removals> {
 }
 
 /// The files of earlier versions are converted when a receiver opens the directory.
-fn check_version(data: &Path) -> Result<(), ReadError> {
+pub(super) fn check_version(data: &Path) -> Result<(), ReadError> {
     let failed = |error| ReadError { path: data.to_owned(), source: io::Error::other(error) };
     match DataFormat::read(data).map_err(failed)? {
         Some(format) if format.is_current() => Ok(()),
@@ -277,7 +277,7 @@ pub(super) fn epochs_with(machines: &Path, ending: &str) -> Result<BTreeSet<Stem
 }
 
 /// Lists a directory; a missing one has no entries.
-fn entries(directory: &Path) -> Result<Vec<PathBuf>, ReadError> {
+pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>, ReadError> {
     match list(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         listed => listed.map_err(|source| ReadError { path: directory.to_owned(), source }),

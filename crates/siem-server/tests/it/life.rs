@@ -334,6 +334,7 @@ async fn backup_and_restore_name_damaged_files() {
     copies.check(name, Some(&damaged));
     std::fs::remove_file(copies.path("life/erasures.ndjson")).unwrap();
     std::fs::write(&indexes[0], b"").unwrap();
-    let [_, restored] = copies.copy([0, 1]);
-    assert!(restored.contains("lines that its index lacks"), "{restored}");
+    for output in copies.copy([1, 1]) {
+        assert!(output.contains("lines that its index lacks"), "{output}");
+    }
 }

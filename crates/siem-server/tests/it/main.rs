@@ -28,3 +28,4 @@ mod settings;
 mod stats;
 mod trust;
 mod updates;
+mod verify;

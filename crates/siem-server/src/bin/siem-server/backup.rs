@@ -3,14 +3,20 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 use siem_server::{
     FileStore, SystemClock,
     backup::{BackupOptions, BackupSummary, DamagedFile, backup, damage, restore},
     life::AccessAction,
 };
 
-use crate::{Data, access_log::log, failure::Failure, output};
+use crate::{
+    Data,
+    access_log::log,
+    failure::Failure,
+    output,
+    verify::{self, Damaged, entries, figures, problems},
+};
 
 /// Copy the data directory, also while the receiver runs
 ///
@@ -36,7 +42,9 @@ pub(crate) struct Backup {
     only_log: bool,
 }
 
-/// Copy a backup into an empty data directory, verify it, and open it once
+/// Copy a backup into an empty data directory, open it once, and verify all entries
+///
+/// What is missing or damaged is named, and the exit code is 1. Everything else is restored.
 #[derive(Args)]
 pub(crate) struct Restore {
     #[command(flatten)]
@@ -64,7 +72,7 @@ impl Backup {
         let done = backup(self.data.directory(), &self.target, options, &SystemClock);
         let done = done.map_err(Failure::failed)?;
         // The copy, which does not change meanwhile.
-        report("backed up", &done, damage(&self.target, false), self.json)
+        report(&done, damage(&self.target), self.json)
     }
 }
 
@@ -77,39 +85,29 @@ impl Restore {
         if !done.with_keys && !self.json {
             output::line("the private keys of the receiver are not in the backup")?;
         }
-        report("restored", &done, damage(data, true), self.json)
+        let found = siem_server::backup::verify(data);
+        if self.json {
+            let mut all = summary(&done, &found.files);
+            all["verified"] = figures(&found);
+            all["entries_damaged"] = entries(&found.named);
+            output::json(&all)?;
+        } else {
+            output::line(&line("restored", &done))?;
+            output::line(&verify::summary(&found))?;
+            verify::print(&found.named)?;
+        }
+        match problems(&found) {
+            None => Ok(()),
+            Some(text) => Err(Failure::failed(Damaged(format!("restored everything: {text}")))),
+        }
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("{what} everything, but {count} of the files {are} damaged: {names}")]
-struct Damaged {
-    what: &'static str,
-    count: usize,
-    are: &'static str,
-    names: String,
-}
-
 /// Prints what was done. Damaged files are an error: who runs the command each night must notice them.
-fn report(
-    what: &'static str,
-    done: &BackupSummary,
-    damaged: Vec<DamagedFile>,
-    json: bool,
-) -> Result<(), Failure> {
-    let BackupSummary { created_at, files, bytes, with_keys, .. } = done;
-    if json {
-        let damaged: Vec<_> = damaged
-            .iter()
-            .map(|file| json!({ "path": file.path.to_string_lossy(), "problem": file.problem }))
-            .collect();
-        output::json(&json!({
-            "created_at": created_at, "files": files, "bytes": bytes, "with_keys": with_keys,
-            "damaged": damaged,
-        }))?;
-    } else {
-        let noun = if *files == 1 { "file" } else { "files" };
-        output::line(&format!("{what} {files} {noun}, {bytes} bytes, as of {created_at}"))?;
+fn report(done: &BackupSummary, damaged: Vec<DamagedFile>, json: bool) -> Result<(), Failure> {
+    match json {
+        true => output::json(&summary(done, &damaged))?,
+        false => output::line(&line("backed up", done))?,
     }
     if damaged.is_empty() {
         return Ok(());
@@ -117,5 +115,21 @@ fn report(
     let names = damaged.iter().map(|file| format!("`{}` {}", file.path.display(), file.problem));
     let names = output::plain(&names.collect::<Vec<_>>().join("; "));
     let (count, are) = (damaged.len(), if damaged.len() == 1 { "is" } else { "are" });
-    Err(Failure::failed(Damaged { what, count, are, names }))
+    Err(Failure::failed(Damaged(format!(
+        "backed up everything, but {count} of the files {are} damaged: {names}"
+    ))))
+}
+
+fn summary(done: &BackupSummary, damaged: &[DamagedFile]) -> Value {
+    let BackupSummary { created_at, files, bytes, with_keys, .. } = done;
+    json!({
+        "created_at": created_at, "files": files, "bytes": bytes, "with_keys": with_keys,
+        "damaged": verify::files(damaged),
+    })
+}
+
+fn line(what: &str, done: &BackupSummary) -> String {
+    let BackupSummary { created_at, files, bytes, .. } = done;
+    let noun = if *files == 1 { "file" } else { "files" };
+    format!("{what} {files} {noun}, {bytes} bytes, as of {created_at}")
 }

@@ -19,6 +19,7 @@ mod output;
 mod serve;
 mod tokens;
 mod update;
+mod verify;
 mod who;
 
 use std::{
@@ -70,6 +71,7 @@ enum Command {
     Line(line::Line),
     Backup(backup::Backup),
     Restore(backup::Restore),
+    Verify(verify::Verify),
     Erase(life::Erase),
     /// List what was erased
     #[command(subcommand)]
@@ -187,6 +189,7 @@ fn main() -> ExitCode {
         Command::Line(line) => line.execute(),
         Command::Backup(backup) => backup.execute(),
         Command::Restore(restore) => restore.execute(),
+        Command::Verify(verify) => verify.execute(),
         Command::Erase(erase) => erase.execute(),
         Command::Erasures(command) => command.execute(),
         Command::Hold(command) => command.execute(),

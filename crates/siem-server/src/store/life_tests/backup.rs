@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     SystemClock,
-    backup::{BackupOptions, Step, copy_in_steps, damage, restore},
+    backup::{BackupOptions, Step, copy_in_steps, damage, restore, verify},
     life::unlisted_erasures,
 };
 
@@ -35,7 +35,9 @@ fn left_after_restore(at: Step, during: impl Fn(&TempDir), is_open: bool) -> Vec
     repeat(&restored, "02");
     drop(store);
     assert!(unlisted_erasures(restored.path()).unwrap().is_empty());
-    assert_eq!(damage(restored.path(), true), []);
+    assert_eq!(damage(restored.path()), []);
+    let verified = verify(restored.path());
+    assert!(verified.is_whole(), "{verified:?}");
     with_text(restored.path(), SECRET)
 }
 
