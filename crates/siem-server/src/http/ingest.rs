@@ -19,6 +19,7 @@ use hyper::http::request::Parts;
 use siem_protocol::{
     BatchHeader, Digest, Encoding, Receipt,
     names::{content_type, header},
+    note::{NoteSigner as _, SigningKey},
     statement::digest,
 };
 use tracing::debug;
@@ -180,13 +181,14 @@ async fn receive_batch(
     shared.metrics.count_received(body.len());
     let received_at = shared.clock.now();
     let sent = ReceivedBody { body, memory, encoding, signature, received_at };
-    let ReadBatch { mut batch, body, enroll, names_unknown_config, answers } =
+    let ReadBatch { mut batch, body, key, names_unknown_config, answers } =
         *read(shared, sent).await?;
     check_headers(headers, &batch.header)?;
     batch.peer = parts.extensions.get::<ConnectInfo<SocketAddr>>().map(|peer| peer.0.ip());
     let id = batch.header.id();
     let subject = BatchSubject::new(&batch.header, body);
     let device = batch.seal.valid().map(|seal| seal.device);
+    let enroll = batch.seal.is_missing() && key.is_some();
     let unknown_config = names_unknown_config.then(|| batch.event(EventKind::ConfigUnknown));
     let redelivered = batch.header.redelivery.then(|| batch.header.seqs.clone());
     let seal = batch.header.seal.as_deref().map(digest);
@@ -217,17 +219,20 @@ async fn receive_batch(
         Some(seqs) => seqs.iter().all(|seq| accepted.contains(seq)),
         None => is_of_other,
     };
-    let (shared, point) = (shared.clone(), stored.point);
-    let signing = run_blocking(move || {
-        if let (Some(event), Some(registry)) = (unknown_config, &shared.registry) {
-            registry.record(event);
-        }
-        let receipt = statements::receipt(&shared, &subject, point)?;
-        // Every entry of the batch is stored.
-        let verdict = needs_verdict.then(|| statements::stored(&shared, &subject)).flatten();
-        Ok::<_, Rejection>((receipt, verdict))
-    });
-    let (receipt, verdict) = signing.await??;
+    let receipt = statements::receipt(key.as_deref(), &subject, stored.point)?;
+    let mut verdict = None;
+    // Most batches need no file any more, and no body to be hashed.
+    if unknown_config.is_some() || needs_verdict {
+        let shared = shared.clone();
+        let signing = run_blocking(move || {
+            if let (Some(event), Some(registry)) = (unknown_config, &shared.registry) {
+                registry.record(event);
+            }
+            // Every entry of the batch is stored.
+            needs_verdict.then(|| statements::stored(&shared, &subject)).flatten()
+        });
+        verdict = signing.await?;
+    }
     Ok(Receipt { receipt, verdict, enroll, ..stored.receipt })
 }
 
@@ -324,8 +329,8 @@ impl StepOutput {
 struct ReadBatch {
     batch: Batch,
     body: SentBody,
-    /// The sender should enroll.
-    enroll: bool,
+    /// Key with which the receiver signs.
+    key: Option<Arc<SigningKey>>,
     names_unknown_config: bool,
     answers: Option<BatchAnswers>,
 }
@@ -361,10 +366,11 @@ fn run_step(shared: &Shared, sent: ReceivedBody, step: DecodeStep) -> Result<Ste
         return Err(Rejection::Signature.into());
     }
     let received_at = sent.received_at;
+    let key = shared.signing_key();
     let (text, mut memory, body) = match step {
         DecodeStep::Parse => {
             // The text becomes the batch, so that it is hashed now.
-            let body = match shared.signs() {
+            let body = match key.is_some() {
                 true => SentBody::Hashed(Digest::of(&sent.body)),
                 false => SentBody::Dropped,
             };
@@ -372,11 +378,11 @@ fn run_step(shared: &Shared, sent: ReceivedBody, step: DecodeStep) -> Result<Ste
         }
         DecodeStep::Decode { memory, limit, .. } => {
             match decode(&sent.body, sent.encoding, limit) {
-                Ok(text) => (text, memory, keep(shared, sent)),
+                Ok(text) => (text, memory, keep(key.is_some(), sent)),
                 Err(DecodeError::TooLarge { .. }) if limit < shared.limits.decoded => {
                     return Ok(StepOutput::Larger(sent));
                 }
-                Err(error) => return Err(refuse_decoded(shared, sent, error)),
+                Err(error) => return Err(refuse_decoded(key.is_some(), sent, error)),
             }
         }
     };
@@ -388,11 +394,12 @@ fn run_step(shared: &Shared, sent: ReceivedBody, step: DecodeStep) -> Result<Ste
         }
     };
     if let Some(registry) = &shared.registry {
-        batch.seal = BatchSeal::verify(&batch, registry);
+        let name = || key.as_ref().map(|key| key.key().name().to_owned());
+        batch.seal = BatchSeal::verify_for(&batch, registry, name);
     }
     memory.shrink_to(batch.size());
     Ok(StepOutput::Batch(Box::new(ReadBatch {
-        enroll: statements::should_enroll(shared, &batch.seal),
+        key,
         names_unknown_config: names_unknown_config(shared, &batch.header),
         answers: BatchAnswers::of(shared, &batch),
         batch: batch.with_memory(memory),
@@ -401,16 +408,16 @@ fn run_step(shared: &Shared, sent: ReceivedBody, step: DecodeStep) -> Result<Ste
 }
 
 /// Keeps a compressed body until the batch is stored, if a verdict may need it.
-fn keep(shared: &Shared, sent: ReceivedBody) -> SentBody {
-    if shared.signs() { SentBody::Kept(Box::new(sent)) } else { SentBody::Dropped }
+fn keep(signs: bool, sent: ReceivedBody) -> SentBody {
+    if signs { SentBody::Kept(Box::new(sent)) } else { SentBody::Dropped }
 }
 
 /// Refuses a body that cannot be decoded. The start of one that is too large may still have a header.
-fn refuse_decoded(shared: &Shared, sent: ReceivedBody, error: DecodeError) -> Refusal {
+fn refuse_decoded(signs: bool, sent: ReceivedBody, error: DecodeError) -> Refusal {
     let too_large = matches!(error, DecodeError::TooLarge { .. });
-    let header = (too_large && shared.signs())
+    let header = (too_large && signs)
         .then(|| decode_start(&sent.body, sent.encoding, LONGEST_HEADER))
         .and_then(|start| Batch::header_of(&start));
-    let subject = header.map(|header| Box::new(BatchSubject::new(&header, keep(shared, sent))));
+    let subject = header.map(|header| Box::new(BatchSubject::new(&header, keep(signs, sent))));
     Refusal { rejection: error.into(), subject, enroll: false, device: None }
 }

@@ -186,8 +186,8 @@ pub(super) fn names_unknown_config(shared: &Shared, header: &BatchHeader) -> boo
         return false;
     };
     let identity = header.identity();
-    if registry.was_offered(&hash) {
-        return !registry.was_offered_to(&hash, &identity);
+    if let Some(was_offered) = registry.offer_to(&hash, &identity) {
+        return !was_offered;
     }
     // The agent may have got it before the receiver kept a list.
     let set = shared.configs.current();

@@ -10,7 +10,7 @@ use std::{
 
 use axum::{
     extract::{ConnectInfo, Request, State},
-    http::HeaderMap,
+    http::{HeaderValue, Uri},
     middleware::Next,
     response::Response,
 };
@@ -82,16 +82,17 @@ impl RefusalLog {
     pub(crate) fn log(&self, response: &mut Response, request: &Requested) {
         let Some(refused) = response.extensions_mut().remove::<Refused>() else { return };
         let device = response.extensions_mut().remove::<SealedBy>();
+        let claims = request.claims();
         let key = Key {
             address: request.peer,
-            machine: request.claims.machine.clone(),
+            machine: claims.machine.clone(),
             status: refused.status,
             title: refused.title,
         };
         let (repeats, forgotten) = self.count(key, Instant::now());
         forgotten.iter().for_each(log_forgotten);
         if let Some(repeats) = repeats {
-            log(&refused, request, device, repeats);
+            log(&refused, request, &claims, device, repeats);
         }
     }
 
@@ -170,24 +171,39 @@ pub(super) async fn log_refusals(
     response
 }
 
-/// Request, as far as its refusal is logged.
+/// Request, as far as its refusal is logged. Most are not refused: it shares their bytes, and decodes nothing.
 pub(crate) struct Requested {
     peer: Option<IpAddr>,
-    path: String,
-    claims: Claims,
+    uri: Uri,
+    names: [Option<HeaderValue>; 3],
 }
 
 impl Requested {
     /// Reads a request from `peer`.
     pub(crate) fn of<B>(peer: Option<IpAddr>, request: &Request<B>) -> Self {
-        let (path, claims) = (cut(request.uri().path()), Claims::of(request.headers()));
-        Self { peer, path, claims }
+        let names = [header::MACHINE_ID, header::HOSTNAME, header::USER];
+        let names = names.map(|name| request.headers().get(name).cloned());
+        Self { peer, uri: request.uri().clone(), names }
+    }
+
+    fn claims(&self) -> Claims {
+        let [machine, host, user] = self.names.each_ref().map(|value| {
+            value.as_ref().map_or_else(String::new, |value| name_of(value.as_bytes()))
+        });
+        Claims { machine, host, user }
     }
 }
 
-fn log(refused: &Refused, request: &Requested, device: Option<SealedBy>, repeats: u64) {
+fn log(
+    refused: &Refused,
+    request: &Requested,
+    claims: &Claims,
+    device: Option<SealedBy>,
+    repeats: u64,
+) {
     let Refused { status, reason, cause, .. } = refused;
-    let Requested { peer, path, claims: Claims { machine, host, user } } = request;
+    let (Requested { peer, uri, .. }, Claims { machine, host, user }) = (request, claims);
+    let path = cut(uri.path());
     let (peer, device) = (Optional(*peer), Optional(device.map(|device| device.0)));
     let (reason, cause) = (cut(reason), cause.as_deref().map(cut));
     if *status < 500 {
@@ -226,18 +242,6 @@ struct Claims {
     machine: String,
     host: String,
     user: String,
-}
-
-impl Claims {
-    fn of(headers: &HeaderMap) -> Self {
-        let name =
-            |name| headers.get(name).map_or_else(String::new, |value| name_of(value.as_bytes()));
-        Self {
-            machine: name(header::MACHINE_ID),
-            host: name(header::HOSTNAME),
-            user: name(header::USER),
-        }
-    }
 }
 
 /// Decodes a name for the log: control characters are escaped, and a long one is cut.

@@ -1,5 +1,7 @@
 //! Statements that the receiver signs in its answers to batches.
 
+use std::sync::Arc;
+
 use siem_protocol::{
     BatchHeader, Digest, names,
     note::SigningKey,
@@ -8,7 +10,7 @@ use siem_protocol::{
 use tracing::error;
 
 use super::{Shared, ingest::SentBody, problem::Rejection};
-use crate::{clock, store::HeldPoint, trust::BatchSeal};
+use crate::{clock, store::HeldPoint};
 
 /// Batch that a statement is about.
 pub(super) struct BatchSubject {
@@ -40,27 +42,22 @@ impl SentBody {
 }
 
 impl Shared {
-    /// Reports whether the receiver signs its answers.
-    pub(super) fn signs(&self) -> bool {
-        self.registry.as_ref().is_some_and(|registry| registry.receiver_key().is_some())
+    /// Returns the key with which the receiver signs its answers; `None` without one. Blocks for the file system.
+    pub(super) fn signing_key(&self) -> Option<Arc<SigningKey>> {
+        self.registry.as_ref()?.receiver_key()
     }
 }
 
-/// Reports whether the sender of a batch with this seal should enroll its device key.
-pub(super) fn should_enroll(shared: &Shared, seal: &BatchSeal) -> bool {
-    seal.is_missing() && shared.signs()
-}
-
-/// Returns the signed receipt for a stored batch; `None` if the receiver has no key.
+/// Returns the receipt for a stored batch, signed with the key that the receiver had when it read the batch;
+/// `None` without a key.
 pub(super) fn receipt(
-    shared: &Shared,
+    key: Option<&SigningKey>,
     subject: &BatchSubject,
     point: Option<HeldPoint>,
 ) -> Result<Option<String>, Rejection> {
-    let (Some(registry), Some(point)) = (&shared.registry, point) else { return Ok(None) };
-    let Some(key) = registry.receiver_key() else { return Ok(None) };
+    let Some((key, point)) = key.zip(point) else { return Ok(None) };
     let receipt = StoredReceipt {
-        receiver: name(&key),
+        receiver: name(key),
         machine: subject.machine.clone(),
         user: subject.user.clone(),
         epoch: subject.epoch.clone(),
@@ -70,7 +67,7 @@ pub(super) fn receipt(
         received_at: point.received_at,
         durability: Durability::Synced,
     };
-    receipt.sign(&[&*key]).map(Some).map_err(Rejection::Sign)
+    receipt.sign(&[key]).map(Some).map_err(Rejection::Sign)
 }
 
 /// Returns the signed verdict about a refused batch; `None` if the receiver has no key.

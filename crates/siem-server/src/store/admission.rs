@@ -7,7 +7,7 @@ use super::catalog::{Catalog, Key};
 use crate::{
     batch::Batch,
     trust::{
-        BatchSeal, DeviceKey, DeviceView, Event, EventKind, Registry, VerifiedSeal,
+        BatchSeal, DeviceKey, DeviceView, Event, EventKind, Registry, SenderFacts, VerifiedSeal,
         policy::{
             self, Alarm, Decision, Denial, EpochState, Facts, Mark, Reach, SealState, Sealer,
             Standing,
@@ -64,8 +64,14 @@ pub(super) fn admit(
     batch: &Batch,
     key: &Key,
 ) -> Result<Admission, Refused> {
-    let sealer = registry.and_then(|registry| Some((registry, sealer(registry, batch)?)));
-    let facts = facts(catalog, registry, sealer.as_ref(), batch, key);
+    let seal = batch.seal.valid();
+    let of = (batch.header.machine_id.as_str(), batch.header.user.as_str());
+    let mut sender = registry
+        .map(|registry| registry.sender_facts(of, seal.map(|seal| &seal.device)))
+        .unwrap_or_default();
+    let device = sender.device.take();
+    let sealer = registry.zip(seal.zip(device));
+    let facts = facts(catalog, registry, (&sender, sealer.as_ref()), batch, key);
     let owner = |mark, adopts, confirms| {
         sealer.as_ref().map(|(_, (seal, device))| AdmittedDevice {
             key: seal.device,
@@ -76,7 +82,7 @@ pub(super) fn admit(
             is_replaced: device.next.is_some(),
         })
     };
-    let keyed = registry.is_some_and(|registry| registry.receiver_key().is_some());
+    let keyed = registry.is_some_and(Registry::is_keyed);
     match policy::decide(&facts) {
         Decision::Store { mark, strict, alarm } => {
             // Only a batch that the owner of an epoch may send is stored loosely.
@@ -91,21 +97,18 @@ pub(super) fn admit(
     }
 }
 
-/// Returns the valid seal of a batch with its device.
-fn sealer<'a>(registry: &Registry, batch: &'a Batch) -> Option<(&'a VerifiedSeal, DeviceView)> {
-    let seal = batch.seal.valid()?;
-    Some((seal, registry.device(&seal.device)?))
-}
+/// The registry, and a valid seal with its device.
+type SealedBy<'a> = (&'a Registry, (&'a VerifiedSeal, DeviceView));
 
 fn facts(
     catalog: &Catalog,
     registry: Option<&Registry>,
-    sealer: Option<&(&Registry, (&VerifiedSeal, DeviceView))>,
+    (sender, sealer): (&SenderFacts, Option<&SealedBy<'_>>),
     batch: &Batch,
     key: &Key,
 ) -> Facts {
     let (machine, user) = (&batch.header.machine_id, &batch.header.user);
-    let ratcheted = registry.is_some_and(|registry| registry.confirmed_for(machine, user));
+    let ratcheted = sender.has_confirmed;
     let own_device =
         sealer.is_some_and(|(_, (_, device))| device.machine == *machine && device.user == *user);
     let same = |owner: &DeviceKey| {
@@ -130,7 +133,7 @@ fn facts(
     };
     Facts {
         level: registry.map_or(TrustLevel::Shared, Registry::level),
-        shared_allowed: registry.is_some_and(|registry| registry.is_shared_allowed(machine)),
+        shared_allowed: sender.is_shared_allowed,
         ratcheted,
         seal,
         epoch: epoch_state(catalog, registry, batch, key, same, own_device),

@@ -38,7 +38,7 @@ pub(super) struct Applier {
 #[derive(Debug)]
 struct Shared {
     queue: Mutex<Queue>,
-    /// Notified when the queue changes.
+    /// Notified when the queue changes, if a thread waits for it: each call is one of the system.
     changed: Condvar,
     files: Mutex<EpochFiles>,
 }
@@ -55,6 +55,8 @@ struct Queue {
     ends: bool,
     /// The thread has ended.
     ended: bool,
+    /// Number of threads that wait for a change.
+    waiting: usize,
 }
 
 #[derive(Debug)]
@@ -123,8 +125,7 @@ impl Applier {
 
     fn push(&self, mut queue: MutexGuard<'_, Queue>, work: QueueItem) {
         queue.work.push_back(work);
-        drop(queue);
-        self.shared.changed.notify_all();
+        self.shared.notify(queue);
     }
 
     /// After a failed write, retries it and waits for the result.
@@ -136,8 +137,9 @@ impl Applier {
 
     /// Waits until all queued frames are in the files.
     pub(super) fn flush(&self) -> io::Result<()> {
-        self.shared.queue().failed = None;
-        self.shared.changed.notify_all();
+        let mut queue = self.shared.queue();
+        queue.failed = None;
+        self.shared.notify(queue);
         // A frame counts until it is written, not until its writing starts.
         let queue = self.shared.wait(|queue| !queue.frames.is_empty() && queue.failed.is_none());
         queue.check(queue.frames.is_empty())
@@ -158,8 +160,9 @@ impl Applier {
 
     /// Waits until the thread has done all it can.
     pub(super) fn finish(self) -> PathBuf {
-        self.shared.queue().ends = true;
-        self.shared.changed.notify_all();
+        let mut queue = self.shared.queue();
+        queue.ends = true;
+        self.shared.notify(queue);
         self.thread.join().unwrap_or_else(|_| {
             error!(
                 code = "applier_panicked",
@@ -202,8 +205,22 @@ impl Shared {
 
     /// Waits while `condition` holds and the thread runs.
     fn wait(&self, condition: impl Fn(&Queue) -> bool) -> MutexGuard<'_, Queue> {
-        let waiting = |queue: &mut Queue| condition(queue) && !queue.ended;
-        self.changed.wait_while(self.queue(), waiting).unwrap_or_else(PoisonError::into_inner)
+        let mut queue = self.queue();
+        while condition(&queue) && !queue.ended {
+            queue.waiting += 1;
+            queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
+            queue.waiting -= 1;
+        }
+        queue
+    }
+
+    /// Wakes the threads that wait for a change of the queue.
+    fn notify(&self, queue: MutexGuard<'_, Queue>) {
+        let is_awaited = queue.waiting > 0;
+        drop(queue);
+        if is_awaited {
+            self.changed.notify_all();
+        }
     }
 
     /// Returns the next work; `None` if there will be none.
@@ -234,8 +251,7 @@ impl Shared {
                 None
             }
         };
-        drop(queue);
-        self.changed.notify_all();
+        self.notify(queue);
         stem
     }
 }
@@ -248,8 +264,7 @@ impl Drop for Ended<'_> {
         let mut queue = self.0.queue();
         queue.ended = true;
         queue.send_waiting();
-        drop(queue);
-        self.0.changed.notify_all();
+        self.0.notify(queue);
     }
 }
 

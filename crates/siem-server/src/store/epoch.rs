@@ -165,8 +165,14 @@ impl EpochFiles {
         self.clock += 1;
         if !self.open.contains_key(stem) {
             self.make_room();
-            fs::create_dir_all(stem.directory(&self.root))?;
-            let index = open(&stem.index(&self.root))?;
+            let path = stem.index(&self.root);
+            let index = match open(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    fs::create_dir_all(stem.directory(&self.root))?;
+                    open(&path)?
+                }
+                index => index?,
+            };
             self.open.insert(stem.clone(), Handles { lines: None, index, used: 0 });
         }
         let handles = self.open.get_mut(stem).ok_or(io::ErrorKind::NotFound)?;

@@ -397,6 +397,7 @@ impl Writer {
         }
         self.syncs.count_since(begun);
         self.synced = Some(Instant::now());
+        let mut frames = Vec::with_capacity(staged.len());
         for staged in staged {
             self.catalog.record(&staged.key, &staged.note, staged.frame.record.len() as u64);
             if let Some(last) = staged.last_value() {
@@ -412,8 +413,10 @@ impl Writer {
             }
             self.record(staged.events);
             reply(staged.responder, outcome.unwrap_or(staged.outcome));
-            self.applier.add(staged.frame);
+            frames.push(staged.frame);
         }
+        // After all responses: the thread that takes them would delay these. What is asked for later waits for it.
+        frames.into_iter().for_each(|frame| self.applier.add(frame));
         if self.journal.length() >= self.journal_bytes {
             self.seal();
         } else if self.journal.length() >= self.journal_bytes / 2 {

@@ -350,7 +350,10 @@ impl<S: Fold> Folded<S> {
             found => found.map_err(JournalError::io("read", path))?,
         };
         let known = self.file.as_ref().is_some_and(|(_, held)| *held == identity(&current));
-        if known && current.len() >= self.length {
+        if known && current.len() == self.length {
+            return Ok(());
+        }
+        if known && current.len() > self.length {
             return self.fold(path);
         }
         // Any other kind has no length, and would be an empty state.

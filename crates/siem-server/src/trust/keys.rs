@@ -214,6 +214,13 @@ struct FileStamp {
     inode: u64,
 }
 
+impl FileStamp {
+    fn of(path: &Path) -> Option<Self> {
+        let file = fs::metadata(path).ok()?;
+        Some(Self { modified: file.modified().ok(), length: file.len(), inode: inode(&file) })
+    }
+}
+
 impl KeyStore {
     /// Reads the keys from `directory`; there may be none.
     pub(super) fn open(directory: PathBuf) -> Result<Self, ReceiverKeyError> {
@@ -227,9 +234,25 @@ impl KeyStore {
     /// Returns the keys, read again if a file changed. If they cannot be read then, that is logged
     /// and the keys read before stay in use.
     pub(super) fn keys(&self) -> Option<Arc<ReceiverKeys>> {
+        self.keys_by(true)
+    }
+
+    /// Like [`Self::keys`], for what needs no signature by the organisation: looks at one file.
+    pub(super) fn private_keys(&self) -> Option<Arc<ReceiverKeys>> {
+        self.keys_by(false)
+    }
+
+    /// Returns the keys as last read, without a look at the files.
+    pub(super) fn known(&self) -> Option<Arc<ReceiverKeys>> {
+        self.cached().keys.clone()
+    }
+
+    fn keys_by(&self, needs_signature: bool) -> Option<Arc<ReceiverKeys>> {
         let mut cached = self.cached();
-        let stamp = self.stamp();
-        if stamp != cached.stamp {
+        let is_same = FileStamp::of(&self.path()) == cached.stamp.0[0]
+            && (!needs_signature || FileStamp::of(&self.signature_path()) == cached.stamp.0[1]);
+        if !is_same {
+            let stamp = self.stamp();
             match self.read() {
                 Ok(keys) if keys.is_some() || cached.keys.is_none() => {
                     *cached = Cached { stamp, keys: keys.map(Arc::new), failed: false };
@@ -326,12 +349,13 @@ impl KeyStore {
         replace_file(&self.list_path(), keys.list_text().as_bytes())?;
         // It is a signature of the list before.
         let signature = self.signature_path();
-        match fs::remove_file(&signature) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(JournalError::io("remove", &signature)(error).into())
-            }
-            _ => Ok(()),
+        if let Err(error) = fs::remove_file(&signature)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(JournalError::io("remove", &signature)(error).into());
         }
+        self.keys();
+        Ok(())
     }
 
     fn read(&self) -> Result<Option<ReceiverKeys>, ReceiverKeyError> {
@@ -360,13 +384,7 @@ impl KeyStore {
     }
 
     fn stamp(&self) -> Stamp {
-        Stamp([self.path(), self.signature_path()].map(|path| {
-            fs::metadata(path).ok().map(|file| FileStamp {
-                modified: file.modified().ok(),
-                length: file.len(),
-                inode: inode(&file),
-            })
-        }))
+        Stamp([self.path(), self.signature_path()].map(|path| FileStamp::of(&path)))
     }
 
     fn path(&self) -> PathBuf {

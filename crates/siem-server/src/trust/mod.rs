@@ -40,10 +40,10 @@ pub use journal::JournalError;
 pub(crate) use journal::{RegistryLock, replace_file};
 pub use keys::{FormerKey, ReceiverKeyError, ReceiverKeysView, Rotation};
 pub(crate) use offered::is_meant_for;
-pub(crate) use registry::Standings;
 pub use registry::{
     ConfigRefusal, EnrollError, Enrollment, HaltedRollout, Registry, RegistryError, RegistryOptions,
 };
+pub(crate) use registry::{SenderFacts, Standings};
 pub use seal::{BatchSeal, VerifiedSeal};
 pub use tokens::{
     Grant, NewToken, Scope, TokenError, TokenId, TokenState, TokenText, TokenView, UnknownScope,

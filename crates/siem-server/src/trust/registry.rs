@@ -19,7 +19,7 @@ use siem_protocol::{
     Digest, Identity, KeysAnswer, managed::Audience, note::SigningKey, statement::TrustLevel,
 };
 
-pub(crate) use self::devices::Standings;
+pub(crate) use self::devices::{SenderFacts, Standings};
 use self::enrollment::Evictions;
 pub use self::{
     configs::{ConfigRefusal, HaltedRollout},
@@ -149,13 +149,19 @@ impl Registry {
     /// Returns the name of the receiver; none without a key.
     #[must_use]
     pub fn receiver_name(&self) -> Option<String> {
-        self.receiver_keys().map(|keys| keys.name.clone())
+        self.keys.private_keys().map(|keys| keys.name.clone())
     }
 
     /// Returns the current key of the receiver; none if no key was made.
     #[must_use]
     pub fn receiver_key(&self) -> Option<Arc<SigningKey>> {
-        self.receiver_keys().map(|keys| keys.current.clone())
+        self.keys.private_keys().map(|keys| keys.current.clone())
+    }
+
+    /// Reports whether the receiver has a key, as of the last look at its file. Each request looks when its
+    /// body is read, before its batch is stored.
+    pub(crate) fn is_keyed(&self) -> bool {
+        self.keys.known().is_some()
     }
 
     /// Returns the response to `GET /keys`; none if no key was made.
@@ -236,6 +242,13 @@ impl Registry {
     #[must_use]
     pub fn was_offered(&self, hash: &Digest) -> bool {
         self.offered.read(|offered| offered.contains(hash))
+    }
+
+    /// Reports whether the managed configuration with this hash was ever offered to a device; `None` if it was
+    /// never offered at all.
+    pub(crate) fn offer_to(&self, hash: &Digest, identity: &Identity) -> Option<bool> {
+        self.offered
+            .read(|offered| offered.contains(hash).then(|| offered.contains_for(hash, identity)))
     }
 
     /// Reports whether the managed configuration with this hash was ever offered to a device. The

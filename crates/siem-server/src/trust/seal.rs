@@ -43,6 +43,15 @@ impl BatchSeal {
     /// The numbers and the chain of a redelivery are not compared: the store knows which it holds.
     #[must_use]
     pub fn verify(batch: &Batch, registry: &Registry) -> Self {
+        Self::verify_for(batch, registry, || registry.receiver_name())
+    }
+
+    /// Like [`Self::verify`], for a receiver whose name is known.
+    pub(crate) fn verify_for(
+        batch: &Batch,
+        registry: &Registry,
+        receiver: impl FnOnce() -> Option<String>,
+    ) -> Self {
         let header = &batch.header;
         let Some(text) = &header.seal else { return Self::None };
         let Ok(note) = Note::parse(text) else { return Self::Invalid("it is not a note") };
@@ -60,7 +69,7 @@ impl BatchSeal {
             return Self::Invalid("several devices signed it");
         };
         let seal = opened.statement;
-        match difference(&seal, batch, registry.receiver_name()) {
+        match difference(&seal, batch, receiver()) {
             Some(difference) => Self::Invalid(difference),
             None => Self::Valid(VerifiedSeal {
                 device: DeviceKey::from(signer),

@@ -56,7 +56,7 @@ impl Writer {
         key: &Key,
         note: &Note,
     ) -> Result<Option<HeldPoint>, StoreError> {
-        if self.registry.as_ref().is_none_or(|registry| registry.receiver_key().is_none()) {
+        if self.registry.as_ref().is_none_or(|registry| !registry.is_keyed()) {
             return Ok(None);
         }
         let stem = catalog::stem(key);

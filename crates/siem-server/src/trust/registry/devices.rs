@@ -16,6 +16,17 @@ use super::{
 /// Lookup of a device by its key, and the machine and user of an epoch.
 pub(crate) type Standings<'a> = dyn Fn(&DeviceKey, (&str, &str)) -> Option<DeviceStanding> + 'a;
 
+/// What the registry knows of the sender of a batch.
+#[derive(Debug, Default)]
+pub(crate) struct SenderFacts {
+    /// The device that sealed it.
+    pub(crate) device: Option<DeviceView>,
+    /// The machine and user ever had a confirmed key.
+    pub(crate) has_confirmed: bool,
+    /// Batches without a key are allowed, see [`Registry::is_shared_allowed`].
+    pub(crate) is_shared_allowed: bool,
+}
+
 /// Devices.
 impl Registry {
     /// Returns a device.
@@ -29,6 +40,20 @@ impl Registry {
     pub(crate) fn read_standings<R>(&self, read: impl FnOnce(&Standings<'_>) -> R) -> R {
         self.devices.read(|devices| {
             read(&|key: &DeviceKey, of: (&str, &str)| devices.standing(key, of, self.level))
+        })
+    }
+
+    /// Returns what admits batches of a machine and user, sealed by `key` if there is one: all from one look at
+    /// the file.
+    pub(crate) fn sender_facts(
+        &self,
+        (machine, user): (&str, &str),
+        key: Option<&DeviceKey>,
+    ) -> SenderFacts {
+        self.devices.read(|devices| SenderFacts {
+            device: key.and_then(|key| devices.view(key, self.level)),
+            has_confirmed: devices.confirmed_for(machine, user),
+            is_shared_allowed: devices.is_shared_allowed(machine),
         })
     }
 
@@ -48,7 +73,7 @@ impl Registry {
     /// Reports whether two keys are of one device: equal, or connected by rotations.
     #[must_use]
     pub fn same_lineage(&self, a: &DeviceKey, b: &DeviceKey) -> bool {
-        self.devices.read(|devices| devices.same_lineage(a, b))
+        a == b || self.devices.read(|devices| devices.same_lineage(a, b))
     }
 
     /// Reports whether the machine and user ever had a confirmed key.
@@ -121,10 +146,10 @@ impl Registry {
     /// finding once, when two instances alternate; the key is marked as cloned then.
     #[must_use]
     pub fn observe_instance(&self, key: &DeviceKey, instance: &str) -> Option<CloneFinding> {
+        let found = lock(&self.instances).observe(*key, instance)?;
         if self.devices.read(|devices| devices.is_cloned(key)) {
             return None;
         }
-        let found = lock(&self.instances).observe(*key, instance)?;
         let line =
             DeviceLine::Clone { at: self.now(), key: *key, instances: found.instances.clone() };
         let append = |_: &Devices| Ok::<_, JournalError>((Some(line), ()));
