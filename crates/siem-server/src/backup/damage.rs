@@ -23,14 +23,17 @@ pub struct DamagedFile {
 /// release wrote them. After the store was opened, [`verify`](super::verify) finds more.
 #[must_use]
 pub fn damage(data: &Path) -> Vec<DamagedFile> {
-    damage_with(data, &mut |_| store::damage(data))
+    damage_with(data, &mut |owners| {
+        *owners = ReadOnlyStore::open(data)?.epoch_owners();
+        store::damage(data)
+    })
 }
 
 /// Files, each with what is wrong.
 pub(super) type Damage = Vec<(PathBuf, String)>;
 
-/// Returns the damaged files, with those of the store that `of_store` returns; it may add devices that sent
-/// entries.
+/// Returns the damaged files, with those of the store that `of_store` returns; it adds the devices that sent
+/// the entries.
 pub(super) fn damage_with(
     data: &Path,
     of_store: &mut dyn FnMut(&mut Vec<EpochOwner>) -> Result<Damage, ReadError>,
@@ -45,12 +48,7 @@ pub(super) fn damage_with(
     };
     let mut owners = Vec::new();
     if is_current {
-        let read = ReadOnlyStore::open(data).and_then(|read| {
-            owners = read.epoch_owners();
-            drop(read);
-            of_store(&mut owners)
-        });
-        match read {
+        match of_store(&mut owners) {
             Ok(damaged) => found.extend(damaged),
             Err(error) => found.push((error.path.clone(), causes(&error))),
         }

@@ -87,7 +87,7 @@ pub fn verify(data: &Path) -> Verification {
                 DamagedEntries { machine, epoch, first: range.first, last: range.last, problem }
             }));
             files.extend(epoch.files);
-            owners.extend(epoch.sealed_by);
+            owners.extend(epoch.devices);
             machines.insert(machine);
         })?;
         Ok(files)

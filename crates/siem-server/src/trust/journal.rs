@@ -17,7 +17,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tracing::{error, warn};
 
 use crate::{
-    regular_file::check_regular,
+    regular_file::{check_regular, open_regular_file},
     store::{create_private, sync_directory},
 };
 
@@ -209,6 +209,8 @@ struct Folded<S> {
     state: S,
     /// Set after an error was logged, so that it is logged once.
     failed: bool,
+    /// The file is opened for writing too.
+    is_writable: bool,
     /// Number of lines from which the file may be compacted, after an attempt that failed.
     compact_from: u64,
 }
@@ -321,7 +323,8 @@ impl<S: Fold> Journal<S> {
 /// Reads a journal, and changes nothing. Returns the state, and the number of bytes after the last complete
 /// line.
 pub(super) fn read_only<S: Fold>(path: &Path) -> Result<(S, u64), JournalError> {
-    let mut folded = Folded::new();
+    // An auditor may read a copy, and not write to it.
+    let mut folded = Folded { is_writable: false, ..Folded::new() };
     folded.catch_up(path)?;
     let torn = folded.torn(path)?;
     Ok((folded.state, torn))
@@ -336,6 +339,7 @@ impl<S: Fold> Folded<S> {
             lines: 0,
             state: S::default(),
             failed: false,
+            is_writable: true,
             compact_from: 0,
         }
     }
@@ -357,7 +361,10 @@ impl<S: Fold> Folded<S> {
             return self.fold(path);
         }
         // Any other kind has no length, and would be an empty state.
-        let file = private_file(path, false).and_then(check_regular);
+        let file = match self.is_writable {
+            true => private_file(path, false).and_then(check_regular),
+            false => open_regular_file(path),
+        };
         let file = file.map_err(JournalError::io("open", path))?;
         let opened = file.metadata().map_err(JournalError::io("read", path))?;
         let mut other = Self {
@@ -367,6 +374,7 @@ impl<S: Fold> Folded<S> {
             lines: 0,
             state: S::default(),
             failed: self.failed,
+            is_writable: self.is_writable,
             compact_from: 0,
         };
         other.fold(path)?;

@@ -121,3 +121,14 @@ async fn changed_entry_is_named_by_verify_and_restore() {
     let errors = String::from_utf8(run(data.path(), &["verify"]).stderr).unwrap();
     assert!(errors.contains("entry 1 of machine `m-1`, epoch `e-1`"), "{errors}");
 }
+
+/// The verification ended at the first index that could not be read.
+#[cfg(unix)]
+#[tokio::test(flavor = "multi_thread")]
+async fn unreadable_epoch_keeps_no_other_from_being_verified() {
+    let data = stored().await;
+    let other = only(data.path(), "index").with_file_name("0.index");
+    std::os::unix::fs::symlink("/dev/null", other).unwrap();
+    let found = json_of(data.path(), &["verify"], 1);
+    assert_eq!((&found["entries"], &found["damaged_entries"]), (&json!(5), &json!(0)));
+}

@@ -43,13 +43,7 @@ impl LineFile {
         to: u64,
         mut show: impl FnMut(&[u8]),
     ) -> io::Result<()> {
-        if from != self.at {
-            match i64::try_from(from).ok().zip(i64::try_from(self.at).ok()) {
-                Some((from, at)) => self.reader.seek_relative(from - at)?,
-                None => drop(self.reader.seek(SeekFrom::Start(from))?),
-            }
-            self.at = from;
-        }
+        self.go_to(from)?;
         while self.at < to {
             self.line.clear();
             let most = (to - self.at).min(LONGEST);
@@ -66,10 +60,31 @@ impl LineFile {
         Ok(())
     }
 
-    /// Reports whether there is anything but empty lines and zeros between two positions.
+    fn go_to(&mut self, to: u64) -> io::Result<()> {
+        match i64::try_from(to).ok().zip(i64::try_from(self.at).ok()) {
+            Some((to, at)) => self.reader.seek_relative(to - at)?,
+            None => drop(self.reader.seek(SeekFrom::Start(to))?),
+        }
+        self.at = to;
+        Ok(())
+    }
+
+    /// Reports whether there is anything but newlines and zeros between two positions.
     pub(super) fn has_text(&mut self, from: u64, to: u64) -> io::Result<bool> {
-        let mut has_text = false;
-        self.each(from, to, |line| has_text |= line.iter().any(|byte| *byte != 0))?;
-        Ok(has_text)
+        self.go_to(from)?;
+        while self.at < to {
+            let block = self.reader.fill_buf()?;
+            let length =
+                usize::try_from(to - self.at).map_or(block.len(), |to| to.min(block.len()));
+            if length == 0 {
+                break;
+            }
+            if block[..length].iter().any(|byte| !matches!(byte, 0 | b'\n')) {
+                return Ok(true);
+            }
+            self.reader.consume(length);
+            self.at += length as u64;
+        }
+        Ok(false)
     }
 }

@@ -86,8 +86,8 @@ pub(crate) struct VerifiedEpoch {
     pub(crate) erased: u64,
     /// Number of those that valid seals cover.
     pub(crate) sealed: u64,
-    /// Devices whose seals it has, each with the machine and user of the batch.
-    pub(crate) sealed_by: BTreeSet<EpochOwner>,
+    /// Devices that sent it, each with the machine and user of the batch.
+    pub(crate) devices: BTreeSet<EpochOwner>,
     /// Number of numbers that never arrived, or were lost.
     pub(crate) gaps: u64,
     /// Number of damaged entries.
@@ -244,10 +244,12 @@ impl Check {
         }
         self.apply(&note, values.unwrap_or_default());
         let brought = self.found.entries - brought;
+        let user = note.sender.as_ref().map(|sender| sender.identity.user.as_str());
+        if let Some(device) = &note.device {
+            let machine = self.found.key.0.clone();
+            self.found.devices.insert((device.key, machine, user.unwrap_or_default().to_owned()));
+        }
         if let Some(DeviceNote { key, seal: Some(seal), .. }) = &note.device {
-            let user = note.sender.as_ref().map(|sender| sender.identity.user.as_str());
-            let owner = (*key, self.found.key.0.clone(), user.unwrap_or_default().to_owned());
-            self.found.sealed_by.insert(owner);
             let keys = key.verifier().into_iter().collect::<Vec<_>>();
             let opened = Seal::open(&seal.note, &keys).ok().map(|opened| opened.statement);
             if !opened.is_some_and(|opened| self.agrees(&opened, seal, user)) {
@@ -433,12 +435,9 @@ impl Check {
         }
         lost.ranges().into_iter().for_each(|range| self.report(range, EntryProblem::Lost));
         self.found.gaps = self.ledger.missing();
-        if let Some(file) = &mut self.lines {
-            let (end, length) = (self.lines_end, file.length);
-            if end < length && file.has_text(end, length)? {
-                self.unlisted += length - end;
-            }
-        }
+        // Nothing that a receiver does leaves bytes there.
+        let end = self.lines.as_ref().map_or(0, |file| file.length);
+        self.unlisted += end.saturating_sub(self.lines_end);
         let (damaged, unlisted) = (self.history.damaged, self.unlisted);
         let (values, starts) = (self.values_damaged, self.starts_damaged);
         let mut report = |path: &Path, text: String| self.found.files.push((path.to_owned(), text));
