@@ -1,7 +1,7 @@
 //! Changes of an epoch by a batch.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use siem_protocol::{ChainPoint, DeadLettered, Digest};
 
 use super::{Range, TallyChange};
@@ -12,10 +12,10 @@ use super::{Range, TallyChange};
 #[serde(default)]
 pub struct Change {
     /// Number of lines that are stored.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(deserialize_with = "number", skip_serializing_if = "is_zero")]
     pub accepted: u64,
     /// Number of lines that were already stored.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(deserialize_with = "number", skip_serializing_if = "is_zero")]
     pub duplicates: u64,
     /// Numbers covered from now on.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -24,7 +24,7 @@ pub struct Change {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub holes: Vec<DeadLettered>,
     /// Numbers whose holes are filled.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "numbers", skip_serializing_if = "Vec::is_empty")]
     pub filled: Vec<u64>,
     /// Numbers skipped when the batch arrived.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -34,13 +34,13 @@ pub struct Change {
     pub breaks: Vec<Break>,
     /// Values of the chain that the batch builds upon, for numbers that are not covered or have
     /// another value.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "points", skip_serializing_if = "Vec::is_empty")]
     pub claims: Vec<ChainPoint>,
     /// Numbers whose claimed values were confirmed.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(deserialize_with = "numbers", skip_serializing_if = "Vec::is_empty")]
     pub settled: Vec<u64>,
     /// Start of an epoch that was unknown before.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "point", skip_serializing_if = "Option::is_none")]
     pub begins_at: Option<ChainPoint>,
     /// Numbers whose lines are missing from a damaged store.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -62,6 +62,31 @@ impl Change {
 #[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it with a reference")]
 pub(crate) fn is_zero(number: &u64) -> bool {
     *number == 0
+}
+
+/// Largest number in a record. Sums of larger ones, which only a forged record has, could overflow.
+pub(crate) const LARGEST: u64 = 1 << 56;
+
+/// Deserializes a number up to [`LARGEST`].
+pub(crate) fn number<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    checked(u64::deserialize(deserializer)?, |number| *number)
+}
+
+fn numbers<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u64>, D::Error> {
+    checked(Vec::deserialize(deserializer)?, |all| all.iter().copied().max().unwrap_or_default())
+}
+
+fn point<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<ChainPoint>, D::Error> {
+    checked(Option::deserialize(deserializer)?, |it: &Option<ChainPoint>| it.map_or(0, |it| it.seq))
+}
+
+fn points<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ChainPoint>, D::Error> {
+    let largest = |all: &Vec<ChainPoint>| all.iter().map(|it| it.seq).max().unwrap_or_default();
+    checked(Vec::deserialize(deserializer)?, largest)
+}
+
+fn checked<T, E: serde::de::Error>(value: T, largest: impl Fn(&T) -> u64) -> Result<T, E> {
+    if largest(&value) > LARGEST { Err(E::custom("too large a number")) } else { Ok(value) }
 }
 
 /// A break of the chain.

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 
+use super::change::LARGEST;
+
 /// Numbers from `first` to `last`, inclusive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 pub struct Range {
@@ -23,7 +25,7 @@ impl<'de> Deserialize<'de> for Range {
             last: u64,
         }
         let Ends { first, last } = Ends::deserialize(deserializer)?;
-        if first == 0 || first > last || last == u64::MAX {
+        if first == 0 || first > last || last > LARGEST {
             return Err(D::Error::custom("not a range of numbers"));
         }
         Ok(Self { first, last })

@@ -12,8 +12,8 @@ use std::collections::BTreeMap;
 
 use siem_protocol::{ChainPoint, DeadLettered, Digest};
 
-pub(crate) use change::is_zero;
 pub use change::{Break, BreakKind, Change, Plan, Refusal};
+pub(crate) use change::{is_zero, number};
 pub use extents::{Extent, Extents, Range};
 use tally::Tally;
 pub use tally::{Claimed, Comparison, Difference, Figure, TallyChange};

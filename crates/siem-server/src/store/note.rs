@@ -6,7 +6,7 @@ use siem_protocol::{DeadLettered, Digest, Identity, statement::TrustLevel};
 use super::repeats::RepeatedLines;
 use crate::{
     fleet::Heartbeat,
-    ledger::{Change, is_zero},
+    ledger::{Change, is_zero, number},
     stats::CloneReport,
     trust::{DeviceKey, policy::Mark},
 };
@@ -21,8 +21,10 @@ pub(super) struct Note {
     /// Time of receipt, RFC 3339.
     pub(super) at: String,
     /// Position of its lines in the lines of the epoch.
+    #[serde(deserialize_with = "number")]
     pub(super) lines_at: u64,
     /// Size of its lines in bytes.
+    #[serde(deserialize_with = "number")]
     pub(super) bytes: u64,
     /// Sender; absent if nothing is stored.
     #[serde(rename = "who", default, skip_serializing_if = "Option::is_none")]
@@ -57,7 +59,7 @@ pub(super) struct Note {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub(super) removed: bool,
     /// Position before which all lines were removed.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, deserialize_with = "number", skip_serializing_if = "is_zero")]
     pub(super) removed_before: u64,
     /// Changes of the ledger.
     pub(super) change: Change,

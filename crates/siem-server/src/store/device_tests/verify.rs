@@ -211,3 +211,32 @@ fn epoch_that_is_written_to_is_not_damaged() {
         assert_eq!(found(&verified), (Vec::new(), 0), "{verified:?}");
     }
 }
+
+/// Numbers that only a forged record has overflowed sums.
+#[test]
+fn forged_numbers_are_reported_and_never_overflow() {
+    let root = sealed();
+    let index = path(root.path(), "index");
+    let whole = fs::read(&index).unwrap();
+    let most = u64::MAX;
+    for (member, value) in [
+        ("/lines_at", serde_json::json!(most)),
+        ("/bytes", serde_json::json!(most)),
+        ("/change/accepted", serde_json::json!(most)),
+        ("/change/new", serde_json::json!([{ "first": 1, "last": most }])),
+        ("/change/new", serde_json::json!([{ "first": 9, "last": 1 }])),
+        ("/change/claims", serde_json::json!([{ "seq": most, "hash": Digest::ZERO }])),
+        ("/change/begins_at", serde_json::json!({ "seq": most, "hash": Digest::ZERO })),
+        ("/change/filled", serde_json::json!([most])),
+    ] {
+        let forged = crate::store::index_record::tests::with_note(&whole, |note| {
+            let (object, name) = member.rsplit_once('/').unwrap();
+            note.pointer_mut(object).unwrap()[name] = value.clone();
+        });
+        fs::write(&index, forged).unwrap();
+        let verified = verify(root.path());
+        assert!(!verified.files.is_empty(), "{member}: {verified:?}");
+        drop(FileStore::open(root.path()).unwrap());
+        fs::write(&index, &whole).unwrap();
+    }
+}
