@@ -35,9 +35,25 @@ fn connections(files: usize) -> usize {
     files.saturating_sub(RESERVED.min(files / 4)).max(1)
 }
 
+/// Most epochs whose files stay open.
+const MOST_EPOCHS: usize = 4096;
+
+/// Returns the number of epochs whose files, two for each, stay open beside so many connections, of as many as
+/// [`raise_open_files`] returned.
+pub(crate) fn open_epochs(most: usize, connections: usize) -> usize {
+    (most.saturating_sub(connections) / 2).clamp(RESERVED / 2, MOST_EPOCHS)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_stay_open_only_beside_all_connections() {
+        assert_eq!(open_epochs(896, 896), 64);
+        assert_eq!(open_epochs(10_112, 8192), 960);
+        assert_eq!(open_epochs(usize::MAX, 8192), 4096);
+    }
 
     #[test]
     fn some_files_are_left_for_the_store() {

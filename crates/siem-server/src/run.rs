@@ -24,7 +24,7 @@ use crate::{
     http::{Receiver, not_found},
     metrics::{BindError, Metrics, MetricsListener, MetricsServer, serve_metrics},
     notify,
-    open_files::raise_open_files,
+    open_files::{open_epochs, raise_open_files},
     proxies::TrustedProxies,
     readiness::{Readiness, probe_router},
     secrets::Keys,
@@ -154,7 +154,9 @@ impl Process {
         let lock = StoreLock::take(directory)?;
         let registry = Arc::new(open_registry(&settings)?);
         let retention = settings.retention.policy();
-        let options = FileStoreOptions { retention, ..FileStoreOptions::default() };
+        let connections = serve_options(&settings).connections;
+        let open_epochs = open_epochs(raise_open_files(), connections);
+        let options = FileStoreOptions { retention, open_epochs, ..FileStoreOptions::default() };
         let store = FileStore::open_locked(lock, options, registry.clone())?;
         let metrics = Arc::new(Metrics::of_store(&store, directory));
         let receiver = Receiver::new(keys, Arc::new(store))

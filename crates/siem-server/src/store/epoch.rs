@@ -14,8 +14,11 @@ use super::{
 };
 use crate::regular_file::check_regular;
 
-/// Number of epochs whose files stay open.
-const OPEN: usize = 64;
+/// Number of epochs whose files stay open, unless another one is chosen.
+pub(super) const OPEN_EPOCHS: usize = 64;
+
+/// Largest buffer for lines that are written.
+const BUFFER: usize = 64 << 10;
 
 /// Directory and common name of the files of an epoch.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -78,13 +81,20 @@ struct Handles {
 pub(super) struct EpochFiles {
     root: PathBuf,
     open: HashMap<Stem, Handles>,
+    /// Number of epochs whose files stay open.
+    most: usize,
     clock: u64,
 }
 
 impl EpochFiles {
     /// Creates the set of files below `root`.
     pub(super) fn new(root: PathBuf) -> Self {
-        Self { root, open: HashMap::new(), clock: 0 }
+        Self { root, open: HashMap::new(), most: OPEN_EPOCHS, clock: 0 }
+    }
+
+    /// Keeps the files of up to `most` epochs open: two for each.
+    pub(super) fn keep_open(self, most: usize) -> Self {
+        Self { most: most.max(1), ..self }
     }
 
     /// Writes the content of a frame to its positions, without sync. Repeating it changes nothing.
@@ -101,7 +111,8 @@ impl EpochFiles {
         } else if frame.lines.length() > 0 {
             let mut lines = self.lines(&stem)?;
             lines.seek(SeekFrom::Start(frame.place.lines_at))?;
-            let mut writer = BufWriter::with_capacity(64 << 10, lines);
+            let most = usize::try_from(frame.lines.length()).unwrap_or(BUFFER);
+            let mut writer = BufWriter::with_capacity(most.min(BUFFER), lines);
             frame.lines.write(&mut writer)?;
             writer.flush()?;
         }
@@ -180,14 +191,14 @@ impl EpochFiles {
         Ok(handles)
     }
 
+    /// Closes a quarter of the files, those that were used longest ago, if there is no room for others.
     fn make_room(&mut self) {
-        if self.open.len() < OPEN {
+        if self.open.len() < self.most {
             return;
         }
-        let oldest = self.open.iter().min_by_key(|(_, handles)| handles.used);
-        if let Some(stem) = oldest.map(|(stem, _)| stem.clone()) {
-            self.open.remove(&stem);
-        }
+        let mut used: Vec<u64> = self.open.values().map(|handles| handles.used).collect();
+        let (_, last, _) = used.select_nth_unstable(self.most.div_ceil(4) - 1);
+        self.open.retain(|_, handles| handles.used > *last);
     }
 }
 
@@ -208,5 +219,23 @@ mod tests {
         let lines = Lines::Read(b"{}\n".to_vec());
         files.apply(&Frame { place, record: b"record".to_vec(), lines }).unwrap_err();
         assert_eq!(fs::read(root.path().join("m/e.index")).unwrap(), b"record");
+    }
+
+    #[test]
+    fn only_so_many_files_are_open_and_the_latest_stay() {
+        let root = tempfile::tempdir().unwrap();
+        let mut files = EpochFiles::new(root.path().to_owned()).keep_open(8);
+        let stem = |number: u32| Stem { machine: format!("m{number}"), epoch: "e".into() };
+        for number in 0..100 {
+            // One of them is used again and again.
+            for number in [number, 0] {
+                files.index(&stem(number), IndexRange { at: 0, bytes: 0 }).unwrap();
+            }
+            assert!(files.open.len() <= 8);
+            assert!(files.open.contains_key(&stem(0)) && files.open.contains_key(&stem(number)));
+        }
+        let mut one = EpochFiles::new(root.path().to_owned()).keep_open(0);
+        (0..3).for_each(|number| drop(one.index(&stem(number), IndexRange { at: 0, bytes: 0 })));
+        assert_eq!(one.open.len(), 1);
     }
 }

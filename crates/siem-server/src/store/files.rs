@@ -19,7 +19,7 @@ use super::{
     Answer, DataFormat, EpochKey, FormatError, Storage, StoreError, StoredBatch, StoredLine,
     applier::Applier,
     checkpoint::Checkpointer,
-    epoch::EpochFiles,
+    epoch::{EpochFiles, OPEN_EPOCHS},
     erase::StoreHandle,
     journal::Journal,
     migrate,
@@ -55,6 +55,9 @@ pub struct FileStoreOptions {
     pub journal_bytes: u64,
     /// Number of batches that may wait for the writer.
     pub queue: usize,
+    /// Number of epochs whose files stay open, two for each. With fewer than send, files are opened and closed for
+    /// each batch.
+    pub open_epochs: usize,
     /// Limits of what is kept, applied once an hour.
     pub retention: RetentionPolicy,
     /// Time that a store that is dropped waits for its disk. All acknowledged batches are in the
@@ -70,6 +73,7 @@ impl Default for FileStoreOptions {
         Self {
             journal_bytes: 256 << 20,
             queue: 4096,
+            open_epochs: OPEN_EPOCHS,
             retention: RetentionPolicy::default(),
             close_within: Duration::from_secs(30),
             #[cfg(test)]
@@ -369,12 +373,13 @@ pub(super) fn prepare(
     {
         journal.space = options.space;
     }
+    let files = EpochFiles::new(machines.clone()).keep_open(options.open_epochs);
     let writer = Writer {
         jobs,
         catalog,
         repeats: Repeats::new(machines.clone()),
         journal,
-        applier: Applier::start(EpochFiles::new(machines.clone()), Checkpointer::start(machines)?)?,
+        applier: Applier::start(files, Checkpointer::start(machines)?)?,
         registry,
         journal_bytes: options.journal_bytes,
         deferred: Default::default(),
