@@ -415,7 +415,7 @@ impl Writer {
             reply(staged.responder, outcome.unwrap_or(staged.outcome));
             frames.push(staged.frame);
         }
-        // After all responses: the thread that takes them would delay these. What is asked for later waits for it.
+        // After all responses: the thread that takes them would delay these. A later request waits for it.
         frames.into_iter().for_each(|frame| self.applier.add(frame));
         if self.journal.length() >= self.journal_bytes {
             self.seal();

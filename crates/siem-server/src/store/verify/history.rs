@@ -126,7 +126,7 @@ impl History {
         }
     }
 
-    /// Returns what became of the lines of the record at a position.
+    /// Returns which lines of the record at a position are left.
     pub(super) fn cut(&self, at: u64) -> Cut {
         let behind = self.cuts.partition_point(|cut| cut.at <= at);
         self.cuts.get(behind).copied().unwrap_or(Cut::NONE)
