@@ -61,9 +61,9 @@ const EXPECTED: [(&str, u64); 14] = [
     ("lints", 250),
     ("tests", 975),
     ("packages", 40),
-    ("examples in docs", 120),
-    ("docs", 150),
-    ("public items", 240),
+    ("examples in docs", 60),
+    ("docs", 90),
+    ("public items", 90),
     ("instruction counts", 700),
 ];
 
