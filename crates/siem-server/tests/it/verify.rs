@@ -131,4 +131,6 @@ async fn unreadable_epoch_keeps_no_other_from_being_verified() {
     std::os::unix::fs::symlink("/dev/null", other).unwrap();
     let found = json_of(data.path(), &["verify"], 1);
     assert_eq!((&found["entries"], &found["damaged_entries"]), (&json!(5), &json!(0)));
+    let mut named = found["damaged"].as_array().unwrap().iter();
+    assert!(named.any(|it| it["path"].as_str().unwrap().ends_with("0.index")), "{found}");
 }
