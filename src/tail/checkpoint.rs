@@ -42,7 +42,10 @@ pub fn row_path(row: &[u8]) -> Option<PathBuf> {
 /// an invalid row.
 #[must_use]
 pub fn starting_row(row: &[u8]) -> Option<Vec<u8>> {
-    let start = stored_start(row)?;
+    if !has_starting_row(row) {
+        return None;
+    }
+    let start: StoredStart = serde_json::from_slice(row).ok()?;
     let stamp = Stamp { id: start.stamp.id, ..Stamp::default() };
     let fingerprint = Fingerprint { head: start.first, ..Fingerprint::default() };
     let path = path(start.path, start.path_base64).ok()?;
@@ -52,12 +55,8 @@ pub fn starting_row(row: &[u8]) -> Option<Vec<u8>> {
 /// Returns true if [`starting_row`] returns a row for `row`.
 #[must_use]
 pub fn has_starting_row(row: &[u8]) -> bool {
-    stored_start(row).is_some()
-}
-
-fn stored_start(row: &[u8]) -> Option<StoredStart> {
-    let stored: StoredStart = serde_json::from_slice(row).ok()?;
-    (stored.start == 0 && stored.first.len() > 0).then_some(stored)
+    serde_json::from_slice(row)
+        .is_ok_and(|StoredExtent { start, first }| start == 0 && first.len() > 0)
 }
 
 /// Read position of a generation, and the data by which its file is recognised.
@@ -158,9 +157,16 @@ struct StoredStart {
     #[serde(default)]
     path_base64: Option<String>,
     #[serde(default)]
-    start: u64,
-    #[serde(default)]
     stamp: Stamp,
+    #[serde(default)]
+    first: Sample,
+}
+
+/// Members that tell whether a generation starts its file and was read.
+#[derive(Deserialize)]
+struct StoredExtent {
+    #[serde(default)]
+    start: u64,
     #[serde(default)]
     first: Sample,
 }
@@ -219,7 +225,10 @@ impl CheckpointRow {
             kept: self.saved_line.as_ref().map(|line| BASE64.encode(line.data())),
             kept_runs: self.saved_line.as_ref().map_or_else(Vec::new, |line| line.runs().to_vec()),
         };
-        serde_json::to_vec(&stored).expect("a row has only strings as keys")
+        // Most rows fit, so that the buffer does not grow step by step.
+        let mut row = Vec::with_capacity(2048);
+        serde_json::to_writer(&mut row, &stored).expect("a row has only strings as keys");
+        row
     }
 
     /// Deserializes a row.

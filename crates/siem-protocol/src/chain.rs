@@ -58,11 +58,17 @@ impl Digest {
         hash.update(line.0);
         Self(hash.finalize().into())
     }
+
+    fn with_hex<T>(&self, use_hex: impl FnOnce(&str) -> T) -> T {
+        let mut digits = [0; 64];
+        HEXLOWER.encode_mut(&self.0, &mut digits);
+        use_hex(str::from_utf8(&digits).expect("hexadecimal digits are ASCII"))
+    }
 }
 
 impl fmt::Display for Digest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&HEXLOWER.encode(&self.0))
+        self.with_hex(|hex| f.write_str(hex))
     }
 }
 
@@ -74,7 +80,7 @@ impl fmt::Debug for Digest {
 
 impl Serialize for Digest {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        self.with_hex(|hex| serializer.serialize_str(hex))
     }
 }
 

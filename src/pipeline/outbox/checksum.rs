@@ -13,7 +13,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 use super::{
-    rows::{from_json, to_json},
+    rows::{from_json, to_json_after},
     tables::{STATE, STATE_CHECKSUM},
 };
 
@@ -54,7 +54,10 @@ pub(super) fn protect(key: impl RowKey, row: &[u8]) -> Vec<u8> {
 
 /// Serializes `row` and protects it.
 pub(super) fn protect_json<T: Serialize>(key: impl RowKey, row: &T) -> Vec<u8> {
-    protect(key, &to_json(row))
+    let mut stored = to_json_after(&[0; 8], row);
+    let sum = checksum(key, &stored[8..]);
+    stored[..8].copy_from_slice(&sum);
+    stored
 }
 
 /// Returns the row behind a verified checksum; `kind` names it in the error.

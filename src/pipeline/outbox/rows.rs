@@ -249,7 +249,16 @@ impl DeadLetter {
 }
 
 pub(super) fn to_json<T: Serialize>(row: &T) -> Vec<u8> {
-    serde_json::to_vec(row).expect("rows can be written as JSON")
+    to_json_after(&[], row)
+}
+
+/// Returns the row as JSON, after `prefix`.
+pub(super) fn to_json_after<T: Serialize>(prefix: &[u8], row: &T) -> Vec<u8> {
+    // Most rows fit, so that the buffer does not grow step by step. glibc serves larger buffers more slowly.
+    let mut json = Vec::with_capacity(1000);
+    json.extend_from_slice(prefix);
+    serde_json::to_writer(&mut json, row).expect("rows can be written as JSON");
+    json
 }
 
 pub(super) fn from_json<T: DeserializeOwned>(row: &[u8]) -> Option<T> {
