@@ -2,6 +2,16 @@
 
 use super::*;
 
+/// Stores a group with an entry of 1 MiB. Returns its end.
+fn commit_large(outbox: &Outbox) -> ChainPoint {
+    let mut builder = GroupBuilder::new(outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
+    let event = Event::info("test", serde_json::json!({ "x": "x".repeat(1 << 20) }));
+    builder.add_event(&event, &mut [], Timestamp(1));
+    let group = builder.finish(Timestamp(1));
+    outbox.commit(&group).unwrap();
+    point(&group)
+}
+
 /// Regression: under a steady load the file kept its largest size.
 #[test]
 fn file_is_compacted_under_a_steady_load() {
@@ -11,17 +21,7 @@ fn file_is_compacted_under_a_steady_load() {
     let mut points = Vec::new();
     let mut fill = || {
         for _ in 0..50 {
-            let mut builder =
-                GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
-            let large = "x".repeat(1 << 20);
-            builder.add_event(
-                &Event::info("test", serde_json::json!({ "x": large })),
-                &mut [],
-                Timestamp(1),
-            );
-            let one = builder.finish(Timestamp(1));
-            store.outbox.commit(&one).unwrap();
-            points.push(point(&one));
+            points.push(commit_large(&store.outbox));
         }
         store.outbox.acknowledge("siem", "epoch-1", points[points.len() - 4]).unwrap();
     };
@@ -46,22 +46,10 @@ fn file_is_compacted_after_a_backlog_has_drained() {
     let store = store();
     let path = store.folder.path().join("outbox.redb");
     let size = || std::fs::metadata(&path).unwrap().len();
-    let mut last = group(&store.outbox, 1);
-    for _ in 0..40 {
-        let mut builder =
-            GroupBuilder::new(store.outbox.end(), Digest::ZERO, shipping(1000), Codec::Plain);
-        let large = "x".repeat(1 << 20);
-        builder.add_event(
-            &Event::info("test", serde_json::json!({ "x": large })),
-            &mut [],
-            Timestamp(1),
-        );
-        last = builder.finish(Timestamp(1));
-        store.outbox.commit(&last).unwrap();
-    }
+    let last = (0..40).map(|_| commit_large(&store.outbox)).last().unwrap();
     let full = size();
     assert!(full > 40 << 20, "{full}");
-    store.outbox.acknowledge("siem", "epoch-1", point(&last)).unwrap();
+    store.outbox.acknowledge("siem", "epoch-1", last).unwrap();
     store.outbox.shrink(Duration::ZERO).unwrap();
     assert!(size() < 4 << 20, "{}", size());
     commit(&store.outbox, 3);
