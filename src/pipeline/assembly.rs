@@ -3,7 +3,8 @@
 
 use std::{path::PathBuf, sync::Arc};
 
-use siem_protocol::names;
+use siem_protocol::{Entry, names};
+use siem_sinks::lines;
 
 use super::{
     filter_chain::FilterChain, outbox::SinkRegistration, own_files, record_stages::RecordStages,
@@ -17,42 +18,6 @@ use crate::{
         source::{self, Source, Waker},
     },
 };
-
-/// Members of an entry, and of each line of a file. No enricher may have one of these names.
-const RESERVED: [&str; 32] = [
-    "seq",
-    "kind",
-    "source",
-    "path",
-    "path_encoded",
-    "generation",
-    "offset",
-    "length",
-    "read_at",
-    "record",
-    "raw",
-    "raw_base64",
-    "nul_runs",
-    "raw_lines",
-    "audit",
-    "cut",
-    "masked",
-    "sha256",
-    "folded_sha256",
-    "part",
-    "last",
-    "incomplete",
-    "altered",
-    "event",
-    "severity",
-    "at",
-    "data",
-    "machine_id",
-    "hostname",
-    "user",
-    "epoch",
-    "time",
-];
 
 /// Builds filters and enrichers.
 ///
@@ -70,8 +35,10 @@ pub fn stages(loaded: &LoadedConfig, context: &AgentContext) -> Result<RecordSta
     Ok(RecordStages::new(filters, enrichers))
 }
 
+/// Returns whether the enricher has the name of a member of an entry, or of a line of a file.
 fn is_reserved(enricher: &StageTable) -> bool {
-    RESERVED.contains(&&*enricher.name)
+    let mut reserved = Entry::MEMBERS.into_iter().chain(lines::MEMBERS);
+    reserved.any(|name| name == &*enricher.name)
 }
 
 fn reserved_name(loaded: &LoadedConfig, enricher: &StageTable) -> ConfigError {
@@ -396,57 +363,5 @@ fn explain(
             let problem = format!("is `{}`, but {error}", table.stage);
             loaded.value_error(&format!("{kind}.{}.type", table.name), problem)
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use serde::{
-        Deserialize as _, Deserializer,
-        de::{Visitor, value::Error},
-        forward_to_deserialize_any,
-    };
-    use siem_protocol::Entry;
-
-    use super::RESERVED;
-
-    /// Names of the members that a type reads.
-    struct Members<'a>(&'a mut Vec<&'static str>);
-
-    impl<'de> Deserializer<'de> for Members<'_> {
-        type Error = Error;
-
-        fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Error> {
-            Err(serde::de::Error::custom("only the names of members"))
-        }
-
-        fn deserialize_struct<V: Visitor<'de>>(
-            self,
-            _: &'static str,
-            members: &'static [&'static str],
-            _: V,
-        ) -> Result<V::Value, Error> {
-            self.0.extend(members);
-            Err(serde::de::Error::custom("only the names of members"))
-        }
-
-        forward_to_deserialize_any! {
-            bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit
-            unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
-        }
-    }
-
-    /// An enricher could be called `altered`: entries had that member twice, or with another type, and
-    /// nothing could read them.
-    #[test]
-    fn members_of_entries_and_lines_are_reserved() {
-        let mut members = Vec::new();
-        drop(Entry::deserialize(Members(&mut members)));
-        assert!(members.contains(&"seq"), "{members:?}");
-        members.extend(siem_sinks::lines::MEMBERS);
-        members.sort_unstable();
-        let mut reserved = RESERVED.to_vec();
-        reserved.sort_unstable();
-        assert_eq!(reserved, members);
     }
 }

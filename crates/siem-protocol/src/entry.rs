@@ -152,6 +152,37 @@ pub enum EntryError {
 }
 
 impl<'a> Entry<'a> {
+    /// Names of the members that the protocol defines.
+    pub const MEMBERS: [&'static str; 27] = [
+        "seq",
+        "kind",
+        "source",
+        "path",
+        "path_encoded",
+        "generation",
+        "offset",
+        "length",
+        "read_at",
+        "record",
+        "raw",
+        "raw_base64",
+        "nul_runs",
+        "raw_lines",
+        "audit",
+        "cut",
+        "masked",
+        "sha256",
+        "folded_sha256",
+        "part",
+        "last",
+        "incomplete",
+        "altered",
+        "event",
+        "severity",
+        "at",
+        "data",
+    ];
+
     /// Parses a line.
     ///
     /// # Errors

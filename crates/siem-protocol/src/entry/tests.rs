@@ -1,5 +1,10 @@
 use std::path::Path;
 
+use serde::{
+    de::{Visitor, value::Error},
+    forward_to_deserialize_any,
+};
+
 use super::*;
 use crate::{
     json,
@@ -151,4 +156,40 @@ fn path_that_is_not_utf8_is_percent_encoded() {
     let entry = Entry::parse(&line).unwrap();
     assert_eq!(entry.path.as_deref(), Some("/p/%FFo%25\"b.jsonl"));
     assert!(entry.path_encoded);
+}
+
+/// Names of the members that a type reads.
+struct Members<'a>(&'a mut Vec<&'static str>);
+
+impl<'de> Deserializer<'de> for Members<'_> {
+    type Error = Error;
+
+    fn deserialize_any<V: Visitor<'de>>(self, _: V) -> Result<V::Value, Error> {
+        Err(serde::de::Error::custom("only the names of members"))
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        members: &'static [&'static str],
+        _: V,
+    ) -> Result<V::Value, Error> {
+        self.0.extend(members);
+        Err(serde::de::Error::custom("only the names of members"))
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 char str string bytes byte_buf option unit
+        unit_struct newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
+#[test]
+fn list_of_members_is_complete() {
+    let mut members = Vec::new();
+    drop(Entry::deserialize(Members(&mut members)));
+    members.sort_unstable();
+    let mut listed = Entry::MEMBERS.to_vec();
+    listed.sort_unstable();
+    assert_eq!(listed, members);
 }

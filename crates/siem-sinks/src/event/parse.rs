@@ -113,37 +113,6 @@ fn timestamp(record: &str) -> (Option<json::Shape>, Option<Duration>) {
     (shape, found)
 }
 
-/// Members of an entry that the protocol defines.
-const KNOWN: [&str; 27] = [
-    "seq",
-    "kind",
-    "source",
-    "path",
-    "path_encoded",
-    "generation",
-    "offset",
-    "length",
-    "read_at",
-    "record",
-    "raw",
-    "raw_base64",
-    "nul_runs",
-    "raw_lines",
-    "audit",
-    "cut",
-    "masked",
-    "sha256",
-    "folded_sha256",
-    "part",
-    "last",
-    "incomplete",
-    "altered",
-    "event",
-    "severity",
-    "at",
-    "data",
-];
-
 /// Members of a line.
 #[derive(Default)]
 struct Members<'a> {
@@ -156,7 +125,7 @@ impl<'a> Members<'a> {
         if self.known.capacity() == 0 {
             self.known.reserve(16);
         }
-        match KNOWN.into_iter().find(|name| member.is(name)) {
+        match Entry::MEMBERS.into_iter().find(|name| member.is(name)) {
             Some(name) => self.known.push((name, member.value)),
             // A name that is not valid Unicode names no field.
             None => {
@@ -246,36 +215,16 @@ mod tests {
         assert_eq!(full.unwrap().content, Content::Text("[1]".into()));
     }
 
-    #[test]
-    fn list_of_known_members_is_complete() {
-        // A member is known to an entry if it is refused when it occurs twice.
-        let base = |more: &str| format!(r#"{{"seq":1,"kind":"record","source":"s"{more}}}"#);
-        for name in KNOWN {
-            let valid = ["1", "null", r#""record""#, "[]", "true", r#""00""#];
-            let twice = valid.map(|value| base(&format!(r#","{name}":{value},"{name}":{value}"#)));
-            let duplicate = |line: &String| {
-                let error = Entry::parse(line.as_bytes()).unwrap_err();
-                format!("{:?}", error).contains("duplicate field")
-            };
-            assert!(twice.iter().any(duplicate), "{name}");
-        }
-        let debug = format!("{:?}", Entry::parse(base("").as_bytes()).unwrap());
-        for field in debug.split(", ").filter_map(|field| field.split_once(": ")) {
-            let name = field.0.trim_start_matches("Entry { ");
-            assert!(KNOWN.contains(&name), "{name}");
-        }
-    }
-
     proptest! {
         /// The quick way either gives the same as the full one, or leaves the line to it.
         #[test]
         fn quick_way_agrees_with_the_full_one(
-            members in prop::collection::vec((0..KNOWN.len() + 2, 0..VALUES.len()), 0..6),
+            members in prop::collection::vec((0..Entry::MEMBERS.len() + 2, 0..VALUES.len()), 0..6),
             record in 0..VALUES.len(), end in "[} x]{0,2}",
         ) {
             let mut line = r#"{"seq":7,"kind":"record","source":"s""#.to_owned();
             for (name, value) in members {
-                let name = KNOWN.get(name).copied().unwrap_or("labels");
+                let name = Entry::MEMBERS.get(name).copied().unwrap_or("labels");
                 line.push_str(&format!(",\"{name}\":{}", VALUES[value]));
             }
             line.push_str(&format!(",\"record\":{}{end}", VALUES[record]));
