@@ -240,8 +240,9 @@ impl Enrollment {
             }
             DeviceVerdict::EpochOwned => format!(
                 "the epoch belongs to another device key{detail}: the outbox or the device key was \
-                 copied or restored from another installation; ask the receiver's operator to check \
-                 the event `impersonation`"
+                 copied or restored from another installation, or the receiver was restored from a \
+                 backup; ask the receiver's operator to check the event `impersonation`, and to \
+                 approve this key (`siem-server devices approve`): another epoch begins then"
             ),
             DeviceVerdict::Impersonation => format!(
                 "another device key is confirmed for this machine and user{detail}: ask the \

@@ -189,6 +189,8 @@ pub(super) fn alarm_event(alarm: Alarm, denial: Option<Denial>, batch: &Batch) -
     let mut event = batch.event(kind);
     event.detail = match (&batch.seal, denial) {
         (BatchSeal::Invalid(reason), _) => Some(format!("the seal is invalid: {reason}")),
+        // What the sender has to do says nothing about the cause.
+        (_, Some(Denial::Renumber)) => Some(Denial::EpochOwned.to_string()),
         (_, Some(denial)) => Some(denial.to_string()),
         _ => None,
     };

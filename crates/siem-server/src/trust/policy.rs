@@ -8,8 +8,8 @@
 //! | invalid | any | refused as `seal`, event `impersonation` |
 //! | by a revoked or copied key | any | refused as `device-revoked` or `device-cloned` |
 //! | by its owner | owned | stored; at level `enrolled` only if the key is confirmed |
-//! | none, or by another key | owned | refused as `epoch-owned`, event `impersonation` |
-//! | by a confirmed key | owned by a device that is not confirmed for the machine and user | refused as `conflict`: the agent starts a new epoch |
+//! | none, or by a key that is not confirmed | owned by another device | refused as `epoch-owned`, event `impersonation` |
+//! | by a confirmed key | owned by another device | refused as `conflict`: the agent starts a new epoch; event `impersonation` if the owner is confirmed, too |
 //! | none, and `allow-shared` was given | owned | refused as `conflict`: the agent starts a new epoch |
 //! | none, and a key was confirmed | keyless or unknown | refused as `impersonation`, with its event |
 //! | none, level `enrolled` | keyless or unknown | refused as `not-enrolled` |
@@ -250,6 +250,8 @@ fn decide_sealed(facts: &Facts, sealer: Sealer, confirmed: bool) -> Decision {
     match facts.epoch {
         // Otherwise the machine would be silent for good, although it is known which key is real.
         EpochState::ForeignUnconfirmed if confirmed => Decision::refuse(Denial::Renumber),
+        // Both are: the receiver may have lost the rotation from one to the other with a restoration.
+        EpochState::Foreign if confirmed => Decision::repel(Denial::Renumber),
         EpochState::Foreign | EpochState::ForeignUnconfirmed => Decision::repel(Denial::EpochOwned),
         // Once a key is confirmed, the epochs of its machine are no longer keyless: continuity
         // proves nothing about an older one.

@@ -332,3 +332,22 @@ fn epoch_begun_by_a_stranger_makes_a_confirmed_device_renumber() {
     assert_eq!((machine.entries, machine.unconfirmed[0].entries), (3, 2));
     assert_eq!(denied(receiver.take(&BatchText::new(3, 3))), Denial::EpochOwned);
 }
+
+/// The receiver was restored from a backup that is older than the rotation of a key. The machine was silent
+/// for good, also once an operator had approved the key.
+#[test]
+fn confirmed_device_renumbers_if_its_rotation_is_unknown() {
+    let (old, new) = (TestDevice::new(1), TestDevice::new(2));
+    let mut receiver = Receiver::new(TrustLevel::FirstUse);
+    receiver.confirm(&old);
+    receiver.take(&BatchText::new(1, 3).seal(&old)).unwrap();
+    let key = receiver.enroll(&new);
+    let next = || BatchText::new(6, 7).seal(&new);
+    assert_eq!(denied(receiver.take(&next())), Denial::EpochOwned);
+    receiver.registry.confirm(&key, Confirmation::Operator).unwrap();
+    assert_eq!(conflict(receiver.take(&next())), 4);
+    assert_eq!(receiver.events().impersonation, 2);
+    let mut receiver = receiver.restart();
+    receiver.take(&of("epoch-2", 1, 3).seal(&new)).unwrap();
+    assert_eq!(receiver.machine().entries, 6);
+}

@@ -73,7 +73,9 @@ fn decisions_are_those_of_the_specification() {
         (facts(L::Enrolled, confirmed, E::Own), store(Mark::Confirmed, false)),
         (facts(L::Shared, none, E::Foreign), Decision::repel(Denial::EpochOwned)),
         (facts(L::Enrolled, none, E::Foreign), Decision::repel(Denial::EpochOwned)),
-        (facts(L::FirstUse, confirmed, E::Foreign), Decision::repel(Denial::EpochOwned)),
+        (facts(L::FirstUse, unconfirmed, E::Foreign), Decision::repel(Denial::EpochOwned)),
+        (facts(L::FirstUse, confirmed, E::Foreign), Decision::repel(Denial::Renumber)),
+        (facts(L::Enrolled, confirmed, E::Foreign), Decision::repel(Denial::Renumber)),
         (facts(L::Shared, none, E::ForeignUnconfirmed), Decision::repel(Denial::EpochOwned)),
         (
             facts(L::FirstUse, unconfirmed, E::ForeignUnconfirmed),
@@ -221,7 +223,11 @@ fn allow_shared_lets_keyless_batches_into_new_epochs() {
 fn refusals_for_a_missing_seal_have_an_event() {
     for facts in all() {
         let Decision::Refuse { denial, alarm } = decide(&facts) else { continue };
-        let attack = matches!(denial, Denial::Seal | Denial::EpochOwned | Denial::Impersonation);
+        let attack = match denial {
+            Denial::Seal | Denial::EpochOwned | Denial::Impersonation => true,
+            Denial::Renumber => facts.epoch == EpochState::Foreign && facts.seal != SealState::None,
+            _ => false,
+        };
         assert_eq!(alarm.is_some(), attack, "{facts:?}");
     }
 }
