@@ -22,9 +22,10 @@ impl Clock for SystemClock {
     }
 }
 
-/// Formats a time as in files and responses: RFC 3339, milliseconds, UTC. The year is 9999 at most.
+/// Formats a time as in files and responses: RFC 3339, milliseconds, UTC. The year is 1970 at least,
+/// and 9999 at most.
 pub(crate) fn text(time: SystemTime) -> String {
-    humantime::format_rfc3339_millis(time.min(UNIX_EPOCH + LATEST)).to_string()
+    humantime::format_rfc3339_millis(time.clamp(UNIX_EPOCH, UNIX_EPOCH + LATEST)).to_string()
 }
 
 /// Parses a time in RFC 3339 notation, UTC.

@@ -110,6 +110,8 @@ pub(super) struct Devices {
     /// Machines that ever had a confirmed key.
     confirmed_machines: BTreeSet<String>,
     shared_allowed: BTreeSet<String>,
+    /// Time at which a confirmed key of a machine was last revoked.
+    revoked_machines: HashMap<String, String>,
     /// Number of keys that were forgotten. Each has at least one line.
     forgotten: u64,
 }
@@ -121,7 +123,7 @@ impl Fold for Devices {
         match line {
             DeviceLine::Enroll(enrolled) => self.add(enrolled),
             DeviceLine::Confirm { key, by, .. } => self.confirm(key, by),
-            DeviceLine::Revoke { key, .. } => self.revoke(key),
+            DeviceLine::Revoke { at, key } => self.revoke(key, &at),
             DeviceLine::Clone { key, .. } => {
                 if let Some(device) = self.devices.get_mut(&key) {
                     device.cloned = true;
@@ -210,11 +212,16 @@ impl Devices {
         self.pairs.entry(pair).or_default().confirmed = true;
     }
 
-    fn revoke(&mut self, key: DeviceKey) {
+    fn revoke(&mut self, key: DeviceKey, at: &str) {
         for key in self.lineage(&key) {
             let Some(device) = self.devices.get_mut(&key) else { continue };
             if !device.revoked && device.confirmed_by.is_none() {
                 self.unconfirmed -= 1;
+            }
+            if device.confirmed_by.is_some() {
+                let machine = device.enrolled.machine.clone();
+                let last = self.revoked_machines.entry(machine).or_default();
+                *last = at.max(last).to_owned();
             }
             device.revoked = true;
         }
@@ -396,16 +403,23 @@ impl Devices {
         device.is_some_and(|device| !device.revoked && device.confirmed_by.is_none())
     }
 
-    /// Decides an enrollment. `confirms` says that the token confirms the key; `owns`, which keys own
-    /// epochs.
+    /// Reports whether a token that was made at `made_at` may confirm keys of a machine. One from before a
+    /// confirmed key of it was revoked may not: it may be on the machine that was lost.
+    fn may_confirm(&self, machine: &str, made_at: &str) -> bool {
+        self.revoked_machines.get(machine).is_none_or(|revoked_at| made_at > revoked_at.as_str())
+    }
+
+    /// Decides an enrollment. `confirms` is the time at which the token was made, if it confirms keys;
+    /// `owns` says which keys own epochs.
     pub(super) fn enroll(
         &self,
         enroll: &Enroll,
-        confirms: bool,
+        confirms: Option<&str>,
         now: &Moment,
         owns: &dyn Fn(&DeviceKey) -> bool,
     ) -> Result<EnrollDecision, EnrollRefusal> {
         check_lengths(enroll)?;
+        let confirms = confirms.is_some_and(|made_at| self.may_confirm(&enroll.machine, made_at));
         let key = DeviceKey::from(&enroll.key);
         let at = now.at.clone();
         let confirmed_by = confirms.then_some(Confirmation::Token);

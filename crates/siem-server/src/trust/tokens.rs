@@ -261,13 +261,15 @@ pub struct Grant {
     scopes: BTreeSet<Scope>,
     machine: Option<String>,
     single_use: Option<TokenId>,
+    /// Time at which the token was made; none for the one that the server was started with.
+    made_at: Option<String>,
 }
 
 impl Grant {
     /// Rights of the token that the server was started with: all, for any machine.
     #[must_use]
     pub fn all() -> Self {
-        Self { scopes: Scope::ALL.into(), machine: None, single_use: None }
+        Self { scopes: Scope::ALL.into(), machine: None, single_use: None, made_at: None }
     }
 
     /// Reports whether the token has one of `scopes`.
@@ -287,11 +289,11 @@ impl Grant {
         self.single_use.as_ref()
     }
 
-    /// Reports whether an enrollment with the token confirms the key: a reusable token that is
-    /// not bound to a machine does not.
-    pub(super) fn confirms(&self) -> bool {
+    /// Returns the time at which the token was made, if an enrollment with it may confirm the key: with a
+    /// reusable token that is not bound to a machine it does not.
+    pub(super) fn confirms_since(&self) -> Option<&str> {
         let bound = self.single_use.is_some() || self.machine.is_some();
-        bound && self.scopes.contains(&Scope::Enroll)
+        self.made_at.as_deref().filter(|_| bound && self.scopes.contains(&Scope::Enroll))
     }
 }
 
@@ -350,6 +352,7 @@ impl Tokens {
             scopes: token.added.scopes.clone(),
             machine: token.added.machine.clone(),
             single_use: token.added.single_use.then_some(id),
+            made_at: Some(token.added.at.clone()),
         })
     }
 

@@ -21,6 +21,17 @@ pub(in crate::trust) enum DeviceLine {
     AllowShared { at: String, machine: String, allowed: bool },
 }
 
+impl DeviceLine {
+    /// Reports whether the line itself confirms a key.
+    pub(in crate::trust) fn is_confirmation(&self) -> bool {
+        match self {
+            Self::Enroll(enrolled) => enrolled.confirmed_by.is_some(),
+            Self::Confirm { .. } => true,
+            _ => false,
+        }
+    }
+}
+
 /// Claims of an enrollment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::trust) struct Enrolled {

@@ -34,7 +34,8 @@ fn moment() -> Moment {
 impl Devices {
     /// Enrolls, applies the line, and reports whether the enrollment forked a lineage.
     fn present(&mut self, enroll: &Enroll, confirms: bool) -> Result<bool, EnrollRefusal> {
-        let decision = self.enroll(enroll, confirms, &moment(), &|_| false)?;
+        let made_at = confirms.then_some("t");
+        let decision = self.enroll(enroll, made_at, &moment(), &|_| false)?;
         if let Some(line) = decision.line {
             self.apply(line);
         }
@@ -63,7 +64,7 @@ fn same_key_again_changes_nothing() {
     devices.present(&enrollment(1, None), false).unwrap();
     let mut again = enrollment(1, None);
     again.host = "renamed".into();
-    assert_eq!(devices.enroll(&again, false, &moment(), &|_| false).unwrap().line, None);
+    assert_eq!(devices.enroll(&again, None, &moment(), &|_| false).unwrap().line, None);
 }
 
 #[test]
@@ -204,11 +205,11 @@ fn flood_of_keys_leaves_room_for_the_machine() {
     }
     let next = enrollment(count + 1, None);
     let full = Moment { may_evict: false, ..moment() };
-    let refused = devices.enroll(&next, false, &full, &|_| false).unwrap_err();
+    let refused = devices.enroll(&next, None, &full, &|_| false).unwrap_err();
     assert_eq!(refused, EnrollRefusal::TooMany);
     let owns = |of: u8| move |it: &DeviceKey| (1..=of).any(|seed| *it == key(seed));
     let evicted = |devices: &Devices, of: u8| match devices
-        .enroll(&next, false, &moment(), &owns(of))
+        .enroll(&next, None, &moment(), &owns(of))
         .unwrap()
         .line
     {
@@ -240,7 +241,8 @@ fn lineage_gets_few_keys_in_an_hour() {
     let mut enroll = |seed, previous, now: u64| {
         let text = |seconds: u64| crate::clock::text(UNIX_EPOCH + Duration::from_secs(seconds));
         let moment = Moment { at: text(now), hour_ago: text(now - 3600), may_evict: true };
-        let decision = devices.enroll(&enrollment(seed, previous), true, &moment, &|_| false)?;
+        let decision =
+            devices.enroll(&enrollment(seed, previous), Some("t"), &moment, &|_| false)?;
         decision.line.into_iter().for_each(|line| devices.apply(line));
         Ok(())
     };

@@ -80,7 +80,7 @@ impl Registry {
         if grant.machine().is_some_and(|machine| machine != enroll.machine) {
             return Err(EnrollError::OtherMachine);
         }
-        let (key, confirms) = (DeviceKey::from(&enroll.key), grant.confirms());
+        let (key, confirms) = (DeviceKey::from(&enroll.key), grant.confirms_since());
         let now = self.clock.now();
         let moment = Moment {
             at: clock::text(now),
@@ -96,7 +96,7 @@ impl Registry {
         }
         let (forked, besides, evicted) = self.devices.transact(Durability::Synced, |devices| {
             let EnrollDecision { line, forked } = decide(devices)?;
-            let is_confirmed = confirms && line.is_some();
+            let is_confirmed = line.as_ref().is_some_and(DeviceLine::is_confirmation);
             let besides = is_confirmed.then(|| devices.confirmed_besides(enroll)).flatten();
             let evicted = matches!(&line, Some(DeviceLine::Enroll(it)) if it.evicts.is_some());
             Ok::<_, EnrollError>((line, (forked, besides, evicted)))

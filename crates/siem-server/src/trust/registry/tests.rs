@@ -293,6 +293,41 @@ impl Clock for SetClock {
     }
 }
 
+/// The token is on the disk of the laptop that was lost. Its finder deleted the key, and had another one
+/// confirmed at once.
+#[test]
+fn token_from_before_a_revocation_confirms_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let clock = Arc::new(SetClock(Mutex::new(SystemTime::UNIX_EPOCH)));
+    let options = || RegistryOptions::new(TrustLevel::Enrolled).with_clock(clock.clone());
+    let registry = Registry::open(directory.path(), options()).unwrap();
+    registry.create_receiver_key(NAME, [200; 32]).unwrap();
+    let fixture = Fixture { directory, registry };
+    let registry = &fixture.registry;
+    let machine = Some("m-1".to_owned());
+    let new = NewToken { scopes: [Scope::Enroll].into(), machine, ..NewToken::default() };
+    let (earlier, single_use) = (fixture.token(1, new.clone()), fixture.single_use(2));
+    let enroll = |registry: &Registry, seed, user: &str, grant: &Grant| {
+        let enroll = Enroll { user: user.into(), ..enrollment(seed) };
+        registry.enroll(&enroll, grant).unwrap().device.state
+    };
+    let revoke = |seed| registry.revoke(&DeviceKey::from(device(seed).key())).unwrap();
+    // Anyone with the token of the fleet can have enrolled this one.
+    enroll(registry, 1, "u", &Grant::all());
+    revoke(1);
+    assert_eq!(enroll(registry, 2, "u", &earlier), DeviceState::Confirmed);
+    revoke(2);
+    assert_eq!(enroll(registry, 3, "u", &earlier), DeviceState::Pending);
+    assert_eq!(enroll(registry, 3, "u", &earlier), DeviceState::Pending, "the same key again");
+    assert_eq!(enroll(registry, 4, "v", &earlier), DeviceState::Pending, "another user");
+    assert_eq!(enroll(registry, 5, "u", &single_use), DeviceState::Pending);
+    *clock.0.lock().unwrap() += Duration::from_secs(1);
+    let later = fixture.token(3, new);
+    let reopened = Registry::open(fixture.directory.path(), options()).unwrap();
+    assert_eq!(enroll(&reopened, 6, "u", &earlier), DeviceState::Pending);
+    assert_eq!(enroll(&reopened, 3, "u", &later), DeviceState::Confirmed);
+}
+
 #[test]
 fn token_expires_by_the_clock_of_the_registry() {
     let directory = tempfile::tempdir().unwrap();

@@ -49,7 +49,7 @@ fn token_has_its_scopes_only() {
         let expected = matches!(scope, Scope::Read | Scope::Ingest);
         assert_eq!(grant.has_any(&[scope]), expected, "{scope}");
     }
-    assert!(grant.has_any(&[Scope::Admin, Scope::Read]) && !grant.confirms());
+    assert!(grant.has_any(&[Scope::Admin, Scope::Read]) && grant.confirms_since().is_none());
     assert!(!tokens.accepts(2, now()));
     for wrong in ["", "siem_", text(1).hash().to_string().as_str()] {
         assert_eq!(tokens.grant(wrong.as_bytes(), now()), None, "{wrong}");
@@ -81,7 +81,7 @@ fn revoked_token_is_refused() {
 fn single_use_token_enrolls_one_key() {
     let mut tokens = Tokens::default();
     let id = tokens.make(1, single_use()).unwrap();
-    assert!(tokens.grant(text(1).reveal().as_bytes(), now()).unwrap().confirms());
+    assert!(tokens.grant(text(1).reveal().as_bytes(), now()).unwrap().confirms_since().is_some());
     tokens.spend(&id, 1).unwrap();
     tokens.spend(&id, 1).unwrap();
     assert_eq!(tokens.spend(&id, 2), Err(TokenError::Used));
@@ -100,11 +100,11 @@ fn reusable_token_does_not_confirm_but_machine_bound_one_does() {
     let bound_ingest = NewToken { machine: Some("m-1".into()), ..scopes(&[Scope::Ingest]) };
     tokens.make(3, bound_ingest).unwrap();
     let grant = |seed| tokens.grant(text(seed).reveal().as_bytes(), now()).unwrap();
-    assert!(!grant(1).confirms());
-    assert!(grant(2).confirms());
+    assert!(grant(1).confirms_since().is_none());
+    assert!(grant(2).confirms_since().is_some());
     assert_eq!(grant(2).machine(), Some("m-1"));
-    assert!(!grant(3).confirms());
-    assert!(!Grant::all().confirms());
+    assert!(grant(3).confirms_since().is_none());
+    assert!(Grant::all().confirms_since().is_none());
 }
 
 #[test]
