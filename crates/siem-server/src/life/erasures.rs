@@ -96,21 +96,32 @@ pub(super) fn append(data: &Path, erasure: &Erasure, key: &dyn NoteSigner) -> io
     line.push(b'\n');
     let _held = lock(data)?;
     let path = directory(data).join("erasures.ndjson");
-    let text = match read_whole_file(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-        text => text?,
-    };
-    // A torn line was never confirmed.
-    let whole = memchr::memrchr(b'\n', &text).map_or(0, |at| at + 1);
-    if text[..whole].split(|byte| *byte == b'\n').any(|line| has_id(line, &erasure.id)) {
+    let text = read_lines(&path)?;
+    if text.split(|byte| *byte == b'\n').any(|line| has_id(line, &erasure.id)) {
         return Ok(());
     }
     let mut options = OpenOptions::new();
     let mut file = private(options.write(true).create(true).truncate(false)).open(path)?;
-    file.set_len(whole as u64)?;
-    file.seek(SeekFrom::Start(whole as u64))?;
+    file.set_len(text.len() as u64)?;
+    file.seek(SeekFrom::Start(text.len() as u64))?;
     file.write_all(&line)?;
     file.sync_all()
+}
+
+/// Reports whether an erasure is in the list of the data directory `data`.
+pub(super) fn is_listed(data: &Path, id: &str) -> io::Result<bool> {
+    let text = read_lines(&directory(data).join("erasures.ndjson"))?;
+    Ok(text.split(|byte| *byte == b'\n').any(|line| has_id(line, id)))
+}
+
+/// Returns the whole lines of the list. A torn line was never confirmed.
+fn read_lines(path: &Path) -> io::Result<Vec<u8>> {
+    let mut text = match read_whole_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+        text => text?,
+    };
+    text.truncate(memchr::memrchr(b'\n', &text).map_or(0, |at| at + 1));
+    Ok(text)
 }
 
 fn has_id(line: &[u8], id: &str) -> bool {

@@ -225,8 +225,13 @@ pub(super) fn remove(data: &Path, id: &str) -> io::Result<()> {
     fs::remove_file(request_path(data, id))
 }
 
+/// Writes the response, and leaves the request.
+pub(super) fn answer(data: &Path, id: &str, response: &LifeResponse) -> io::Result<()> {
+    replace(&response_path(data, id), &serde_json::to_vec(response)?)
+}
+
 /// Writes the response, and removes the request.
 pub(super) fn respond(data: &Path, id: &str, response: &LifeResponse) -> io::Result<()> {
-    replace(&response_path(data, id), &serde_json::to_vec(response)?)?;
-    fs::remove_file(request_path(data, id))
+    answer(data, id, response)?;
+    remove(data, id)
 }

@@ -228,7 +228,7 @@ impl FileStore {
         let started = start(directory, options, registry.clone()).map_err(failed)?;
         let ((jobs, writer, syncs), machines) = (started, directory.join("machines"));
         let store = StoreHandle { jobs: jobs.downgrade(), machines: machines.clone() };
-        let engine = Engine { data: directory.to_owned(), store, registry };
+        let engine = Engine::new(directory.to_owned(), store, registry);
         let requests = Some(RequestThread::start(engine, options.retention).map_err(failed)?);
         let (jobs, writer) = (Some(jobs), Mutex::new(Some(writer)));
         let close_within = options.close_within;
@@ -264,18 +264,18 @@ impl RequestThread {
         let ended = ends.clone();
         let run = move || {
             let mut applied: Option<Instant> = None;
-            let mut clock = RetentionClock::new(&engine.data);
-            let mut access = AccessWatch::new(AccessLog::new(&engine.data));
+            let mut clock = RetentionClock::new(engine.data());
+            let mut access = AccessWatch::new(AccessLog::new(engine.data()));
             while !ended.load(Ordering::Acquire) {
                 // A store without a registry, such as one that a restoration opens, signs no erasure: the
                 // requests stay for the receiver.
                 let is_due = applied.is_none_or(|applied| applied.elapsed() >= REMOVALS);
-                if engine.registry.is_some() {
+                if engine.has_registry() {
                     access.check(is_due);
                     engine.poll();
                 }
                 if is_due {
-                    if engine.registry.is_some() {
+                    if engine.has_registry() {
                         engine.repeat_erasures();
                     }
                     if retention != RetentionPolicy::default() {
@@ -391,7 +391,7 @@ pub(super) fn prepare(
 
 impl FileStore {
     #[cfg(test)]
-    pub(super) fn handle(&self) -> StoreHandle {
+    pub(crate) fn handle(&self) -> StoreHandle {
         let jobs = self.jobs.as_ref().map(mpsc::Sender::downgrade).unwrap();
         StoreHandle { jobs, machines: self.machines.clone() }
     }

@@ -38,12 +38,40 @@ struct Survey {
 }
 
 impl Engine {
+    /// Erases the entries of a subject, and lists that. What an earlier attempt with the same id erased is
+    /// listed, too.
     pub(super) fn erase(
         &self,
         id: &str,
         subject: &Subject,
         reason: &Reason,
         now: SystemTime,
+    ) -> Result<LifeResponse, Stop> {
+        let mut has_begun = false;
+        let erased = self.try_erase(id, subject, (reason, now), &mut has_begun);
+        erased.map_err(|stop| match stop {
+            Stop::Io(error) if self.is_incomplete(id, subject, has_begun) => {
+                Stop::Incomplete(error)
+            }
+            stop => stop,
+        })
+    }
+
+    /// Reports whether entries were erased under an id that is not listed. `has_begun` counts if that cannot
+    /// be read.
+    fn is_incomplete(&self, id: &str, subject: &Subject, has_begun: bool) -> bool {
+        if erasures::is_listed(&self.data, id).unwrap_or(false) {
+            return false;
+        }
+        self.erased(id, subject).map_or(has_begun, |erased| !erased.is_empty())
+    }
+
+    fn try_erase(
+        &self,
+        id: &str,
+        subject: &Subject,
+        (reason, now): (&Reason, SystemTime),
+        has_begun: &mut bool,
     ) -> Result<LifeResponse, Stop> {
         let key = self.registry.as_ref().and_then(|registry| registry.receiver_key());
         let key = key.ok_or_else(|| {
@@ -96,6 +124,7 @@ impl Engine {
         if !survey.long_lines.is_empty() {
             survey.long_lines.write(&self.data, &of)?;
         }
+        *has_begun = true;
         let replaced = self.replace(id, &clock::text(now), subject, &holds);
         let replaced = replaced.and_then(|()| self.store.settle());
         let erased = self.erased(id, subject)?;

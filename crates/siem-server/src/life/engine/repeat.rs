@@ -155,6 +155,10 @@ impl Engine {
         now: SystemTime,
     ) -> Result<LifeResponse, Stop> {
         let id = format!("{}-{}", standing.id, standing.repeats + 2);
+        if self.postponed(&id).is_some() {
+            // Its request names the epochs whose entries are erased already.
+            return Err(Stop::Refuse(format!("erasure {id} is not completed yet")));
+        }
         let why = format!("erasure {} stays in force: {}", standing.id, standing.reason);
         let reason = Reason { who: "siem-server".into(), why };
         let subject = standing.subject(epochs.clone());
@@ -166,8 +170,7 @@ impl Engine {
         };
         mailbox::write(&self.data, &id, &Letter { request, reason: reason.clone() })?;
         let erased = self.erase(&id, &subject, &reason, now);
-        mailbox::remove(&self.data, &id)?;
-        erased
+        self.finish(&id, erased)
     }
 }
 

@@ -167,6 +167,32 @@ fn resumed_erasure_respects_a_hold_and_lists_what_it_erased() {
     assert_eq!((one.is_signed, one.is_in_force), (true, false));
 }
 
+/// The disk was full when the erasure was to be listed. The list lacked it for good, as if someone had altered it,
+/// and later entries of the session were not erased.
+#[test]
+fn erasure_that_could_not_be_listed_is_completed() {
+    let root = keyed();
+    let store = open(&root);
+    take(&store, &lines("epoch-1", 1, 6)).unwrap();
+    let list = root.path().join("life").join("erasures.ndjson");
+    fs::create_dir_all(&list).unwrap();
+    let LifeResponse::Refused(why) = erase(&root, "01") else { panic!("erased, but not listed") };
+    assert!(why.contains("erasure 01"), "{why}");
+    assert_eq!(with_text(root.path(), SECRET), [""; 0]);
+    drop(store);
+    fs::remove_dir(&list).unwrap();
+    assert_eq!(unlisted_erasures(root.path()).unwrap(), BTreeMap::new());
+    let _store = open(&root);
+    // Requests are executed by their ids.
+    assert_eq!(repeat(&root, "02"), (Vec::new(), 0, 0));
+    let keys = vec![registry(root.path()).receiver_keys_view().unwrap().current];
+    let listed = erasures(root.path(), &keys, &[]).unwrap();
+    let one = &listed[0];
+    assert_eq!((listed.len(), &*one.erasure.id, one.erasure.entries), (1, "01", 2));
+    assert_eq!((one.is_signed, one.is_in_force), (true, true));
+    assert_eq!(unlisted_erasures(root.path()).unwrap(), BTreeMap::new());
+}
+
 #[test]
 fn entries_that_mention_an_erased_session_stay_and_are_counted() {
     let root = keyed();

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     life::{
         AccessLog, Hold, Holds, LifeRequest, LifeResponse, Mention, Reason, RetentionPolicy,
-        Selector, end_erasure, erasures, execute,
+        Selector, end_erasure, erasures, execute, unlisted_erasures,
     },
     testing::{BatchText, RECEIVER},
     trust::{Registry, RegistryOptions},
