@@ -1,6 +1,7 @@
 //! The `siem-server` program, beside a running receiver.
 
 use std::{
+    io,
     path::Path,
     process::{Command, Output, Stdio},
 };
@@ -60,6 +61,33 @@ fn keys_are_made_listed_and_rotated() {
     assert!(table.contains(&format!("retired  {}", key.trim())), "{table}");
     assert_eq!(list()["current"], next);
     assert!(!table.contains("PRIVATE") && !list().to_string().contains("PRIVATE"));
+}
+
+/// The key was rotated, and the command aborted with a backtrace, as if it was not.
+#[test]
+fn closed_standard_error_does_not_fail_a_command() {
+    let data = tempfile::tempdir().unwrap();
+    succeed(data.path(), &["keys", "new", "--name", "siem.example.com"]);
+    let without_errors = |arguments: &[&str]| {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(env!("CARGO_BIN_EXE_siem-server"));
+        command.args(arguments).arg("--data").arg(data.path());
+        command.stdin(Stdio::null()).stderr(writer).output().unwrap()
+    };
+    let output = without_errors(&["keys", "rotate"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(String::from_utf8(output.stdout).unwrap().contains("next "));
+    assert_eq!(without_errors(&["devices", "show", "00000000"]).status.code(), Some(1));
+}
+
+/// A sender chooses the names of epochs, machines and users that errors repeat.
+#[test]
+fn errors_do_not_control_the_terminal() {
+    let data = tempfile::tempdir().unwrap();
+    let text = fail(data.path(), &["devices", "show", "\u{1b}[2J\u{202e}"], 2);
+    assert!(text.contains("\\u{1b}[2J\\u{202e}"), "{text:?}");
+    assert!(!text.contains(['\u{1b}', '\u{202e}']), "{text:?}");
 }
 
 #[test]

@@ -65,7 +65,7 @@ impl ShowAccessLog {
         let lines = AccessLog::new(&self.data.directory).verify().map_err(Failure::failed)?;
         self.print(&lines)?;
         if let Some(last) = lines.last() {
-            eprintln!("last line, to be noted: {}:{}", lines.len(), last.sha256);
+            output::note(&format!("last line, to be noted: {}:{}", lines.len(), last.sha256));
         }
         let is_noted = |noted: &NotedLine| {
             lines.get(noted.number - 1).is_some_and(|line| line.sha256 == noted.sha256)

@@ -224,7 +224,7 @@ impl AllowShared {
         let machine = &self.machine;
         if !registry.known_machine(machine) {
             let plain = output::plain(machine);
-            eprintln!("warning: no device of machine `{plain}` is enrolled");
+            output::note(&format!("warning: no device of machine `{plain}` is enrolled"));
         }
         let changed = registry.allow_shared(machine, !self.undo)?;
         let already = if changed { "" } else { " already" };

@@ -4,6 +4,8 @@ use std::{error::Error, io, process::ExitCode};
 
 use siem_server::trust::RegistryError;
 
+use crate::output;
+
 /// Failure of a command.
 #[derive(Debug)]
 pub(crate) enum Failure {
@@ -39,7 +41,7 @@ impl Failure {
             text.push_str(&format!("\n  caused by: {error}"));
             cause = error.source();
         }
-        eprintln!("{text}");
+        output::note(&output::plain_lines(&text));
         ExitCode::from(code)
     }
 }

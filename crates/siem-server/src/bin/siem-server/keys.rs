@@ -72,12 +72,12 @@ impl New {
         let keys = registry.receiver_keys_view().ok_or(ReceiverKeyError::Missing);
         output::line(&keys.map_err(Failure::failed)?.current.to_string())?;
         let list = registry.key_list_path();
-        eprintln!(
+        output::note(&format!(
             "made the key of receiver `{}`; agents learn it when they enroll, or from `receiver_keys` in their configuration\n\
              if it replaces a lost key: sign `{list}` with minisign, and put the signature at `{list}.minisig`",
             self.name,
             list = list.display(),
-        );
+        ));
         Ok(())
     }
 }
@@ -105,15 +105,12 @@ impl Rotate {
         let rotation = registry.rotate_receiver_key(random()?, self.discard_old)?;
         let keys = registry.receiver_keys_view().ok_or(ReceiverKeyError::Missing);
         output::table(["STATE", "KEY"], &rows(&keys.map_err(Failure::failed)?))?;
-        eprintln!(
-            "{}",
-            match rotation {
-                Rotation::Announced => {
-                    "announced the next key; run this command again to make it the current one"
-                }
-                Rotation::Replaced => "the next key is now the current one",
+        output::note(match rotation {
+            Rotation::Announced => {
+                "announced the next key; run this command again to make it the current one"
             }
-        );
+            Rotation::Replaced => "the next key is now the current one",
+        });
         Ok(())
     }
 }

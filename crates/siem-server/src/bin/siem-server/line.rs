@@ -15,7 +15,7 @@ use siem_protocol::{
 
 use siem_server::{life::AccessAction, store::open_lines};
 
-use crate::{Data, DataError, failure::Failure};
+use crate::{Data, DataError, failure::Failure, output};
 
 /// Write a line of a file as it was in the file
 ///
@@ -76,9 +76,9 @@ impl Line {
         crate::access_log::log(directory, AccessAction::Read, &what, &self.reason)?;
         let found = self.find(&directory.join("machines")).map_err(Failure::failed)?;
         if found.has_altered {
-            eprintln!(
+            output::note(
                 "warning: the line was sent again after bytes in or near it were altered; these \
-                 entries are ignored"
+                 entries are ignored",
             );
         }
         let mut output = Output::open(self.output.as_deref()).map_err(Failure::failed)?;

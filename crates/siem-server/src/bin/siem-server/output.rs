@@ -14,6 +14,12 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
     writeln!(io::stdout(), "{text}").map_err(Failure::failed)
 }
 
+/// Writes a line for people to standard error, in addition to the output. If that is closed or full, the line
+/// is lost: the command did its work all the same.
+pub(crate) fn note(text: &str) {
+    drop(writeln!(io::stderr(), "{text}"));
+}
+
 /// Writes a value as indented JSON.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
     line(&serde_json::to_string_pretty(value).map_err(Failure::failed)?)
@@ -34,7 +40,7 @@ pub(crate) fn table_in_terminal<const N: usize>(
     let is_whole = terminal_columns().is_none_or(|columns| table.narrow(steps, columns));
     table.write()?;
     if !is_whole && !rows.is_empty() {
-        eprintln!("not all is shown in this terminal: `--json` and a pipe have everything");
+        note("not all is shown in this terminal: `--json` and a pipe have everything");
     }
     Ok(())
 }
@@ -132,6 +138,19 @@ pub(crate) fn plain(text: &str) -> String {
         }
     }
     if plain.is_empty() { "-".to_owned() } else { plain }
+}
+
+/// Escapes the same in a message of several lines, but no spaces.
+pub(crate) fn plain_lines(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c != '\n' && is_deceptive(c) {
+            plain.extend(c.escape_default());
+        } else {
+            plain.push(c);
+        }
+    }
+    plain
 }
 
 fn is_deceptive(c: char) -> bool {

@@ -113,7 +113,7 @@ impl New {
         }
         output::line(text.reveal())?;
         let until = expires.map(|time| format!(", valid until {time}")).unwrap_or_default();
-        eprintln!("made the token `{id}`{until}; it is not shown again");
+        output::note(&format!("made the token `{id}`{until}; it is not shown again"));
         Ok(())
     }
 }

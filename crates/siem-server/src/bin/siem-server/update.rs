@@ -248,7 +248,9 @@ impl Add {
             output::line(&format!("{}: {} ({rollout})", release.version, names.join(", ")))?;
             if release.is_unsigned {
                 let version = release.version;
-                eprintln!("warning: {version} has unsigned artifacts, which agents refuse");
+                output::note(&format!(
+                    "warning: {version} has unsigned artifacts, which agents refuse"
+                ));
             }
         }
         Ok(())
@@ -305,7 +307,10 @@ impl SetRollout {
             error => Failure::failed(error),
         })?;
         if release.artifacts.iter().any(|artifact| artifact.minisig.is_none()) {
-            eprintln!("warning: {} has unsigned artifacts, which agents refuse", release.version);
+            let version = &release.version;
+            output::note(&format!(
+                "warning: {version} has unsigned artifacts, which agents refuse"
+            ));
         }
         output::line(&format!("{}: {}", release.version, rollout(&release.rollout)))
     }

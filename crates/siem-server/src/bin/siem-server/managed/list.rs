@@ -27,11 +27,8 @@ impl List {
             return output::json(&stats);
         }
         for broken in &stats.broken {
-            eprintln!(
-                "warning: {}: {}",
-                output::plain(&broken.file),
-                output::plain(&broken.reason)
-            );
+            let (file, reason) = (output::plain(&broken.file), output::plain(&broken.reason));
+            output::note(&format!("warning: {file}: {reason}"));
         }
         let rows: Vec<_> = stats.files.iter().map(row).collect();
         let head = ["FILE", "SERIAL", "ROLL-OUT", "APPLIED", "REFUSED", "OFFERED", "NOT ASKED"];

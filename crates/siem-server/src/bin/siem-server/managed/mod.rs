@@ -61,8 +61,8 @@ pub(crate) fn print(problem: &Problem, is_strict: bool) -> Result<(), Failure> {
     let Problem { file, severity, code, message } = problem;
     let text = output::plain(&format!("[{code}] {file}: {message}"));
     match severity {
-        Severity::Error => eprintln!("error: {text}"),
-        Severity::Warning if is_strict => eprintln!("warning: {text}"),
+        Severity::Error => output::note(&format!("error: {text}")),
+        Severity::Warning if is_strict => output::note(&format!("warning: {text}")),
         Severity::Warning => output::line(&format!("warning: {text}"))?,
     }
     Ok(())

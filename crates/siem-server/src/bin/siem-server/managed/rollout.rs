@@ -70,12 +70,14 @@ impl SetRollout {
         replace_public_file(&path, text.as_bytes())
             .map_err(|source| Failure::failed(WriteError { path, source }))?;
         if self.resume && !registry.resume_rollout(file.hash)? {
-            eprintln!("warning: the roll-out of `{name}` is not halted");
+            output::note(&format!("warning: the roll-out of `{name}` is not halted"));
         }
         // A receiver checks the limits only when a device refuses the configuration.
         registry.halt_if_exceeded(file.hash, &rollout)?;
         if registry.halted_rollouts().contains(&file.hash) {
-            eprintln!("warning: the roll-out of `{name}` is halted (run with --resume)");
+            output::note(&format!(
+                "warning: the roll-out of `{name}` is halted (run with --resume)"
+            ));
         }
         output::line(&format!("`{name}` goes to {} % of the machines", rollout.percent))
     }
