@@ -292,7 +292,11 @@ impl Catalog {
             times: 1,
         };
         let mut reports = Vec::new();
-        let other_host = self.hostnames.get(&header.epoch).filter(|last| **last != header.hostname);
+        // A machine may be renamed. Of a device, the instances show whether two agents use its key.
+        let other_host = self
+            .hostnames
+            .get(&header.epoch)
+            .filter(|last| device.is_none() && **last != header.hostname);
         reports.extend(other_host.map(|last| report(CloneKind::TwoHostnames, last)));
         let device = device.map(|device| device.key);
         let lineage = self.lineages.get(&(header.machine_id.clone(), header.user.clone(), device));

@@ -1,13 +1,19 @@
 use std::time::UNIX_EPOCH;
 
+use siem_protocol::statement::TrustLevel;
+
 use super::*;
 use crate::{fleet::StatsQuery, testing::BatchText};
 
 fn record_batch(catalog: &mut Catalog, text: &BatchText) -> Note {
+    record_admitted(catalog, text, &Admission::loose())
+}
+
+fn record_admitted(catalog: &mut Catalog, text: &BatchText, admission: &Admission) -> Note {
     let batch = Batch::parse(text.text().into_bytes(), UNIX_EPOCH).unwrap();
     // No test here sends a number twice, so that only the previous value is read.
     let values = vec![Digest::ZERO; 1000];
-    let planned = catalog.plan(&batch, &Admission::loose(), &mut values.as_slice()).unwrap();
+    let planned = catalog.plan(&batch, admission, &mut values.as_slice()).unwrap();
     catalog.record(&key(&batch.header), &planned.note, planned.note.line().len() as u64);
     planned.note
 }
@@ -57,6 +63,26 @@ fn one_epoch_from_two_hostnames_is_a_clone() {
     record_batch(&mut catalog, &of("a", 2).with(|header| header.hostname = "copy".into()));
     let expected = [(CloneKind::TwoHostnames, "a".into(), "laptop".into(), 1)];
     assert_eq!(clones(&catalog), expected);
+}
+
+/// Instances show whether two agents use the key of a device. The machine was only renamed.
+#[test]
+fn renamed_host_with_a_device_key_is_no_clone() {
+    let mut catalog = Catalog::default();
+    let owner = AdmittedDevice {
+        key: DeviceKey::from_bytes([7; 32]),
+        mark: Mark::Confirmed,
+        level: TrustLevel::FirstUse,
+        adopts: false,
+        confirms: false,
+        is_replaced: false,
+    };
+    let admission = Admission { owner: Some(owner), ..Admission::loose() };
+    for (first, hostname) in [(1, "laptop"), (2, "renamed"), (3, "laptop")] {
+        let text = of("a", first).with(|header| header.hostname = hostname.into());
+        record_admitted(&mut catalog, &text, &admission);
+    }
+    assert_eq!(clones(&catalog), []);
 }
 
 #[test]
