@@ -11,23 +11,25 @@ use super::{
     create_empty,
     manifest::{CopiedFile, Manifest},
 };
-use crate::regular_file::open_regular_file;
+use crate::{
+    regular_file::open_regular_file,
+    store::{begin_restoration, end_restoration},
+};
 
 /// Copies a backup into the data directory `target`, which must be empty or missing, and verifies
-/// sizes and hashes. The file `format` is copied last: without it the directory is not complete.
+/// sizes and hashes. No receiver starts with a directory that is not complete.
 ///
 /// # Errors
 /// [`BackupError`].
 pub fn restore(backup: &Path, target: &Path) -> Result<BackupSummary, BackupError> {
     let manifest = Manifest::read(backup)?;
     create_empty(target)?;
-    let (last, first): (Vec<_>, Vec<_>) =
-        manifest.files.iter().partition(|file| file.path == "format");
+    begin_restoration(target).map_err(BackupError::io("write", target))?;
     // A backup of an earlier release has it: with that, lines of an erasure that went on would stay.
-    let first = first.into_iter().filter(|file| file.path != COMPARED);
-    for file in first.chain(last) {
+    for file in manifest.files.iter().filter(|file| file.path != COMPARED) {
         restore_file(backup, target, file)?;
     }
+    end_restoration(target).map_err(BackupError::io("write", target))?;
     Ok(manifest.summary)
 }
 

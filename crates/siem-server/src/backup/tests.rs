@@ -3,7 +3,10 @@
 use std::{fs, path::Path};
 
 use super::*;
-use crate::clock::SystemClock;
+use crate::{
+    clock::SystemClock,
+    store::{DataFormat, FileStore},
+};
 
 fn data() -> tempfile::TempDir {
     let data = tempfile::tempdir().unwrap();
@@ -129,6 +132,26 @@ fn damaged_or_incomplete_backup_is_not_restored() {
     fs::remove_file(&list).unwrap();
     let incomplete = restore(&backed_up, &to.path().join("d"));
     assert!(matches!(incomplete, Err(BackupError::Incomplete(_))));
+}
+
+/// A receiver started with a part of the entries, without the tokens, and at level `shared`, as with a data directory of
+/// release 0.1.
+#[test]
+fn interrupted_restoration_starts_no_receiver() {
+    let (data, to) = (data(), tempfile::tempdir().unwrap());
+    let (backed_up, target) = (to.path().join("a"), to.path().join("b"));
+    run(data.path(), &backed_up, false).unwrap();
+    let devices = backed_up.join("trust/devices.ndjson");
+    let content = fs::read(&devices).unwrap();
+    fs::write(&devices, "damaged").unwrap();
+    restore(&backed_up, &target).unwrap_err();
+    assert!(!names(&target).is_empty());
+    assert!(DataFormat::ensure(&target).is_err());
+    assert!(FileStore::open(&target).is_err());
+    fs::write(&devices, content).unwrap();
+    fs::remove_dir_all(&target).unwrap();
+    restore(&backed_up, &target).unwrap();
+    DataFormat::ensure(&target).unwrap();
 }
 
 #[test]

@@ -17,6 +17,9 @@ const VERSION: u32 = 3;
 /// Version with three files beside the lines of each epoch. A directory of version 1 is one, too.
 const SEPARATE_FILES: u32 = 2;
 const NAME: &str = "format";
+/// File that is there while a backup is restored into the directory. A directory without a version would pass for
+/// one of release 0.1.
+const RESTORING: &str = "restoring";
 
 /// Version of a data directory. Version 1 is that of release 0.1, which wrote no such file.
 ///
@@ -48,6 +51,14 @@ pub enum FormatError {
         /// Its version.
         found: u32,
     },
+    /// The restoration of a backup did not end.
+    #[error(
+        "`{path}` has a part of a backup, since its restoration did not end: delete the directory, and run `siem-server restore` again"
+    )]
+    Restoring {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The file is not valid.
     #[error("cannot parse `{path}`, expected {{\"format\":{VERSION}}}")]
     Damaged {
@@ -66,6 +77,18 @@ pub enum FormatError {
         #[source]
         source: io::Error,
     },
+}
+
+/// Marks a directory into which a backup is restored, so that no receiver starts with it.
+pub(crate) fn begin_restoration(directory: &Path) -> io::Result<()> {
+    File::create_new(directory.join(RESTORING))?.sync_all()?;
+    sync_directory(directory)
+}
+
+/// Removes the mark of [`begin_restoration`], once all files are there and synced.
+pub(crate) fn end_restoration(directory: &Path) -> io::Result<()> {
+    fs::remove_file(directory.join(RESTORING))?;
+    sync_directory(directory)
 }
 
 impl DataFormat {
@@ -96,6 +119,12 @@ impl DataFormat {
     /// # Errors
     /// [`FormatError`].
     pub fn read(directory: &Path) -> Result<Option<Self>, FormatError> {
+        let mark = directory.join(RESTORING);
+        match mark.try_exists() {
+            Ok(false) => {}
+            Ok(true) => return Err(FormatError::Restoring { path: directory.to_owned() }),
+            Err(source) => return Err(FormatError::Io { path: mark, source }),
+        }
         let path = directory.join(NAME);
         match read_whole_file(&path) {
             Ok(text) => Self::parse(&text, &path).map(Some),

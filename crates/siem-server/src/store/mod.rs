@@ -44,6 +44,7 @@ pub(crate) use erase::{LineToErase, OldPart, StoreHandle};
 pub(crate) use files::StoreLock;
 pub use files::{FileStore, FileStoreOptions, OpenError};
 pub use format::{DataFormat, FormatError};
+pub(crate) use format::{begin_restoration, end_restoration};
 pub(crate) use journal::{DamagedPart, copy_with_blanks, damaged_parts};
 pub use memory::MemoryStore;
 pub use read_only::{ReadError, StoredLines, read_lines, read_stats};
