@@ -81,6 +81,32 @@ fn closed_standard_error_does_not_fail_a_command() {
     assert_eq!(without_errors(&["devices", "show", "00000000"]).status.code(), Some(1));
 }
 
+/// A list with such a text aborted from then on.
+#[test]
+fn lists_show_a_text_of_any_length() {
+    let data = tempfile::tempdir().unwrap();
+    let long = "x".repeat(70_000);
+    succeed(data.path(), &["tokens", "new", "--scope", "ingest", "--name", &long]);
+    succeed(data.path(), &["tokens", "new", "--scope", "ingest", "--name", "short"]);
+    assert!(succeed(data.path(), &["tokens", "list"]).contains(&long));
+}
+
+/// `--machine "$MACHINE"` in a script in which the variable is not set: a hold that covered nothing, and a token that no
+/// machine could use, were made.
+#[test]
+fn empty_machine_is_wrong_usage() {
+    let data = tempfile::tempdir().unwrap();
+    succeed(data.path(), &["keys", "new", "--name", "siem.example.com"]);
+    for command in [
+        &["tokens", "new", "--scope", "enroll", "--machine", ""][..],
+        &["hold", "add", "--machine", "", "--reason", "court"],
+        &["devices", "allow-shared", ""],
+    ] {
+        fail(data.path(), command, 2);
+    }
+    assert_eq!(succeed_json(data.path(), &["tokens", "list", "--json"]), Value::Array(Vec::new()));
+}
+
 /// A sender chooses the names of epochs, machines and users that errors repeat.
 #[test]
 fn errors_do_not_control_the_terminal() {

@@ -1,6 +1,6 @@
 //! `siem-server devices`.
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, builder::NonEmptyStringValueParser};
 use siem_protocol::{note::VerifierKey, statement::Confirmation};
 use siem_server::trust::{DeviceKey, DeviceView, Registry};
 
@@ -72,6 +72,7 @@ pub(crate) struct AllowShared {
     #[command(flatten)]
     data: Data,
     /// Id of the machine
+    #[arg(value_parser = NonEmptyStringValueParser::new())]
     machine: String,
     /// Refuse such batches again
     #[arg(long)]

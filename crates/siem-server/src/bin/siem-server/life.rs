@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, builder::NonEmptyStringValueParser};
 use data_encoding::HEXLOWER;
 use siem_server::{
     Clock as _, FileStore, FileStoreOptions, OpenError, SystemClock,
@@ -128,7 +128,7 @@ struct HeldSelection {
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
     /// All entries of the machine with this id
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     machine: Option<String>,
 }
 

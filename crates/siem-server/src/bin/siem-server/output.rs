@@ -163,7 +163,8 @@ fn is_deceptive(c: char) -> bool {
 }
 
 fn padded(text: &str, columns: usize) -> String {
-    format!("{text}{:1$}", "", columns.saturating_sub(width(text)))
+    // A width of `format!` has 16 bits.
+    format!("{text}{}", " ".repeat(columns.saturating_sub(width(text))))
 }
 
 /// Number of columns that a text takes in a terminal.

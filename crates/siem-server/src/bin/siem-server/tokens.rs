@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, builder::NonEmptyStringValueParser};
 use serde::Serialize;
 use siem_server::{
     Clock as _, SystemClock,
@@ -43,7 +43,7 @@ pub(crate) struct New {
     single_use: bool,
     /// Make a token that is valid only for the machine with this id; if it enrolls, it confirms the
     /// keys of that machine
-    #[arg(long, value_name = "ID")]
+    #[arg(long, value_name = "ID", value_parser = NonEmptyStringValueParser::new())]
     machine: Option<String>,
     /// Print JSON
     #[arg(long)]
