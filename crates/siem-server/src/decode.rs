@@ -1,11 +1,19 @@
 //! Decompression of bodies, with a size limit.
 
-use std::io::{self, Read};
+use std::{
+    io::{self, Read},
+    sync::{Mutex, PoisonError},
+};
 
 use siem_protocol::Encoding;
+use zstd::zstd_safe::{DCtx, DParameter, get_error_name};
 
 /// Largest accepted window of a zstd frame, as a power of two: 64 MiB, the largest decoded body.
 const ZSTD_WINDOW_LOG: u32 = 26;
+/// Number of zstd contexts that are kept for the next bodies. A new one takes 100 KB from the system.
+const IDLE_CONTEXTS: usize = 16;
+/// Size of the largest context that is kept, in bytes: one that decoded a frame of unknown size has its window.
+const LARGEST_CONTEXT: usize = 1 << 20;
 
 /// Reason why a body was not decoded.
 #[derive(Debug, thiserror::Error)]
@@ -41,9 +49,10 @@ pub fn decode(body: &[u8], encoding: Encoding, limit: usize) -> Result<Vec<u8>, 
         Encoding::Identity if body.len() > limit => Err(DecodeError::TooLarge { limit }),
         Encoding::Identity => Ok(body.to_vec()),
         Encoding::Zstd => {
-            let mut decoder = zstd::Decoder::with_buffer(body).map_err(malformed)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG).map_err(malformed)?;
-            read(decoder, likely, limit)?.map_err(malformed)
+            let mut context = Context::take().map_err(malformed)?;
+            let text = read(context.decoder(body), likely, limit);
+            context.keep();
+            text?.map_err(malformed)
         }
         Encoding::Gzip => {
             let decoder = flate2::bufread::MultiGzDecoder::new(body);
@@ -59,18 +68,51 @@ pub(crate) fn decode_start(body: &[u8], encoding: Encoding, limit: usize) -> Vec
     // What was read before an error is kept.
     let read = match encoding {
         Encoding::Identity => body.take(limit).read_to_end(&mut text),
-        Encoding::Zstd => zstd::Decoder::with_buffer(body)
-            .and_then(|mut decoder| {
-                decoder.window_log_max(ZSTD_WINDOW_LOG)?;
-                Ok(decoder)
-            })
-            .and_then(|decoder| decoder.take(limit).read_to_end(&mut text)),
+        Encoding::Zstd => Context::take()
+            .and_then(|mut context| context.decoder(body).take(limit).read_to_end(&mut text)),
         Encoding::Gzip => {
             flate2::bufread::MultiGzDecoder::new(body).take(limit).read_to_end(&mut text)
         }
     };
     drop(read);
     text
+}
+
+/// Tables and buffers with which zstd decodes.
+struct Context(DCtx<'static>);
+
+/// Contexts that no body needs at the moment.
+static IDLE: Mutex<Vec<Context>> = Mutex::new(Vec::new());
+
+impl Context {
+    fn take() -> io::Result<Self> {
+        // A statement of its own, so that the list is unlocked again.
+        let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        idle.map_or_else(Self::create, Ok)
+    }
+
+    fn create() -> io::Result<Self> {
+        let mut context = DCtx::try_create().ok_or(io::ErrorKind::OutOfMemory)?;
+        let limited = context.set_parameter(DParameter::WindowLogMax(ZSTD_WINDOW_LOG));
+        limited.map_err(|code| io::Error::other(get_error_name(code)))?;
+        Ok(Self(context))
+    }
+
+    /// Starts to decode `body`. What is left of the body before is dropped.
+    fn decoder<'a>(&'a mut self, body: &'a [u8]) -> impl Read + 'a {
+        zstd::Decoder::with_context(body, &mut self.0)
+    }
+
+    /// Keeps the context for another body, if it is not too large.
+    fn keep(self) {
+        if self.0.sizeof() > LARGEST_CONTEXT {
+            return;
+        }
+        let mut idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() < IDLE_CONTEXTS {
+            idle.push(self);
+        }
+    }
 }
 
 fn read(
@@ -140,6 +182,35 @@ mod tests {
             let refused = decode(&body, encoding, 9_999);
             assert!(matches!(refused, Err(DecodeError::TooLarge { limit: 9_999 })));
         }
+    }
+
+    #[test]
+    fn context_of_another_body_leaves_nothing_behind() {
+        let mut context = Context::create().unwrap();
+        let text: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
+        let (first, second) = (zstd(&text), zstd(b"second"));
+        let mut some = [0; 1000];
+        // One that is refused in the middle, and one that is truncated.
+        context.decoder(&first).read_exact(&mut some).unwrap();
+        context.decoder(&first[..500]).read_to_end(&mut Vec::new()).unwrap_err();
+        let mut decoded = Vec::new();
+        context.decoder(&second).read_to_end(&mut decoded).unwrap();
+        assert_eq!(decoded, b"second");
+    }
+
+    #[test]
+    fn context_with_a_large_window_is_not_kept() {
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(23).unwrap();
+        let text: Vec<u8> = (0..4_000_000_u32).flat_map(u32::to_le_bytes).collect();
+        encoder.write_all(&text).unwrap();
+        let body = encoder.finish().unwrap();
+        let mut context = Context::create().unwrap();
+        context.decoder(&body).read_exact(&mut [0; 10_000]).unwrap();
+        assert!(context.0.sizeof() > LARGEST_CONTEXT);
+        context.keep();
+        let idle = IDLE.lock().unwrap();
+        assert!(idle.iter().all(|context| context.0.sizeof() <= LARGEST_CONTEXT));
     }
 
     #[test]

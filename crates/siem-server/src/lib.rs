@@ -8,6 +8,7 @@
 //! [`batch`] checks a batch on its own, and [`ledger`] decides what a batch changes about the
 //! entries already stored. Both are policy without I/O, which other storages can use.
 
+mod background;
 pub mod backup;
 pub mod batch;
 mod clock;

@@ -24,7 +24,7 @@ use crate::{
     http::{Receiver, not_found},
     metrics::{BindError, Metrics, MetricsListener, MetricsServer, serve_metrics},
     notify,
-    open_files::{open_epochs, raise_open_files},
+    open_files::{make_room_for_files, open_epochs, raise_open_files},
     proxies::TrustedProxies,
     readiness::{Readiness, probe_router},
     secrets::Keys,
@@ -138,6 +138,9 @@ impl Process {
     /// # Errors
     /// [`RunError`] if it cannot start.
     pub fn run(self) -> Result<(), RunError> {
+        let connections = serve_options(&self.settings).connections;
+        // Before there are other threads.
+        make_room_for_files(connections, open_epochs(raise_open_files(), connections));
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
         let runtime = runtime.map_err(RunError::Start)?;
         let result = runtime.block_on(self.serve());

@@ -20,7 +20,7 @@ use super::{
     frame::Frame,
     note_index::NoteIndex,
 };
-use crate::ledger::ChainValues;
+use crate::{background::lower_priority, ledger::ChainValues};
 
 /// Maximum number of bytes in the queue. The journal holds them too, so that the limit only
 /// protects memory.
@@ -269,6 +269,7 @@ impl Drop for Ended<'_> {
 }
 
 fn run_applier(shared: &Shared, checkpointer: Checkpointer) -> PathBuf {
+    lower_priority();
     let ended = Ended(shared);
     // Epochs written to since the journal was started.
     let mut dirty = BTreeSet::new();

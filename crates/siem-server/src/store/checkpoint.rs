@@ -17,6 +17,7 @@ use super::{
     epoch::{EpochFiles, Stem},
     journal, sync_directory,
 };
+use crate::background::lower_priority;
 
 /// A complete journal, and the epochs with frames in it.
 #[derive(Debug)]
@@ -77,6 +78,7 @@ impl Checkpointer {
 }
 
 fn run_checkpointer(root: &Path, waiting: &mpsc::Receiver<Sealed>) {
+    lower_priority();
     let mut queue = VecDeque::new();
     // After an error the unsynced content of the files may be lost from memory: it is written
     // again.

@@ -20,7 +20,7 @@ use super::{
     index_record::RecordParts,
     sync_directory,
 };
-use crate::regular_file::open_regular_file;
+use crate::{background::lower_priority, regular_file::open_regular_file};
 
 const BUFFER: usize = 256 << 10;
 const ENDING: &str = "journal";
@@ -29,8 +29,8 @@ const ZEROS: &[u8] = &[0; 64 << 10];
 /// Larger groups get no zeros: their bytes would be written twice, and their syncs take long in any
 /// case.
 const LARGE_GROUP: u64 = 1 << 20;
-/// Maximum number of zeros ahead.
-const AHEAD: u64 = 16 << 20;
+/// Maximum number of zeros ahead. A group waits for them to be written: with 16 MiB, for 60 ms.
+const AHEAD: u64 = 2 << 20;
 /// Number of bytes that are searched at once for a frame.
 const STEP: u64 = 1 << 20;
 
@@ -155,9 +155,14 @@ impl Journal {
         let small = self.length / self.groups.max(1) < LARGE_GROUP;
         let (directory, number) = (self.directory.clone(), self.number + 1);
         let make = move || {
+            lower_priority();
             let mut next = Self::create(&directory, number)?;
             if small {
-                next.zeros(bytes)?;
+                // In steps: the sync of a group would wait for all of them.
+                while next.end < bytes {
+                    next.zeros(AHEAD.min(bytes - next.end))?;
+                    next.file.sync_data()?;
+                }
                 next.file.seek(SeekFrom::Start(0))?;
                 next.file.sync_all()?;
             }
