@@ -104,7 +104,9 @@ impl MachineStats {
         let Some(key) = unconfirmed.map(|device| device.key.clone()) else {
             if self.last_seen < epoch.last_seen {
                 self.last_seen.clone_from(&epoch.last_seen);
-                self.identity = identity.clone();
+                if self.identity != *identity {
+                    self.identity = identity.clone();
+                }
             }
             self.entries += epoch.entries;
             self.bytes += epoch.bytes;
@@ -140,7 +142,9 @@ impl UnconfirmedDevice {
     fn add(&mut self, epoch: EpochStats, identity: &Identity) {
         if self.last_seen < epoch.last_seen {
             self.last_seen.clone_from(&epoch.last_seen);
-            self.identity = identity.clone();
+            if self.identity != *identity {
+                self.identity = identity.clone();
+            }
         }
         self.entries += epoch.entries;
         self.bytes += epoch.bytes;

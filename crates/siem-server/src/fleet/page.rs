@@ -172,7 +172,7 @@ fn fleet_row(
         os: identity.os.clone(),
         arch: identity.arch.clone(),
         agent_version: identity.agent_version.clone(),
-        device: current.device.map(|device| format!("{:.16}", device.key)),
+        device: current.device.map(|device| device.key.short()),
         device_state: current.device.map(|device| device.state),
         level,
         epoch: current.id.to_owned(),

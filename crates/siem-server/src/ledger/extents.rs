@@ -108,17 +108,24 @@ impl Extents {
     /// Parts of `range` that are in the set, in order.
     #[must_use]
     pub fn overlaps(&self, range: Range) -> Vec<Extent> {
+        self.overlapping(range).collect()
+    }
+
+    fn overlapping(&self, range: Range) -> impl Iterator<Item = Extent> {
         let start =
             self.runs.range(..range.first).next_back().map_or(range.first, |(&first, _)| first);
-        self.runs
-            .range(start..=range.last)
-            .filter(|(_, (last, _))| *last >= range.first)
-            .map(|(&first, &(last, at))| {
-                let low = first.max(range.first);
-                let range = Range { first: low, last: last.min(range.last) };
-                Extent { range, at: at + (low - first) }
-            })
-            .collect()
+        let runs = self.runs.range(start..=range.last);
+        runs.filter(move |(_, (last, _))| *last >= range.first).map(move |(&first, &(last, at))| {
+            let low = first.max(range.first);
+            let range = Range { first: low, last: last.min(range.last) };
+            Extent { range, at: at + (low - first) }
+        })
+    }
+
+    /// Returns how many numbers of `range` are not in the set.
+    #[must_use]
+    pub fn count_missing(&self, range: Range) -> u64 {
+        range.count() - self.overlapping(range).map(|extent| extent.range.count()).sum::<u64>()
     }
 
     /// Parts of `range` that are not in the set, in order.
@@ -234,6 +241,7 @@ mod tests {
             prop_assert_eq!(there, expected);
             let missing: Vec<_> = extents.missing(queried).into_iter().flat_map(|r| r.first..=r.last).collect();
             let expected: Vec<_> = (queried.first..=queried.last).filter(|seq| !plain.contains_key(seq)).collect();
+            prop_assert_eq!(extents.count_missing(queried), expected.len() as u64);
             prop_assert_eq!(missing, expected);
             let ranges = extents.ranges();
             prop_assert!(ranges.windows(2).all(|pair| pair[0].last + 1 < pair[1].first));

@@ -274,14 +274,21 @@ impl Ledger {
     /// The agent's last claim, compared with the entries held; `None` before its first claim.
     #[must_use]
     pub fn comparison(&self) -> Option<Comparison> {
-        self.tally.compare(|from, below| {
-            if below <= from {
-                return 0;
-            }
-            let gaps = self.covered.missing(Range { first: from, last: below - 1 });
-            let gaps: u64 = gaps.into_iter().map(Range::count).sum();
-            gaps + self.holes.range(from..below).count() as u64
-        })
+        self.tally.compare(|from, below| self.not_held(from, below))
+    }
+
+    /// Reports whether the entries held differ from the agent's last claim without an explanation.
+    pub(crate) fn is_unexplained(&self) -> bool {
+        self.tally.is_unexplained(|from, below| self.not_held(from, below))
+    }
+
+    /// Returns how many numbers from one up to, and excluding, another are not held.
+    fn not_held(&self, from: u64, below: u64) -> u64 {
+        if below <= from {
+            return 0;
+        }
+        let gaps = self.covered.count_missing(Range { first: from, last: below - 1 });
+        gaps + self.holes.range(from..below).count() as u64
     }
 
     /// Reports whether a change can affect the comparison.
@@ -356,6 +363,11 @@ impl Ledger {
     /// Dead-lettered numbers that were not redelivered.
     pub fn holes(&self) -> impl Iterator<Item = DeadLettered> + '_ {
         self.holes.iter().map(|(&seq, &line_sha256)| DeadLettered { seq, line_sha256 })
+    }
+
+    /// Number of the dead-lettered numbers that were not redelivered.
+    pub(crate) fn hole_count(&self) -> u64 {
+        self.holes.len() as u64
     }
 
     /// Breaks of the chain, in the order found.

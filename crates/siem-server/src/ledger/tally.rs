@@ -156,7 +156,7 @@ impl Tally {
         let claim = self.claim?;
         let from = self.from();
         let missing = missing(from, claim.seq);
-        let base = self.baseline.map(|baseline| baseline.counts).unwrap_or_default();
+        let base = self.base();
         let wrong = wrong(&claim.counts, &base, &self.below, missing);
         let difference = match (wrong.is_empty(), missing) {
             (false, _) => Difference::Unexplained,
@@ -173,6 +173,20 @@ impl Tally {
             difference,
             wrong,
         })
+    }
+}
+
+impl Tally {
+    /// Reports whether [`compare`](Self::compare) finds a difference that missing numbers do not explain.
+    pub(super) fn is_unexplained(&self, missing: impl FnOnce(u64, u64) -> u64) -> bool {
+        self.claim.is_some_and(|claim| {
+            let missing = missing(self.from(), claim.seq);
+            !wrong(&claim.counts, &self.base(), &self.below, missing).is_empty()
+        })
+    }
+
+    fn base(&self) -> Counts {
+        self.baseline.map(|baseline| baseline.counts).unwrap_or_default()
     }
 }
 

@@ -6,9 +6,10 @@ mod stats;
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::Bound,
+    sync::Arc,
 };
 
-use siem_protocol::{BatchHeader, Digest, Receipt, statement::TrustLevel};
+use siem_protocol::{BatchHeader, Digest, Identity, Receipt, statement::TrustLevel};
 
 use super::{
     EpochKey, HeldPoint,
@@ -36,11 +37,13 @@ pub(super) type Key = (String, String);
 #[derive(Debug)]
 struct Epoch {
     ledger: Ledger,
-    sender: Sender,
-    /// Its first user: a device may send under another name later.
-    first_user: String,
-    /// Host of its first batch.
-    first_host: String,
+    /// The epoch before, according to the agent.
+    previous_epoch: Option<String>,
+    config_hash: Digest,
+    /// Sender of the last batch. Epochs of a machine mostly have the same, and share it.
+    identity: Arc<Identity>,
+    /// Sender of the first batch: a device may send under another user's name later, or from another host.
+    first: Arc<Identity>,
     first_seen: String,
     last_seen: String,
     /// Time of its last new numbers.
@@ -105,7 +108,8 @@ struct Lineage {
 /// All epochs of all machines.
 #[derive(Debug, Default)]
 pub(super) struct Catalog {
-    epochs: BTreeMap<Key, Epoch>,
+    /// Boxed: nodes of the tree have room for eleven, and are half empty where keys came in order.
+    epochs: BTreeMap<Key, Box<Epoch>>,
     lineages: HashMap<LineageKey, Lineage>,
     /// Hostname of the last batch of each epoch, regardless of the machine.
     hostnames: HashMap<String, String>,
@@ -244,11 +248,11 @@ impl Catalog {
     /// Returns the sender of a batch that stores entries. Only new numbers prove that it knows the
     /// chain; the sender of others is the one known before.
     fn sender(&self, header: &BatchHeader, key: &Key, change: &Change) -> Option<Sender> {
-        let known = self.epochs.get(key).map(|epoch| &epoch.sender);
-        if known.is_some() && change.new.is_empty() {
-            return known.filter(|_| change.accepted > 0).cloned();
+        let known = self.epochs.get(key);
+        if let Some(known) = known.filter(|_| change.new.is_empty()) {
+            return (change.accepted > 0).then(|| known.sender(&key.1));
         }
-        let earlier = known.and_then(|sender| sender.previous_epoch.clone());
+        let earlier = known.and_then(|epoch| epoch.previous_epoch.clone());
         Some(Sender {
             epoch: header.epoch.clone(),
             previous_epoch: header.previous_epoch.clone().or(earlier),
@@ -262,7 +266,7 @@ impl Catalog {
         let epoch = self.epochs.get(key)?;
         Some(EpochView {
             owner: epoch.owner.as_ref().map(|owner| owner.key),
-            user: &epoch.sender.identity.user,
+            user: &epoch.identity.user,
             next_seq: epoch.ledger.next_seq(),
         })
     }
@@ -275,7 +279,16 @@ impl Catalog {
 
     fn of_machine(&self, machine: &str) -> impl Iterator<Item = (&Key, &Epoch)> {
         let epochs = self.epochs.range((machine.to_owned(), String::new())..);
-        epochs.take_while(move |((of, _), _)| of == machine)
+        epochs.take_while(move |((of, _), _)| of == machine).map(|(key, epoch)| (key, &**epoch))
+    }
+
+    /// Returns the same identity as a neighbour of an epoch has, if there is one.
+    fn share(&self, key: &Key, identity: &Identity) -> Arc<Identity> {
+        let before = self.epochs.range(..key).next_back();
+        let after = self.epochs.range((Bound::Excluded(key), Bound::Unbounded)).next();
+        let mut known = before.into_iter().chain(after).map(|(_, epoch)| &epoch.identity);
+        let known = known.find(|known| ***known == *identity);
+        known.map_or_else(|| Arc::new(identity.clone()), Arc::clone)
     }
 
     fn clones_seen(
@@ -329,33 +342,7 @@ impl Catalog {
     pub(super) fn record(&mut self, key: &Key, note: &Note, record_length: u64) {
         if let Some(sender) = &note.sender {
             self.note_hostname(sender);
-            let epoch = self.epochs.entry(key.clone()).or_insert_with(|| Epoch {
-                ledger: Ledger::default(),
-                sender: sender.clone(),
-                first_user: sender.identity.user.clone(),
-                first_host: sender.identity.hostname.clone(),
-                first_seen: note.at.clone(),
-                last_seen: String::new(),
-                grew_at: String::new(),
-                lines_end: 0,
-                index_end: 0,
-                conflicts: 0,
-                repetitions: 0,
-                warned: false,
-                last: None,
-                owner: None,
-                keyed: note.keyed,
-                order: note.order,
-                notes: NoteIndex::default(),
-                heartbeat: None,
-                removed: Vec::new(),
-                removed_rows: 0,
-                lines_from: 0,
-                point: None,
-            });
-            if epoch.sender != *sender {
-                epoch.sender = sender.clone();
-            }
+            self.note_sender(key, sender, note);
         }
         let Some(epoch) = self.epochs.get_mut(key) else { return };
         epoch.ledger.apply(&note.change);
@@ -396,6 +383,49 @@ impl Catalog {
         }
     }
 
+    /// Takes over the sender of a note, which begins the epoch if that is unknown.
+    fn note_sender(&mut self, key: &Key, sender: &Sender, note: &Note) {
+        let known = self.epochs.get(key).map(|epoch| &epoch.identity);
+        let identity = match known.filter(|known| ***known == sender.identity) {
+            Some(known) => known.clone(),
+            None => self.share(key, &sender.identity),
+        };
+        if let Some(epoch) = self.epochs.get_mut(key) {
+            epoch.identity = identity;
+            epoch.config_hash = sender.config_hash;
+            if epoch.previous_epoch != sender.previous_epoch {
+                epoch.previous_epoch.clone_from(&sender.previous_epoch);
+            }
+            return;
+        }
+        let epoch = Epoch {
+            ledger: Ledger::default(),
+            previous_epoch: sender.previous_epoch.clone(),
+            config_hash: sender.config_hash,
+            first: identity.clone(),
+            identity,
+            first_seen: note.at.clone(),
+            last_seen: String::new(),
+            grew_at: String::new(),
+            lines_end: 0,
+            index_end: 0,
+            conflicts: 0,
+            repetitions: 0,
+            warned: false,
+            last: None,
+            owner: None,
+            keyed: note.keyed,
+            order: note.order,
+            notes: NoteIndex::default(),
+            heartbeat: None,
+            removed: Vec::new(),
+            removed_rows: 0,
+            lines_from: 0,
+            point: None,
+        };
+        self.epochs.insert(key.clone(), Box::new(epoch));
+    }
+
     fn note_hostname(&mut self, sender: &Sender) {
         let host = &sender.identity.hostname;
         if self.hostnames.get(&sender.epoch) != Some(host) {
@@ -434,7 +464,7 @@ impl Catalog {
         by_time.sort_by(|(_, a), (_, b)| a.grew_at.cmp(&b.grew_at));
         for ((machine, id), epoch) in by_time {
             self.lineages.entry(epoch.lineage(machine)).or_default().enter(id);
-            self.hostnames.insert(id.clone(), epoch.sender.identity.hostname.clone());
+            self.hostnames.insert(id.clone(), epoch.identity.hostname.clone());
         }
     }
 
@@ -504,6 +534,16 @@ impl Lineage {
 }
 
 impl Epoch {
+    /// Sender of the last batch, for a note.
+    fn sender(&self, id: &str) -> Sender {
+        Sender {
+            epoch: id.to_owned(),
+            previous_epoch: self.previous_epoch.clone(),
+            identity: Identity::clone(&self.identity),
+            config_hash: self.config_hash,
+        }
+    }
+
     /// Takes over which lines are left.
     fn note_removal(&mut self, note: &Note) {
         let (spans, rows) = self.notes.removed_spans(self.removed_rows);
@@ -542,7 +582,7 @@ impl Epoch {
 
     fn lineage(&self, machine: &str) -> LineageKey {
         let device = self.owner.as_ref().map(|owner| owner.key);
-        (machine.to_owned(), self.sender.identity.user.clone(), device)
+        (machine.to_owned(), self.identity.user.clone(), device)
     }
 }
 

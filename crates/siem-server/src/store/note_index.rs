@@ -90,6 +90,10 @@ impl NoteIndex {
             let (first, last) = (u64::MAX, 0);
             let (notes, values, sealed) = (0, 0, 0);
             let (lines_at, lines_end, last_at) = (note.lines_at, 0, String::new());
+            if self.rows.is_empty() {
+                // Most epochs have one row, and a vector has room for four.
+                self.rows.reserve_exact(1);
+            }
             self.rows.push(Row {
                 at,
                 bytes: 0,

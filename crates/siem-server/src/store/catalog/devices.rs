@@ -4,7 +4,7 @@ use std::io;
 
 use siem_protocol::statement;
 
-use super::{Catalog, Epoch, Key};
+use super::{Catalog, Key};
 use crate::{
     batch::Batch,
     ledger::{Change, Range},
@@ -101,7 +101,7 @@ impl Catalog {
     /// Returns the keys of the devices that own epochs of a machine and user.
     pub(in crate::store) fn owners(&self, machine: &str, user: &str) -> Vec<DeviceKey> {
         let epochs = self.of_machine(machine).map(|(_, epoch)| epoch);
-        let epochs = epochs.filter(|epoch| epoch.sender.identity.user == user);
+        let epochs = epochs.filter(|epoch| epoch.identity.user == user);
         epochs.filter_map(|epoch| Some(epoch.owner.as_ref()?.key)).collect()
     }
 
@@ -110,8 +110,8 @@ impl Catalog {
     /// that began before the receiver had a key, when it gained no sender anything.
     pub(in crate::store) fn is_first_line(&self, key: &Key) -> bool {
         let Some(epoch) = self.epochs.get(key) else { return false };
-        let user = &epoch.sender.identity.user;
-        let own = self.of_machine(&key.0).filter(|(_, other)| other.first_user == *user);
+        let user = &epoch.identity.user;
+        let own = self.of_machine(&key.0).filter(|(_, other)| other.first.user == *user);
         let own: Vec<_> = own.collect();
         let Some((first, oldest)) = own.iter().min_by_key(|(_, epoch)| epoch.began()) else {
             return false;
@@ -127,7 +127,7 @@ impl Catalog {
                 return true;
             }
             let epoch = self.epochs.get(&(key.0.clone(), current)).filter(|epoch| !epoch.keyed);
-            let Some(before) = epoch.and_then(|epoch| epoch.sender.previous_epoch.clone()) else {
+            let Some(before) = epoch.and_then(|epoch| epoch.previous_epoch.clone()) else {
                 return false;
             };
             current = before;
@@ -142,11 +142,11 @@ impl Catalog {
 
     /// Returns the devices that own epochs, each with machine and user of the epoch.
     pub(in crate::store) fn epoch_owners(&self) -> Vec<EpochOwner> {
-        let owner = |((machine, _), epoch): (&Key, &Epoch)| {
-            let user = epoch.sender.identity.user.clone();
+        let owned = self.epochs.iter().filter_map(|((machine, _), epoch)| {
+            let user = epoch.identity.user.clone();
             Some((epoch.owner.as_ref()?.key, machine.clone(), user))
-        };
-        self.epochs.iter().filter_map(owner).collect()
+        });
+        owned.collect()
     }
 
     /// Returns the keys that the adoption of an epoch confirms.

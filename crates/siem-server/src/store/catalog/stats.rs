@@ -1,13 +1,13 @@
 //! Statistics about the entries held.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use siem_protocol::statement::DeviceState;
 
-use super::{Catalog, Epoch, Key, Owner};
+use super::{Catalog, Epoch, Owner};
 use crate::{
     fleet::{DeviceFacts, EpochFacts, PageBuilder, StatsQuery},
-    ledger::{Difference, Range},
+    ledger::Range,
     stats::{EpochDevice, EpochStats, MachineStats, Stats},
     trust::{DeviceStanding, Registry, Standings, policy::Mark},
 };
@@ -32,24 +32,36 @@ impl Catalog {
             let Some(((machine, _), first)) = epochs.first() else { continue };
             let clones = self.clones.get(machine).map(Vec::as_slice).unwrap_or_default();
             let cloned: HashSet<_> = clones.iter().map(|clone| clone.epoch.as_str()).collect();
-            let facts = epochs.iter().map(|(key, epoch)| {
+            let mut facts: Vec<EpochFacts<'_>> = Vec::with_capacity(epochs.len());
+            let mut before = None;
+            for (key, epoch) in epochs {
+                // The registry is asked once for the epochs of a device.
+                let before = before.replace(&**epoch).zip(facts.last().map(|it| it.device));
+                let same = before.filter(|(before, _)| before.has_owner_of(epoch));
+                let device = match same {
+                    Some((_, device)) => device,
+                    None => {
+                        epoch.owner.as_ref().map(|owner| epoch.device(machine, owner, standings))
+                    }
+                };
                 let cloned = cloned.contains(key.1.as_str());
-                EpochFacts { cloned, ..epoch.facts(key, standings) }
-            });
-            let facts: Vec<_> = facts.collect();
+                facts.push(EpochFacts { cloned, ..epoch.facts(&key.1, device) });
+            }
             unexplained += facts.iter().filter(|epoch| epoch.unexplained).count() as u64;
             let level = |at: usize| epochs[at].1.owner.as_ref().map(|owner| owner.level);
             let rows = page.add(machine, &facts, level);
             if rows.is_empty() {
                 continue;
             }
-            let mut stats = MachineStats::new(&first.sender.identity, clones.to_vec());
+            let mut stats = MachineStats::new(&first.identity, clones.to_vec());
             let mut shown: Vec<_> =
                 rows.iter().flat_map(|row| row.iter().map(|at| (*at, *at == row[0]))).collect();
             shown.sort_unstable();
+            stats.epochs.reserve_exact(shown.len());
             for (at, current) in shown {
                 let ((_, id), epoch) = epochs[at];
-                stats.add(epoch.stats(id, current, standings), &epoch.sender.identity);
+                let state = facts[at].device.map(|device| device.state);
+                stats.add(epoch.stats(id, current, state), &epoch.identity);
             }
             machines.push(stats);
         }
@@ -69,44 +81,48 @@ impl Catalog {
 }
 
 impl Epoch {
-    fn facts<'a>(&'a self, (machine, id): &'a Key, standings: &Standings<'_>) -> EpochFacts<'a> {
-        let comparison = self.ledger.comparison();
+    fn facts<'a>(&'a self, id: &'a str, device: Option<DeviceFacts>) -> EpochFacts<'a> {
         EpochFacts {
             id,
-            identity: &self.sender.identity,
-            first_host: &self.first_host,
+            identity: &self.identity,
+            first_host: &self.first.hostname,
             first_seen: &self.first_seen,
             last_seen: &self.last_seen,
             grew_at: if self.grew_at.is_empty() { &self.last_seen } else { &self.grew_at },
             began: self.began(),
-            device: self.owner.as_ref().map(|owner| {
-                let found = self.standing(machine, owner, standings);
-                let DeviceStanding { state, root, cloned } = found;
-                DeviceFacts { key: owner.key, root, state, cloned }
-            }),
+            device,
             entries: self.ledger.held(),
             bytes: self.lines_end - self.lines_from,
             missing: self.ledger.missing(),
-            holes: self.ledger.holes().count() as u64,
+            holes: self.ledger.hole_count(),
             breaks: self.ledger.breaks().len() as u64,
-            unexplained: comparison.is_some_and(|it| it.difference == Difference::Unexplained),
+            unexplained: self.ledger.is_unexplained(),
             cloned: false,
             heartbeat: self.heartbeat.as_deref(),
         }
     }
 
-    fn standing(&self, machine: &str, owner: &Owner, standings: &Standings<'_>) -> DeviceStanding {
-        let found = standings(&owner.key, (machine, &self.sender.identity.user));
-        found.unwrap_or_else(|| {
+    /// Reports whether what counts for the devices of both epochs, of one machine, is the same.
+    fn has_owner_of(&self, other: &Self) -> bool {
+        let owner = |epoch: &Self| epoch.owner.as_ref().map(|owner| (owner.key, owner.mark));
+        let same_user = Arc::ptr_eq(&self.identity, &other.identity)
+            || self.identity.user == other.identity.user;
+        same_user && owner(self) == owner(other)
+    }
+
+    fn device(&self, machine: &str, owner: &Owner, standings: &Standings<'_>) -> DeviceFacts {
+        let found = standings(&owner.key, (machine, &self.identity.user));
+        let DeviceStanding { state, root, cloned } = found.unwrap_or_else(|| {
             let state = match owner.mark {
                 Mark::Confirmed => DeviceState::Confirmed,
                 _ => DeviceState::Unconfirmed,
             };
             DeviceStanding { state, root: owner.key, cloned: false }
-        })
+        });
+        DeviceFacts { key: owner.key, root, state, cloned }
     }
 
-    fn stats(&self, id: &str, current: bool, standings: &Standings<'_>) -> EpochStats {
+    fn stats(&self, id: &str, current: bool, state: Option<DeviceState>) -> EpochStats {
         let mut holes: Vec<Range> = Vec::new();
         for hole in self.ledger.holes() {
             match holes.last_mut() {
@@ -116,9 +132,9 @@ impl Epoch {
         }
         EpochStats {
             epoch: id.to_owned(),
-            previous_epoch: self.sender.previous_epoch.clone(),
+            previous_epoch: self.previous_epoch.clone(),
             current,
-            user: self.sender.identity.user.clone(),
+            user: self.identity.user.clone(),
             first_seen: self.first_seen.clone(),
             last_seen: self.last_seen.clone(),
             entries: self.ledger.held(),
@@ -132,9 +148,9 @@ impl Epoch {
             holes,
             breaks: self.ledger.breaks().to_vec(),
             claims: self.ledger.comparison(),
-            device: self.owner.as_ref().map(|owner| EpochDevice {
-                key: format!("{:.16}", owner.key),
-                state: self.standing(&self.sender.identity.machine_id, owner, standings).state,
+            device: self.owner.as_ref().zip(state).map(|(owner, state)| EpochDevice {
+                key: owner.key.short(),
+                state,
                 level: owner.level,
                 adopted_at: owner.adopted_at,
                 sealed: self.notes.sealed(),

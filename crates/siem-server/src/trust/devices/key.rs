@@ -26,6 +26,13 @@ impl DeviceKey {
         &self.0
     }
 
+    /// Returns the first 16 digits of its text.
+    #[must_use]
+    pub fn short(&self) -> String {
+        let (first, _) = self.0.split_at(8);
+        HEXLOWER.encode(first)
+    }
+
     /// Returns the key that verifies notes of the device.
     ///
     /// # Errors
