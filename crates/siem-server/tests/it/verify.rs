@@ -122,6 +122,21 @@ async fn changed_entry_is_named_by_verify_and_restore() {
     assert!(errors.contains("entry 1 of machine `m-1`, epoch `e-1`"), "{errors}");
 }
 
+/// A copy of the file from before the erasure was put back.
+#[tokio::test(flavor = "multi_thread")]
+async fn erased_text_that_is_there_again_is_reported() {
+    let data = stored().await;
+    let lines = only(data.path(), "ndjson");
+    let text = fs::read(&lines).unwrap();
+    let erased = json_of(data.path(), &["erase", "--user", "u", "--reason", "request 7"], 0);
+    assert_eq!(erased["erased"]["entries"], 5, "{erased}");
+    assert_eq!(json_of(data.path(), &["verify"], 0)["erased"], 5);
+    fs::write(&lines, text).unwrap();
+    let found = json_of(data.path(), &["verify"], 1);
+    assert_eq!(found["entries_damaged"], entries(1, 5, "not_erased"));
+    assert_eq!((&found["erased"], &found["damaged_entries"]), (&json!(0), &json!(5)));
+}
+
 /// The verification ended at the first index that could not be read.
 #[cfg(unix)]
 #[tokio::test(flavor = "multi_thread")]

@@ -106,6 +106,34 @@ fn entry_that_did_not_arrive_again_is_lost() {
     assert_eq!((verified.entries, verified.sealed, verified.gaps), (14, 14, 0));
 }
 
+/// What the next batch builds upon cannot be read from the index.
+#[test]
+fn lines_lost_beside_a_damaged_index_are_a_gap() {
+    let device = TestDevice::new(1);
+    let mut receiver = Receiver::new(TrustLevel::FirstUse);
+    receiver.confirm(&device);
+    receiver.take(&BatchText::new(1, 4).seal(&device)).unwrap();
+    receiver.take(&BatchText::new(5, 8).seal(&device)).unwrap();
+    drop(receiver.store.take());
+    let index = path(receiver.root.path(), "index");
+    let mut bytes = fs::read(&index).unwrap();
+    let value = memchr::memmem::rfind(&bytes, chain(8).as_bytes()).unwrap();
+    bytes[value] ^= 1;
+    fs::write(&index, bytes).unwrap();
+    let lines: String = (1..=5).map(|seq| line(seq) + "\n").collect();
+    fs::write(path(receiver.root.path(), "ndjson"), lines).unwrap();
+    let mut receiver = receiver.restart();
+    let epoch = &stats(receiver.store()).machines[0].epochs[0];
+    assert_eq!((&epoch.gaps[..], epoch.next_seq), (&[Range { first: 6, last: 8 }][..], 9));
+    let next = receiver.take(&BatchText::new(9, 10).seal(&device)).unwrap().receipt;
+    assert_eq!((next.accepted, next.duplicates), (2, 0));
+    stats(receiver.store());
+    drop(receiver.store.take());
+    let verified = verify(receiver.root.path());
+    let damaged = vec![(5, 8, EntryProblem::Unverifiable), (6, 8, EntryProblem::Lost)];
+    assert_eq!((found(&verified), verified.gaps), ((damaged, 1), 3), "{verified:?}");
+}
+
 /// Changes each byte of the files of an epoch.
 fn each_change(root: &TempDir, step: usize, mut check: impl FnMut(&str, usize, &VerifiedEpoch)) {
     for ending in ["ndjson", "index"] {

@@ -10,6 +10,8 @@
 
 mod history;
 mod lines;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -125,25 +127,39 @@ fn names(stem: &Stem) -> Key {
 
 /// Verifies an epoch, again if its files changed meanwhile: lines and index are written one after the other.
 fn verify_epoch(machines: &Path, stem: &Stem) -> VerifiedEpoch {
-    let mut attempt = 1;
-    loop {
-        let before = state(machines, stem);
-        let verified = Check::run(machines, stem).unwrap_or_else(|error| VerifiedEpoch {
+    let check = || {
+        Check::run(machines, stem).unwrap_or_else(|error| VerifiedEpoch {
             key: names(stem),
             files: vec![(stem.index(machines), format!("cannot be verified: {error}"))],
             ..VerifiedEpoch::default()
-        });
+        })
+    };
+    until_unchanged(|| state(machines, stem), check, || thread::sleep(PAUSE))
+}
+
+/// Repeats a check that found damage in files that changed meanwhile.
+fn until_unchanged(
+    state: impl Fn() -> EpochState,
+    mut check: impl FnMut() -> VerifiedEpoch,
+    pause: impl Fn(),
+) -> VerifiedEpoch {
+    let mut attempt = 1;
+    loop {
+        let before = state();
+        let verified = check();
         let is_whole = verified.damaged == 0 && verified.files.is_empty();
-        if is_whole || attempt == ATTEMPTS || state(machines, stem) == before {
+        if is_whole || attempt == ATTEMPTS || state() == before {
             return verified;
         }
         attempt += 1;
-        thread::sleep(PAUSE);
+        pause();
     }
 }
 
 /// Size and time of the files of an epoch.
-fn state(machines: &Path, stem: &Stem) -> [Option<(u64, Option<SystemTime>)>; 2] {
+type EpochState = [Option<(u64, Option<SystemTime>)>; 2];
+
+fn state(machines: &Path, stem: &Stem) -> EpochState {
     [stem.index(machines), stem.lines(machines)].map(|path| {
         let file = fs::metadata(path).ok()?;
         Some((file.len(), file.modified().ok()))
