@@ -41,8 +41,7 @@ const ROOM: usize = 1 << 16;
 
 /// Makes room for the files and connections of a receiver with so many connections and open epochs. Linux enlarges
 /// the table of a process's open files as it fills up: each time all threads that open a file or accept a connection
-/// wait until no thread reads the old table, which took up to 90 ms while a fleet connected. While a process has only
-/// one thread, it waits for nothing.
+/// wait until no thread reads the old table. While a process has only one thread, it waits for nothing.
 #[cfg(unix)]
 pub(crate) fn make_room_for_files(connections: usize, epochs: usize) {
     let files = connections.saturating_add(2 * epochs).saturating_add(RESERVED).min(ROOM);

@@ -29,7 +29,7 @@ const ZEROS: &[u8] = &[0; 64 << 10];
 /// Larger groups get no zeros: their bytes would be written twice, and their syncs take long in any
 /// case.
 const LARGE_GROUP: u64 = 1 << 20;
-/// Maximum number of zeros ahead. A group waits for them to be written: with 16 MiB, for 60 ms.
+/// Maximum number of zeros ahead. A group waits for them to be written.
 const AHEAD: u64 = 2 << 20;
 /// Number of bytes that are searched at once for a frame.
 const STEP: u64 = 1 << 20;

@@ -35,7 +35,7 @@ impl Catalog {
             let mut facts: Vec<EpochFacts<'_>> = Vec::with_capacity(epochs.len());
             let mut before = None;
             for (key, epoch) in epochs {
-                // The registry is asked once for the epochs of a device.
+                // One lookup in the registry for the epochs of a device.
                 let before = before.replace(&**epoch).zip(facts.last().map(|it| it.device));
                 let same = before.filter(|(before, _)| before.has_owner_of(epoch));
                 let device = match same {
