@@ -418,7 +418,7 @@ impl Devices {
         now: &Moment,
         owns: &dyn Fn(&DeviceKey) -> bool,
     ) -> Result<EnrollDecision, EnrollRefusal> {
-        check_lengths(enroll)?;
+        check_claims(enroll)?;
         let confirms = confirms.is_some_and(|made_at| self.may_confirm(&enroll.machine, made_at));
         let key = DeviceKey::from(&enroll.key);
         let at = now.at.clone();
@@ -542,7 +542,10 @@ impl Device {
 }
 
 /// Checks the claims, which are stored, with the limits of those in a batch.
-fn check_lengths(enroll: &Enroll) -> Result<(), EnrollRefusal> {
+fn check_claims(enroll: &Enroll) -> Result<(), EnrollRefusal> {
+    if enroll.machine.is_empty() {
+        return Err(EnrollRefusal::Empty("machine"));
+    }
     let claims = [
         ("machine", &enroll.machine),
         ("user", &enroll.user),
@@ -583,6 +586,9 @@ pub enum EnrollRefusal {
     /// The key is enrolled for another machine or user.
     #[error("the key is enrolled for another machine or user")]
     OtherDevice,
+    /// A claim that a batch must have is empty.
+    #[error("the value of `{0}` is empty")]
+    Empty(&'static str),
     /// A claim is too long.
     #[error("the value of `{0}` is longer than {MAX_NAME} bytes")]
     TooLong(&'static str),

@@ -258,6 +258,13 @@ fn lineage_gets_few_keys_in_an_hour() {
 }
 
 #[test]
+fn empty_machine_is_refused() {
+    let empty = Enroll { machine: String::new(), ..enrollment(1, None) };
+    let refused = Devices::default().present(&empty, true);
+    assert_eq!(refused, Err(EnrollRefusal::Empty("machine")));
+}
+
+#[test]
 fn long_claims_are_refused() {
     let edits: [fn(&mut Enroll) -> &mut String; 6] = [
         |it| &mut it.machine,
