@@ -45,7 +45,8 @@ pub struct BatchHeader {
     /// Values of the chain before and after the batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub chain: Option<Chain>,
-    /// Start of a sink that was added later, until its first acknowledgement.
+    /// Start of a sink that was added later, until its first acknowledgement: the number before its first
+    /// entry, 0 if the epoch began after it was added.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<ChainPoint>,
     /// The epoch before this one, until the first acknowledgement of this one.

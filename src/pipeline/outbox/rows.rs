@@ -140,7 +140,8 @@ pub struct Cursor {
     pub epoch: String,
     /// Last acknowledged sequence number and the chain value there.
     pub acknowledged: ChainPoint,
-    /// Point at which a sink that was added later starts; cleared by its first acknowledgement.
+    /// Point at which a sink that was added later starts, 0 if an epoch began before its first
+    /// acknowledgement; cleared by that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<ChainPoint>,
     /// Epoch before this one; cleared by the first acknowledgement.
@@ -196,10 +197,12 @@ impl Cursor {
             receipt: self.receipt.clone(),
         });
         ended.drain(..ended.len().saturating_sub(Self::MAX_ENDED));
+        // A receiver that got nothing yet must not take the entries before for lost.
+        let begins = position.seq > 0 || self.base.is_some();
         Self {
             epoch: new.to_owned(),
             acknowledged: position,
-            base: (position.seq > 0).then_some(position),
+            base: begins.then_some(position),
             previous_epoch: Some(self.epoch.clone()),
             destination: self.destination.clone(),
             refusals: self.refusals,

@@ -80,3 +80,19 @@ fn group_of_the_epoch_before_is_stale() {
     assert!(matches!(stale, Err(OutboxError::Stale { .. })), "{stale:?}");
     assert_eq!(store.outbox.end().totals.uncounted, 3);
 }
+
+/// Otherwise its receiver would take the entries that were delivered to others for lost.
+#[test]
+fn sink_without_an_acknowledgement_keeps_a_base() {
+    let store = store();
+    let first = commit(&store.outbox, 3);
+    store.outbox.acknowledge("siem", "epoch-1", point(&first)).unwrap();
+    let store = store.reopen(&["siem", "late"]);
+    let late = store.outbox.cursor("late").unwrap();
+    assert_eq!(late.base, Some(late.acknowledged));
+    assert!(late.acknowledged.seq > 0);
+    store.outbox.renumber("epoch-1", "epoch-2".into(), Timestamp(10_000_000)).unwrap();
+    let late = store.outbox.cursor("late").unwrap();
+    assert_eq!(late.base, Some(ChainPoint { seq: 0, hash: Digest::ZERO }));
+    assert_eq!(store.outbox.cursor("siem").unwrap().base, None);
+}
