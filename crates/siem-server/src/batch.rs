@@ -1,11 +1,13 @@
 //! A decoded batch: split into lines, checked against its header, and hashed.
 
+mod ended_epoch;
 mod entry_scan;
 mod header;
 mod line_position;
 
 use std::{net::IpAddr, ops::Range, time::SystemTime};
 
+pub(crate) use ended_epoch::EndedEpoch;
 use entry_scan::scan_entry;
 pub use entry_scan::{Claim, Counts};
 pub(crate) use header::MAX_NAME;
@@ -62,6 +64,7 @@ pub struct Batch {
     lines: Vec<Line>,
     claims: Vec<Claim>,
     heartbeat: Option<Heartbeat>,
+    ended: Option<EndedEpoch>,
     config_refusals: Vec<ConfigRefusal>,
     generations: Generations,
     chain: Vec<Digest>,
@@ -145,7 +148,7 @@ impl Batch {
             Err(error) => return Err((error, Some(Box::new(header)))),
         };
         let chain = chain(&header, &lines);
-        let Found { claims, config_refusals, last_heartbeat, generations } = found;
+        let Found { claims, ended, config_refusals, last_heartbeat, generations } = found;
         let heartbeat = last_heartbeat.and_then(|at| {
             let line = scan_entry(&text[lines[at].range.clone()])?;
             line.heartbeat()?.figures(&header.sent_at, &clock::text(received_at))
@@ -159,6 +162,7 @@ impl Batch {
             lines,
             claims,
             heartbeat,
+            ended,
             config_refusals,
             generations,
             chain,
@@ -204,6 +208,11 @@ impl Batch {
     #[must_use]
     pub fn heartbeat(&self) -> Option<&Heartbeat> {
         self.heartbeat.as_ref()
+    }
+
+    /// End of the epoch before, if an event of the batch reports it.
+    pub(crate) fn ended(&self) -> Option<&EndedEpoch> {
+        self.ended.as_ref()
     }
 
     /// Managed configurations that events of the batch refuse, at most 100.
@@ -270,6 +279,7 @@ impl Batch {
 #[derive(Default)]
 struct Found {
     claims: Vec<Claim>,
+    ended: Option<EndedEpoch>,
     config_refusals: Vec<ConfigRefusal>,
     /// Index of the line with the last heartbeat.
     last_heartbeat: Option<usize>,
@@ -305,6 +315,8 @@ fn lines(
         if entry.heartbeat().is_some() {
             found.last_heartbeat = Some(lines.len());
         }
+        // An epoch starts once.
+        found.ended = found.ended.take().or_else(|| entry.ended(&header.epoch));
         if found.config_refusals.len() < MAX_REFUSALS {
             found.config_refusals.extend(entry.config_refusal());
         }

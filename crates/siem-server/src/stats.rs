@@ -189,6 +189,10 @@ pub struct EpochStats {
     pub conflicts: u64,
     /// Numbers that never arrived.
     pub gaps: Vec<Range>,
+    /// Numbers of the epoch before that the agent had delivered when that ended, and that are not held: the
+    /// receiver was restored from an older backup. They count as missing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gap_before: Option<Range>,
     /// Numbers that were dead-lettered and not redelivered.
     pub holes: Vec<Range>,
     /// Breaks of the chain.

@@ -10,7 +10,7 @@ use siem_protocol::{
     nul_runs::{MAX_NUL_RUNS, check_runs, total_length},
 };
 
-use super::MAX_SEQ;
+use super::{EndedEpoch, MAX_SEQ};
 use crate::{fleet::HeartbeatText, trust::ConfigRefusal};
 
 /// Maximum length of a generation's name, as JSON, for the search in other epochs.
@@ -102,6 +102,7 @@ pub(super) struct EntryScan<'a> {
     heartbeat: bool,
     at: Option<&'a str>,
     config_refused: bool,
+    epoch_started: bool,
     data: Option<&'a str>,
 }
 
@@ -142,6 +143,7 @@ pub(super) fn scan_entry(line: &[u8]) -> Option<EntryScan<'_>> {
                 let name = json::string(value).unwrap_or_default();
                 entry.heartbeat = name == event::HEARTBEAT;
                 entry.config_refused = name == event::CONFIG_REFUSED;
+                entry.epoch_started = name == event::EPOCH_STARTED;
             }
             "at" => entry.at = Some(value),
             "data" => entry.data = Some(value),
@@ -224,6 +226,12 @@ impl EntryScan<'_> {
 }
 
 impl EntryScan<'_> {
+    /// Returns the end of the epoch before `epoch`, if the entry reports it.
+    pub(super) fn ended(&self, epoch: &str) -> Option<EndedEpoch> {
+        let is_start = self.epoch_started && self.kind == Some(Kind::Event);
+        EndedEpoch::parse(self.seq, self.data.filter(|_| is_start)?, epoch)
+    }
+
     /// Returns the refusal of a managed configuration that the entry reports.
     pub(super) fn config_refusal(&self) -> Option<ConfigRefusal> {
         #[derive(Deserialize)]

@@ -133,7 +133,7 @@ fn count(
     for epoch in row.epochs.iter().map(|at| &facts[*at]) {
         totals.entries += epoch.entries;
         totals.bytes += epoch.bytes;
-        totals.missing += epoch.missing;
+        totals.missing = totals.missing.saturating_add(epoch.missing);
     }
     totals.healthy += u64::from(problems.is_empty());
     for problem in problems {
@@ -162,7 +162,7 @@ fn fleet_row(
 ) -> FleetRow {
     let current = &facts[row.epochs[0]];
     let sum = |figure: fn(&EpochFacts<'_>) -> u64| {
-        row.epochs.iter().map(|at| figure(&facts[*at])).sum::<u64>()
+        row.epochs.iter().map(|at| figure(&facts[*at])).fold(0, u64::saturating_add)
     };
     let identity = current.identity;
     FleetRow {

@@ -1,6 +1,7 @@
 //! Catalog of the stored epochs: ledger, sender and signs of clones of each.
 
 mod devices;
+mod ended;
 mod stats;
 
 use std::{
@@ -22,7 +23,7 @@ use super::{
     repeats::{OtherEpoch, RepeatedLines},
 };
 use crate::{
-    batch::Batch,
+    batch::{Batch, EndedEpoch},
     clock,
     fleet::Heartbeat,
     ledger::{ChainValues, Change, Comparison, Difference, Ledger, Range, Refusal},
@@ -64,6 +65,8 @@ struct Epoch {
     notes: NoteIndex,
     /// Figures of the heartbeat with the highest number.
     heartbeat: Option<Box<Heartbeat>>,
+    /// End of the epoch before.
+    ended: Option<Box<EndedEpoch>>,
     /// Numbers whose lines were removed.
     removed: Vec<Range>,
     /// Number of the index's rows that `removed` covers.
@@ -202,6 +205,7 @@ impl Catalog {
             order: self.next_order(&key),
             device,
             heartbeat: new_heartbeat(batch, &plan.change),
+            ended: ended::new(batch, &plan.change),
             change: plan.change,
             ..Note::default()
         };
@@ -363,6 +367,9 @@ impl Catalog {
         {
             epoch.heartbeat = Some(heartbeat.clone());
         }
+        if epoch.ended.is_none() {
+            epoch.ended.clone_from(&note.ended);
+        }
         epoch.lines_end = note.lines_at + note.bytes;
         epoch.index_end += record_length;
         epoch.conflicts += note.conflicts;
@@ -418,6 +425,7 @@ impl Catalog {
             order: note.order,
             notes: NoteIndex::default(),
             heartbeat: None,
+            ended: None,
             removed: Vec::new(),
             removed_rows: 0,
             lines_from: 0,

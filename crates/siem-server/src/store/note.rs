@@ -5,6 +5,7 @@ use siem_protocol::{DeadLettered, Digest, Identity, statement::TrustLevel};
 
 use super::repeats::RepeatedLines;
 use crate::{
+    batch::EndedEpoch,
     fleet::Heartbeat,
     ledger::{Change, is_zero, number},
     stats::CloneReport,
@@ -52,6 +53,9 @@ pub(super) struct Note {
     /// Figures of the last heartbeat among its lines.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) heartbeat: Option<Box<Heartbeat>>,
+    /// End of the epoch before, which an event among its lines reports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) ended: Option<Box<EndedEpoch>>,
     /// Lines that were replaced by tombstones.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(super) erased: Option<ErasureNote>,

@@ -404,6 +404,19 @@ impl Writer {
                 self.catalog.remember(&staged.key, last);
             }
             log_findings(&staged);
+            if let Some((epoch, lost)) = self.catalog.newly_lost(&staged.key, &staged.note) {
+                let (machine, by) = &staged.key;
+                let Range { first, last } = lost;
+                warn!(
+                    code = "gap_found",
+                    machine,
+                    epoch,
+                    first,
+                    last,
+                    by,
+                    "found a gap: the agent delivered these before it began another epoch"
+                );
+            }
             let outcome = self.finish(&staged);
             if let Some(found) = self.catalog.newly_unexplained(&staged.key, &staged.note) {
                 let (machine, epoch) = &staged.key;

@@ -12,6 +12,8 @@ use siem_protocol::Encoding;
 use siem_server::{
     FileStore, FileStoreOptions, Limits, ServeOptions, SystemClock,
     backup::{BackupOptions, backup, restore},
+    fleet::FleetProblem,
+    ledger::Range,
 };
 
 use crate::common::{BatchText, Server, files};
@@ -136,4 +138,43 @@ async fn verify(data: &std::path::Path, before: &[u64]) {
     for ending in ["surplus", "damaged"] {
         assert_eq!(files(&data, ending), Vec::<std::path::PathBuf>::new());
     }
+}
+
+/// A receiver that was restored lacks what it had acknowledged since the backup. An agent that continues
+/// the epoch shows it with a gap; one that begins another epoch says how far the one before was delivered.
+#[tokio::test]
+async fn entries_lost_by_a_restoration_are_missing() {
+    let server = Server::start().await;
+    let of = |first, last| BatchText::new(first, last);
+    server.take(&of(1, 4)).await;
+    let target = tempfile::tempdir().unwrap();
+    let (backed_up, data) = (target.path().join("backup"), target.path().join("data"));
+    backup(server.data.path(), &backed_up, BackupOptions::default(), &SystemClock).unwrap();
+    server.take(&of(5, 9)).await;
+    server.end().await;
+    restore(&backed_up, &data).unwrap();
+
+    let line = r#"{"seq":2,"kind":"event","source":"agent","event":"epoch_started","severity":"warning","at":"2026-11-21T20:00:00.000Z","data":{"epoch":"e-2","previous_epoch":"e-1","reason":"conflict","entries":1,"previous_last_seq":10}}"#;
+    let start = of(1, 2).line(2, line).chained().with(|header| {
+        header.epoch = "e-2".into();
+        header.previous_epoch = Some("e-1".into());
+    });
+    let mut found = Vec::new();
+    for _ in 0..2 {
+        // The second time it was restarted, and the batch is a duplicate.
+        let store = FileStore::open_with(&data, options()).unwrap();
+        let (limits, serve) = (Limits::default(), ServeOptions::default());
+        let none = tempfile::tempdir().unwrap();
+        let server = Server::over(none, Arc::new(store), limits, serve).await;
+        server.take(&start).await;
+        let stats = server.stats().await;
+        assert_eq!((stats.totals.missing, stats.totals.healthy), (5, 0));
+        assert_eq!(stats.rows[0].problems, [FleetProblem::Gap]);
+        let epochs = &stats.machines[0].epochs;
+        assert_eq!(epochs[1].gap_before, Some(Range { first: 5, last: 9 }));
+        assert!(epochs.iter().all(|epoch| epoch.gaps.is_empty()));
+        found.push((epochs[1].duplicates, stats.rows[0].missing));
+        server.end().await;
+    }
+    assert_eq!(found, [(0, 5), (2, 5)]);
 }

@@ -45,7 +45,9 @@ impl Catalog {
                     }
                 };
                 let cloned = cloned.contains(key.1.as_str());
-                facts.push(EpochFacts { cloned, ..epoch.facts(&key.1, device) });
+                let lost = self.gap_before(machine, epoch).map_or(0, Range::count);
+                let own = epoch.facts(&key.1, device);
+                facts.push(EpochFacts { cloned, missing: own.missing + lost, ..own });
             }
             unexplained += facts.iter().filter(|epoch| epoch.unexplained).count() as u64;
             let level = |at: usize| epochs[at].1.owner.as_ref().map(|owner| owner.level);
@@ -61,7 +63,9 @@ impl Catalog {
             for (at, current) in shown {
                 let ((_, id), epoch) = epochs[at];
                 let state = facts[at].device.map(|device| device.state);
-                stats.add(epoch.stats(id, current, state), &epoch.identity);
+                let gap_before = self.gap_before(machine, epoch);
+                let found = EpochStats { gap_before, ..epoch.stats(id, current, state) };
+                stats.add(found, &epoch.identity);
             }
             machines.push(stats);
         }
@@ -145,6 +149,7 @@ impl Epoch {
             repetitions: self.repetitions,
             conflicts: self.conflicts,
             gaps: self.ledger.gaps(),
+            gap_before: None,
             holes,
             breaks: self.ledger.breaks().to_vec(),
             claims: self.ledger.comparison(),

@@ -5,7 +5,7 @@ use siem_protocol::statement::TrustLevel;
 use super::*;
 use crate::{fleet::StatsQuery, testing::BatchText};
 
-fn record_batch(catalog: &mut Catalog, text: &BatchText) -> Note {
+pub(super) fn record_batch(catalog: &mut Catalog, text: &BatchText) -> Note {
     record_admitted(catalog, text, &Admission::loose())
 }
 
@@ -18,7 +18,7 @@ fn record_admitted(catalog: &mut Catalog, text: &BatchText, admission: &Admissio
     planned.note
 }
 
-fn of(epoch: &str, first: u64) -> BatchText {
+pub(super) fn of(epoch: &str, first: u64) -> BatchText {
     BatchText::new(first, first).with(|header| header.epoch = epoch.into())
 }
 
