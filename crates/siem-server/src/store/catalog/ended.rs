@@ -25,9 +25,10 @@ impl Catalog {
         let base = epoch.ledger.begins_at();
         let (first, last) = match self.epochs.get(&(machine.to_owned(), ended.epoch.clone())) {
             // A sink that was ahead of the others continues behind the entries that it had delivered.
-            Some(before) => {
-                (before.ledger.next_seq(), ended.delivered + base.map_or(0, |base| base.seq))
-            }
+            Some(before) => (
+                before.ledger.next_seq(),
+                ended.delivered.saturating_add(base.map_or(0, |base| base.seq)),
+            ),
             // The receiver is new to the agent, or the state of the agent came from another machine.
             None if base.is_some() || self.hostnames.contains_key(&ended.epoch) => return None,
             None => (1, ended.delivered),
@@ -178,6 +179,19 @@ mod tests {
         let filled = Change { filled: vec![1], ..Change::default() };
         assert!(new(&batch, &filled).is_some(), "a dead letter that is delivered again");
         assert_eq!(found(&catalog), Some((1, 7)));
+    }
+
+    /// A user with a right to write to the index can forge a record.
+    #[test]
+    fn forged_end_of_an_epoch_overflows_no_sum() {
+        let base = Some(ChainPoint { seq: 2, hash: chain(2) });
+        let start = start(3).with(|header| header.base = base);
+        let mut note = record_batch(&mut Catalog::default(), &start);
+        note.ended.as_mut().unwrap().delivered = u64::MAX;
+        let mut catalog = Catalog::default();
+        record_batch(&mut catalog, &old(1, 4));
+        catalog.record(&("m-1".into(), "b".into()), &note, 1);
+        assert_eq!(found(&catalog), Some((5, u64::MAX)));
     }
 
     #[test]
