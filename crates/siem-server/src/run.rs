@@ -291,18 +291,18 @@ fn tls_files(settings: &Settings) -> Option<TlsFiles> {
 fn open_registry(settings: &Settings) -> Result<Registry, RunError> {
     let (data, chosen) = (&settings.store.directory, settings.trust.level);
     let format = DataFormat::ensure(data)?;
-    let open = |level| Registry::open(&data.join("trust"), RegistryOptions::new(level));
     if let Some(level) = chosen {
         format.remember_level(data, level)?;
     }
+    let registry = Registry::open(&data.join("trust"), RegistryOptions::new(TrustLevel::Shared))?;
     let level = match chosen.or(format.level()) {
         Some(level) => level,
         // The machines of release 0.1 have no keys.
         None if format.is_migrated() => TrustLevel::Shared,
-        None if open(TrustLevel::Shared)?.receiver_key().is_some() => TrustLevel::FirstUse,
+        None if registry.receiver_key().is_some() => TrustLevel::FirstUse,
         None => TrustLevel::Shared,
     };
-    let registry = open(level)?;
+    let registry = registry.with_level(level);
     if chosen.is_some() && registry.receiver_key().is_none() {
         let mut seed = [0; 32];
         aws_lc_rs::rand::fill(&mut seed).map_err(|_| RunError::NoRandomBytes)?;

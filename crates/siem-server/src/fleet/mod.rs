@@ -1,9 +1,10 @@
 //! The fleet as rows: one for each machine, user and device, with what is wrong with it.
 //!
-//! Pure: the store passes `EpochFacts` of one machine after the other, and gets a page of rows and
-//! the totals of all.
+//! Pure: the store passes `EpochFacts` of one machine after the other. It keeps figures of all rows, of
+//! which the totals are sums, and gets a page of rows.
 
 mod cursor;
+mod figures;
 mod heartbeat;
 mod page;
 mod problem;
@@ -13,6 +14,9 @@ mod rows;
 use std::time::{Duration, SystemTime};
 
 pub use cursor::{Cursor, InvalidCursor};
+#[cfg(test)]
+pub(crate) use figures::totals_of;
+pub(crate) use figures::{FleetFigures, FleetSums};
 pub(crate) use heartbeat::HeartbeatText;
 pub use heartbeat::{ConfigRefusal, Heartbeat, UpdateFigures};
 #[cfg(test)]

@@ -1,24 +1,17 @@
-//! A page of rows, and the totals of all rows.
+//! A page of rows.
 
 use std::cmp::Ordering;
 
 use siem_protocol::statement::TrustLevel;
 
 use super::{
-    Cursor, FleetProblem, FleetRow, FleetTotals, StatsQuery,
+    Cursor, FleetProblem, FleetRow, StatsQuery,
     rows::{self, EpochFacts, Limits, RowEpochs},
 };
 
-/// Number of versions that are counted each.
-const MAX_VERSIONS: usize = 100;
-
-/// Rows that a query asks for, and the totals.
-#[derive(Debug)]
+/// Rows that a query asks for.
+#[derive(Debug, Default)]
 pub(crate) struct Page {
-    /// Totals of all rows.
-    pub(crate) totals: FleetTotals,
-    /// Totals of the rows that meet the conditions of the query, on all pages.
-    pub(crate) matching: FleetTotals,
     pub(crate) rows: Vec<FleetRow>,
     /// Position for the next page; none if this is the last one.
     pub(crate) next: Option<Cursor>,
@@ -39,24 +32,13 @@ pub(crate) struct PageBuilder<'q> {
 
 impl<'q> PageBuilder<'q> {
     pub(crate) fn new(query: &'q StatsQuery) -> Self {
-        let (totals, matching) = Default::default();
-        Self {
-            query,
-            limits: Limits::new(query.thresholds, query.now),
-            page: Page {
-                totals,
-                matching,
-                rows: Vec::new(),
-                next: None,
-                #[cfg(test)]
-                cursors: Vec::new(),
-            },
-            last: None,
-        }
+        let limits = Limits::new(query.thresholds, query.now);
+        Self { query, limits, page: Page::default(), last: None }
     }
 
-    /// Adds the epochs of a machine. Machines are added in ascending order. Returns for each row of
-    /// the page its current epoch and all of its epochs, as indexes.
+    /// Adds the epochs of a machine. Machines are added in ascending order; those without a row that
+    /// meets the conditions may be left out. Returns for each row of the page its current epoch and all of
+    /// its epochs, as indexes.
     pub(crate) fn add(
         &mut self,
         machine: &str,
@@ -64,23 +46,15 @@ impl<'q> PageBuilder<'q> {
         level_of: impl Fn(usize) -> Option<TrustLevel>,
     ) -> Vec<Vec<usize>> {
         let mut shown = Vec::new();
-        let mut matches = 0;
-        let rows = rows::arrange(facts);
-        self.page.totals.machines += u64::from(!rows.is_empty());
-        for row in rows {
+        for row in rows::arrange(facts) {
             let problems = self.limits.problems(facts, &row);
-            count(&mut self.page.totals, facts, &row, &problems);
-            if !self.is_match(machine, facts, &row, &problems) {
-                continue;
-            }
-            matches += 1;
-            count(&mut self.page.matching, facts, &row, &problems);
-            if self.page.next.is_some() || self.is_before(machine, facts, &row) {
+            let is_match = self.is_match(machine, facts, &row, &problems);
+            if !is_match || self.is_before(machine, facts, &row) {
                 continue;
             }
             if self.page.rows.len() >= self.query.limit {
                 self.page.next = self.last.clone();
-                continue;
+                break;
             }
             let level = level_of(row.epochs[0]);
             self.page.rows.push(fleet_row(machine, facts, &row, level, problems));
@@ -89,8 +63,12 @@ impl<'q> PageBuilder<'q> {
             self.page.cursors.extend(self.last.clone());
             shown.push(row.epochs);
         }
-        self.page.matching.machines += u64::from(matches > 0);
         shown
+    }
+
+    /// Reports whether no machine has to be added any more.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.page.next.is_some() || self.query.limit == 0
     }
 
     /// Reports whether a row is on an earlier page.
@@ -120,37 +98,6 @@ impl<'q> PageBuilder<'q> {
     pub(crate) fn finish(self) -> Page {
         self.page
     }
-}
-
-fn count(
-    totals: &mut FleetTotals,
-    facts: &[EpochFacts<'_>],
-    row: &RowEpochs,
-    problems: &[FleetProblem],
-) {
-    totals.rows += 1;
-    totals.epochs += row.epochs.len() as u64;
-    for epoch in row.epochs.iter().map(|at| &facts[*at]) {
-        totals.entries += epoch.entries;
-        totals.bytes += epoch.bytes;
-        totals.missing = totals.missing.saturating_add(epoch.missing);
-    }
-    totals.healthy += u64::from(problems.is_empty());
-    for problem in problems {
-        *totals.problems.entry(*problem).or_default() += 1;
-    }
-    if !row.replaced {
-        count_version(totals, &facts[row.epochs[0]].identity.agent_version);
-    }
-}
-
-pub(super) fn count_version(totals: &mut FleetTotals, version: &str) {
-    if let Some(rows) = totals.versions.get_mut(version) {
-        *rows += 1;
-        return;
-    }
-    let version = if totals.versions.len() < MAX_VERSIONS { version } else { "other" };
-    *totals.versions.entry(version.to_owned()).or_default() += 1;
 }
 
 fn fleet_row(

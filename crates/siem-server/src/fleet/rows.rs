@@ -2,6 +2,7 @@
 
 use std::{
     collections::HashMap,
+    sync::Arc,
     time::{SystemTime, UNIX_EPOCH},
 };
 
@@ -15,7 +16,7 @@ use crate::{clock, trust::DeviceKey};
 pub(crate) struct EpochFacts<'a> {
     pub(crate) id: &'a str,
     /// Sender of the last batch.
-    pub(crate) identity: &'a Identity,
+    pub(crate) identity: &'a Arc<Identity>,
     /// Host of the first batch.
     pub(crate) first_host: &'a str,
     pub(crate) first_seen: &'a str,
@@ -42,7 +43,7 @@ impl EpochFacts<'_> {
         let root = |epoch: &Self| epoch.device.map(|device| device.root);
         let (own, others) = (self.identity, other.identity);
         // Most share it, and it need not be read then.
-        let is_same = std::ptr::eq(own, others)
+        let is_same = Arc::ptr_eq(own, others)
             || (own.user == others.user && own.hostname == others.hostname);
         is_same && root(self) == root(other)
     }
@@ -78,9 +79,11 @@ impl RowEpochs {
 /// Epochs of a user and device on one host are a row. A host that was renamed is the same: an epoch
 /// ended before one began that names its host first.
 pub(super) fn arrange(facts: &[EpochFacts<'_>]) -> Vec<RowEpochs> {
-    if facts.len() == 1 {
-        // So it is for most machines, and a page looks at all of them.
-        return vec![RowEpochs::new(0)];
+    match facts.len() {
+        0 => return Vec::new(),
+        // So it is for most machines.
+        1 => return vec![RowEpochs::new(0)],
+        _ => {}
     }
     let mut latest: Vec<usize> = (0..facts.len()).collect();
     let age = |at: &usize| (facts[*at].grew_at, facts[*at].began, facts[*at].id);
@@ -201,26 +204,52 @@ pub(super) fn cursor(machine: &str, facts: &[EpochFacts<'_>], row: &RowEpochs) -
     }
 }
 
-/// Times that decide which rows are quiet, as text.
+/// Reports whether a row is quiet if its last batch is old enough.
+pub(super) fn may_be_quiet(facts: &[EpochFacts<'_>], row: &RowEpochs) -> bool {
+    let state = facts[row.epochs[0]].device.map(|device| device.state);
+    !row.replaced && state != Some(DeviceState::Revoked)
+}
+
+/// Time at `now` before which the last batch of a quiet row arrived, as text.
+pub(super) fn quiet_before(thresholds: FleetThresholds, now: SystemTime) -> String {
+    let before = now.checked_sub(thresholds.quiet_after).unwrap_or(now);
+    // Earlier times cannot be formatted.
+    clock::text(before.max(UNIX_EPOCH))
+}
+
+/// Thresholds, and the time that decides which rows are quiet.
 #[derive(Debug)]
 pub(super) struct Limits {
     thresholds: FleetThresholds,
-    /// A row whose last batch is older is quiet.
+    /// A row whose last batch is older is quiet; empty if no time is known.
     quiet_before: String,
 }
 
 impl Limits {
     pub(super) fn new(thresholds: FleetThresholds, now: SystemTime) -> Self {
-        let before = now.checked_sub(thresholds.quiet_after).unwrap_or(now);
-        // Earlier times cannot be formatted.
-        let quiet_before = clock::text(before.max(UNIX_EPOCH));
-        Self { thresholds, quiet_before }
+        Self { thresholds, quiet_before: quiet_before(thresholds, now) }
+    }
+
+    /// Limits at no time, when no row is quiet.
+    pub(super) fn of(thresholds: FleetThresholds) -> Self {
+        Self { thresholds, quiet_before: String::new() }
     }
 
     /// Returns the problems of a row, in the documented order.
     pub(super) fn problems(&self, facts: &[EpochFacts<'_>], row: &RowEpochs) -> Vec<FleetProblem> {
         let is = |problem: &FleetProblem| self.has(*problem, facts, row);
         FleetProblem::ALL.into_iter().filter(is).collect()
+    }
+
+    /// Returns the problems of a row that it has at any time, in the documented order: all but that it is
+    /// quiet.
+    pub(super) fn lasting_problems(
+        &self,
+        facts: &[EpochFacts<'_>],
+        row: &RowEpochs,
+    ) -> impl Iterator<Item = FleetProblem> {
+        let lasting = FleetProblem::ALL.into_iter().filter(|it| *it != FleetProblem::Quiet);
+        lasting.filter(|problem| self.has(*problem, facts, row))
     }
 
     fn has(&self, problem: FleetProblem, facts: &[EpochFacts<'_>], row: &RowEpochs) -> bool {
@@ -231,8 +260,7 @@ impl Limits {
         let beat = heartbeat(facts, row);
         match problem {
             P::Quiet => {
-                let expected = !row.replaced && state != Some(DeviceState::Revoked);
-                expected && last_seen(facts, row) < self.quiet_before.as_str()
+                may_be_quiet(facts, row) && last_seen(facts, row) < self.quiet_before.as_str()
             }
             P::NoHeartbeat => self.lacks_heartbeat(facts, row, beat),
             P::Behind => !row.replaced && beat.is_some_and(|beat| self.is_behind(beat)),

@@ -1,5 +1,6 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::UNIX_EPOCH,
 };
 
@@ -10,7 +11,7 @@ use siem_protocol::{
     statement::DeviceState,
 };
 
-use super::{page::count_version, *};
+use super::{figures::count_version, *};
 use crate::{clock, trust::DeviceKey};
 
 /// An epoch of the simulated fleet; times are minutes.
@@ -58,58 +59,79 @@ fn fleet(epochs: impl IntoIterator<Item = Epoch>) -> Fleet {
     BTreeMap::from([("m".to_owned(), epochs.into_iter().collect())])
 }
 
-fn page(fleet: &Fleet, query: &StatsQuery) -> Page {
-    let mut page = PageBuilder::new(query);
-    for (machine, epochs) in fleet {
-        let texts: Vec<_> = epochs
-            .iter()
-            .enumerate()
-            .map(|(at, epoch)| {
-                let identity = Identity {
+/// Response to a query.
+struct Found {
+    totals: FleetTotals,
+    matching: FleetTotals,
+    rows: Vec<FleetRow>,
+    next: Option<Cursor>,
+    cursors: Vec<Cursor>,
+}
+
+fn page(fleet: &Fleet, query: &StatsQuery) -> Found {
+    let names: Vec<Vec<_>> = fleet
+        .iter()
+        .map(|(machine, epochs)| {
+            let names = epochs.iter().enumerate().map(|(at, epoch)| {
+                let identity = Arc::new(Identity {
                     machine_id: machine.clone(),
                     hostname: format!("h{}", epoch.host),
                     user: format!("u{}", epoch.user),
                     os: String::new(),
                     arch: String::new(),
                     agent_version: String::new(),
-                };
+                });
                 let times = [epoch.began, epoch.grew].map(|time| clock::text(minute(time)));
                 (format!("e{at:03}"), identity, format!("h{}", epoch.first_host), times)
-            })
-            .collect();
-        let facts: Vec<_> = texts
-            .iter()
-            .zip(epochs)
-            .map(|((id, identity, first_host, [began, grew]), epoch)| EpochFacts {
-                id,
-                identity,
-                first_host,
-                first_seen: began,
-                last_seen: grew,
-                grew_at: grew,
-                began: (0, began),
-                device: epoch.device.map(|(key, confirmed)| DeviceFacts {
-                    key: DeviceKey::from_bytes([key; 32]),
-                    root: DeviceKey::from_bytes([key; 32]),
-                    state: match confirmed {
-                        true => DeviceState::Confirmed,
-                        false => DeviceState::Unconfirmed,
-                    },
-                    cloned: false,
-                }),
-                entries: epoch.entries,
-                bytes: epoch.entries * 10,
-                missing: epoch.missing,
-                holes: 0,
-                breaks: 0,
-                unexplained: false,
-                cloned: false,
-                heartbeat: epoch.heartbeat.as_ref(),
-            })
-            .collect();
+            });
+            names.collect()
+        })
+        .collect();
+    let of_machine = names.iter().zip(fleet.values());
+    let of_machine: Vec<_> = of_machine.map(|(names, epochs)| facts(names, epochs)).collect();
+    let machines = || fleet.keys().map(String::as_str).zip(of_machine.iter().cloned());
+    let figures = FleetFigures::new(query.thresholds, machines());
+    let FleetSums { totals, matching, .. } = figures.sums(query);
+    let mut page = PageBuilder::new(query);
+    for (machine, facts) in machines() {
         page.add(machine, &facts, |_| None);
     }
-    page.finish()
+    let Page { rows, next, cursors } = page.finish();
+    Found { totals, matching, rows, next, cursors }
+}
+
+/// Id, sender, first host, and times of the first and the last batch of an epoch.
+type EpochNames = (String, Arc<Identity>, String, [String; 2]);
+
+fn facts<'a>(names: &'a [EpochNames], epochs: &'a [Epoch]) -> Vec<EpochFacts<'a>> {
+    let facts = names.iter().zip(epochs);
+    let facts = facts.map(|((id, identity, first_host, [began, grew]), epoch)| EpochFacts {
+        id,
+        identity,
+        first_host,
+        first_seen: began,
+        last_seen: grew,
+        grew_at: grew,
+        began: (0, began),
+        device: epoch.device.map(|(key, confirmed)| DeviceFacts {
+            key: DeviceKey::from_bytes([key; 32]),
+            root: DeviceKey::from_bytes([key; 32]),
+            state: match confirmed {
+                true => DeviceState::Confirmed,
+                false => DeviceState::Unconfirmed,
+            },
+            cloned: false,
+        }),
+        entries: epoch.entries,
+        bytes: epoch.entries * 10,
+        missing: epoch.missing,
+        holes: 0,
+        breaks: 0,
+        unexplained: false,
+        cloned: false,
+        heartbeat: epoch.heartbeat.as_ref(),
+    });
+    facts.collect()
 }
 
 fn all(fleet: &Fleet, minutes: u64) -> Vec<FleetRow> {
@@ -189,7 +211,7 @@ fn rolled_back_by_hand() -> Heartbeat {
 #[test]
 fn versions_are_counted_within_a_limit() {
     let mut totals = FleetTotals::default();
-    (0..150).for_each(|n| count_version(&mut totals, &format!("0.{}.0", n % 120)));
+    (0..150).for_each(|n| count_version(&mut totals, &format!("0.{}.0", n % 120), 1));
     let versions = totals.versions;
     assert_eq!(versions.values().sum::<u64>(), 150);
     assert_eq!((versions.len(), versions["0.7.0"], versions["other"]), (101, 2, 20));
@@ -403,7 +425,7 @@ proptest! {
                 && problem.is_none_or(|problem| row.problems.contains(&problem))
         });
         prop_assert_eq!(&found.rows, &expected.collect::<Vec<_>>());
-        prop_assert_eq!(found.matching.rows, found.rows.len() as u64);
+        prop_assert_eq!(found.matching, totals_of(found.rows.iter()));
         prop_assert_eq!(found.totals, everything.totals);
     }
 

@@ -2,6 +2,9 @@
 
 mod devices;
 mod ended;
+mod figures;
+#[cfg(test)]
+mod recount;
 mod stats;
 
 use std::{
@@ -12,6 +15,7 @@ use std::{
 
 use siem_protocol::{BatchHeader, Digest, Identity, Receipt, statement::TrustLevel};
 
+use self::figures::KeptFigures;
 use super::{
     EpochKey, HeldPoint,
     admission::{Admission, AdmittedDevice},
@@ -116,9 +120,16 @@ pub(super) struct Catalog {
     lineages: HashMap<LineageKey, Lineage>,
     /// Hostname of the last batch of each epoch, regardless of the machine.
     hostnames: HashMap<String, String>,
-    /// By machine.
+    /// By machine; most have none.
     clones: BTreeMap<String, Vec<CloneReport>>,
+    /// Machines with an epoch that reports the end of another one, by that one's id.
+    reporters: HashMap<String, BTreeSet<String>>,
+    /// Each change of what they are computed from marks its machine in them.
+    figures: KeptFigures,
 }
+
+/// Epochs of a machine in the order of their ids, or of all machines.
+type MachineEpochs<'a> = Vec<(&'a Key, &'a Epoch)>;
 
 /// A batch with its planned changes.
 #[derive(Debug)]
@@ -162,6 +173,11 @@ pub(super) fn stem((machine, epoch): &Key) -> Stem {
 }
 
 impl Catalog {
+    /// Creates an empty catalog, to which this number of epochs is added at once.
+    pub(super) fn for_epochs(count: usize) -> Self {
+        Self { hostnames: HashMap::with_capacity(count), ..Self::default() }
+    }
+
     /// Plans a batch, without changing the catalog.
     pub(super) fn plan<V: ChainValues>(
         &self,
@@ -344,6 +360,7 @@ impl Catalog {
     /// unknown epoch is ignored unless it names the sender. `record_length` is the size of its record
     /// in the index, with damaged bytes before it.
     pub(super) fn record(&mut self, key: &Key, note: &Note, record_length: u64) {
+        self.figures.mark(&key.0);
         if let Some(sender) = &note.sender {
             self.note_hostname(sender);
             self.note_sender(key, sender, note);
@@ -367,8 +384,9 @@ impl Catalog {
         {
             epoch.heartbeat = Some(heartbeat.clone());
         }
-        if epoch.ended.is_none() {
-            epoch.ended.clone_from(&note.ended);
+        if let Some(ended) = note.ended.as_ref().filter(|_| epoch.ended.is_none()) {
+            epoch.ended = Some(ended.clone());
+            self.reporters.entry(ended.epoch.clone()).or_default().insert(key.0.clone());
         }
         epoch.lines_end = note.lines_at + note.bytes;
         epoch.index_end += record_length;
@@ -377,6 +395,9 @@ impl Catalog {
         if !note.change.new.is_empty() {
             epoch.grew_at.clone_from(&note.at);
             self.lineages.entry(epoch.lineage(&key.0)).or_default().enter(&key.1);
+        }
+        if note.clones.is_empty() {
+            return;
         }
         let reports = self.clones.entry(key.0.clone()).or_default();
         for clone in &note.clones {
@@ -436,8 +457,14 @@ impl Catalog {
 
     fn note_hostname(&mut self, sender: &Sender) {
         let host = &sender.identity.hostname;
-        if self.hostnames.get(&sender.epoch) != Some(host) {
-            self.hostnames.insert(sender.epoch.clone(), host.clone());
+        if self.hostnames.get(&sender.epoch) == Some(host) {
+            return;
+        }
+        let known = self.hostnames.insert(sender.epoch.clone(), host.clone());
+        if known.is_none() {
+            // An epoch that is known, of any machine, is not missing as a whole.
+            let reporters = self.reporters.get(&sender.epoch).into_iter().flatten();
+            reporters.for_each(|machine| self.figures.mark(machine));
         }
     }
 
@@ -468,11 +495,15 @@ impl Catalog {
     /// After a start, which reads the epochs one after the other, determines which of them came
     /// last.
     pub(super) fn order_lineages(&mut self) {
+        self.figures.clear();
         let mut by_time: Vec<_> = self.epochs.iter().collect();
         by_time.sort_by(|(_, a), (_, b)| a.grew_at.cmp(&b.grew_at));
         for ((machine, id), epoch) in by_time {
             self.lineages.entry(epoch.lineage(machine)).or_default().enter(id);
-            self.hostnames.insert(id.clone(), epoch.identity.hostname.clone());
+            let host = &epoch.identity.hostname;
+            if self.hostnames.get(id) != Some(host) {
+                self.hostnames.insert(id.clone(), host.clone());
+            }
         }
     }
 

@@ -58,7 +58,14 @@ impl Stem {
 
     /// Path of a file with another ending.
     pub(super) fn path(&self, root: &Path, ending: &str) -> PathBuf {
-        self.directory(root).join(format!("{}.{ending}", self.epoch))
+        let mut path = PathBuf::with_capacity(
+            root.as_os_str().len() + self.machine.len() + self.epoch.len() + ending.len() + 3,
+        );
+        path.extend([root, Path::new(&self.machine), Path::new(&self.epoch)]);
+        for part in [".", ending] {
+            path.as_mut_os_string().push(part);
+        }
+        path
     }
 }
 

@@ -44,9 +44,9 @@ pub(super) fn recover(journals: &Path, machines: &Path) -> io::Result<Recovered>
     let found = journal::list(journals)?;
     let replayed = replay(&found, machines)?;
     let mut touched: BTreeSet<Stem> = replayed.damaged.keys().cloned().collect();
-    remove_replaced(machines)?;
-    let mut catalog = Catalog::default();
-    for stem in stems(machines)? {
+    let stems = remove_replaced(machines)?;
+    let mut catalog = Catalog::for_epochs(stems.len());
+    for stem in stems {
         if load(machines, &stem, &replayed, &mut catalog)? {
             touched.insert(stem);
         }
@@ -261,43 +261,48 @@ fn whole_lines(mut file: &File, length: u64) -> io::Result<u64> {
 
 pub(super) fn stems(machines: &Path) -> io::Result<BTreeSet<Stem>> {
     let mut stems = BTreeSet::new();
-    for (machine, path) in epoch_files(machines)? {
-        let epoch = path.file_stem().and_then(|stem| stem.to_str());
-        if let (Some(epoch), true) = (epoch, has_ending(&path, &["index"])) {
-            stems.insert(Stem { machine, epoch: epoch.to_owned() });
-        }
-    }
+    visit_epoch_files(machines, |machine, name| stems.extend(stem(machine, name)))?;
     Ok(stems)
 }
 
-/// Removes the files that a conversion left.
-fn remove_replaced(machines: &Path) -> io::Result<()> {
-    for (_, path) in epoch_files(machines)? {
-        if has_ending(&path, &migrate::REPLACED) {
-            fs::remove_file(&path)?;
-        }
-    }
-    Ok(())
+/// Removes the files that a conversion left. Returns the epochs: a large store has many directories, which
+/// are read once.
+fn remove_replaced(machines: &Path) -> io::Result<BTreeSet<Stem>> {
+    let (mut stems, mut replaced) = (BTreeSet::new(), Vec::new());
+    visit_epoch_files(machines, |machine, name| match has_ending(name, &migrate::REPLACED) {
+        true => replaced.push(machines.join(machine).join(name)),
+        false => stems.extend(stem(machine, name)),
+    })?;
+    replaced.iter().try_for_each(fs::remove_file)?;
+    Ok(stems)
 }
 
-fn has_ending(path: &Path, endings: &[&str]) -> bool {
-    path.extension().and_then(|it| it.to_str()).is_some_and(|it| endings.contains(&it))
+/// Returns the epoch with an index of this name.
+fn stem(machine: &str, name: &Path) -> Option<Stem> {
+    let epoch = name.file_stem()?.to_str()?;
+    let stem = || Stem { machine: machine.to_owned(), epoch: epoch.to_owned() };
+    has_ending(name, &["index"]).then(stem)
 }
 
-/// Returns the files in the directories of all machines, each with the name of its directory.
-fn epoch_files(machines: &Path) -> io::Result<Vec<(String, PathBuf)>> {
-    let mut files = Vec::new();
+fn has_ending(name: &Path, endings: &[&str]) -> bool {
+    name.extension().and_then(|it| it.to_str()).is_some_and(|it| endings.contains(&it))
+}
+
+/// Passes the names of the files in the directories of all machines to `visit`, each with the name of its
+/// directory.
+fn visit_epoch_files(machines: &Path, mut visit: impl FnMut(&str, &Path)) -> io::Result<()> {
     for machine in fs::read_dir(machines)? {
         let machine = machine?;
-        let Some(name) = machine.file_name().to_str().map(str::to_owned) else { continue };
+        let name = machine.file_name();
+        let Some(name) = name.to_str() else { continue };
         if !machine.file_type()?.is_dir() {
             continue;
         }
         for file in fs::read_dir(machine.path())? {
-            files.push((name.clone(), file?.path()));
+            visit(name, Path::new(&file?.file_name()));
         }
     }
-    Ok(files)
+    Ok(())
 }
 
 /// Adds an epoch to the catalog; returns `true` if one of its files was changed.

@@ -184,6 +184,22 @@ pub(super) struct Journal<S> {
     synced: Mutex<Synced>,
 }
 
+/// Version of the state of a journal: equal ones are of the same state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct JournalVersion {
+    /// Number of the file, as in [`Folded::files`].
+    files: u64,
+    /// Number of its lines that are folded.
+    lines: u64,
+}
+
+#[cfg(test)]
+impl JournalVersion {
+    pub(super) fn of(lines: u64) -> Self {
+        Self { files: 1, lines }
+    }
+}
+
 /// State of the file on stable storage.
 #[derive(Debug, Default)]
 struct Synced {
@@ -239,12 +255,18 @@ impl<S: Fold> Journal<S> {
     /// Calls `read` with the state, after the lines of other processes are folded. If these cannot
     /// be read, that is logged and the state known so far is used.
     pub(super) fn read<R>(&self, read: impl FnOnce(&S) -> R) -> R {
+        self.read_version(|state, _| read(state))
+    }
+
+    /// Like [`Journal::read`], with the version of the state.
+    pub(super) fn read_version<R>(&self, read: impl FnOnce(&S, JournalVersion) -> R) -> R {
         let mut folded = self.folded();
         match folded.catch_up(&self.path) {
             Ok(()) => folded.failed = false,
             Err(error) => folded.log_once(&error),
         }
-        read(&folded.state)
+        let version = JournalVersion { files: folded.files, lines: folded.lines };
+        read(&folded.state, version)
     }
 
     /// Calls `decide` with the state as of the lock, and appends the line that it returns.

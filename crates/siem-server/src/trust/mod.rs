@@ -43,7 +43,7 @@ pub(crate) use offered::is_meant_for;
 pub use registry::{
     ConfigRefusal, EnrollError, Enrollment, HaltedRollout, Registry, RegistryError, RegistryOptions,
 };
-pub(crate) use registry::{SenderFacts, Standings};
+pub(crate) use registry::{SenderFacts, Standings, StandingsVersion};
 pub use seal::{BatchSeal, VerifiedSeal};
 pub use tokens::{
     Grant, NewToken, Scope, TokenError, TokenId, TokenState, TokenText, TokenView, UnknownScope,

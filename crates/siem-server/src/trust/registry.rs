@@ -19,7 +19,7 @@ use siem_protocol::{
     Digest, Identity, KeysAnswer, managed::Audience, note::SigningKey, statement::TrustLevel,
 };
 
-pub(crate) use self::devices::{SenderFacts, Standings};
+pub(crate) use self::devices::{SenderFacts, Standings, StandingsVersion};
 use self::enrollment::Evictions;
 pub use self::{
     configs::{ConfigRefusal, HaltedRollout},
@@ -127,6 +127,12 @@ impl Registry {
             evictions: Mutex::default(),
             lock,
         })
+    }
+
+    /// Replaces the lowest level of trust that the receiver accepts.
+    pub(crate) fn with_level(mut self, level: TrustLevel) -> Self {
+        self.level = level;
+        self
     }
 
     /// Returns the lowest level of trust that the receiver accepts.

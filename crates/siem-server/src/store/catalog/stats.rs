@@ -4,83 +4,125 @@ use std::{collections::HashSet, sync::Arc};
 
 use siem_protocol::statement::DeviceState;
 
-use super::{Catalog, Epoch, Owner};
+use super::{Catalog, Epoch, Key, MachineEpochs, Owner};
 use crate::{
-    fleet::{DeviceFacts, EpochFacts, PageBuilder, StatsQuery},
+    fleet::{DeviceFacts, EpochFacts, FleetSums, PageBuilder, StatsQuery},
     ledger::Range,
-    stats::{EpochDevice, EpochStats, MachineStats, Stats},
-    trust::{DeviceStanding, Registry, Standings, policy::Mark},
+    stats::{CloneReport, EpochDevice, EpochStats, MachineStats, Stats},
+    trust::{DeviceStanding, Registry, Standings, StandingsVersion, policy::Mark},
 };
 
 impl Catalog {
     /// Statistics about all entries held, and the page of rows that `query` asks for.
+    ///
+    /// Takes time for the rows of the page, for the machines that have changed since the last request, and very
+    /// little for each other row; after a change of the registry, for all epochs.
     pub(in crate::store) fn stats(&self, query: &StatsQuery, registry: Option<&Registry>) -> Stats {
         let mut stats = match registry {
-            Some(registry) => registry.read_standings(|standings| self.page(query, standings)),
-            None => self.page(query, &|_, _| None),
+            Some(registry) => registry
+                .read_standings(|standings, version| self.page(query, Some(version), standings)),
+            None => self.page(query, None, &|_, _| None),
         };
         stats.level = registry.map(Registry::level);
         stats.events = registry.map(Registry::event_counts).unwrap_or_default();
         stats
     }
 
-    fn page(&self, query: &StatsQuery, standings: &Standings<'_>) -> Stats {
+    pub(super) fn page(
+        &self,
+        query: &StatsQuery,
+        version: Option<StandingsVersion>,
+        standings: &Standings<'_>,
+    ) -> Stats {
+        let mut kept = self.figures.lock();
+        let figures = self.figures(&mut kept, query.thresholds, version, standings);
+        let FleetSums { totals, matching, unexplained } = figures.sums(query);
         let mut page = PageBuilder::new(query);
-        let (mut machines, mut unexplained) = (Vec::new(), 0);
-        let epochs: Vec<_> = self.epochs.iter().collect();
-        for epochs in epochs.chunk_by(|((a, _), _), ((b, _), _)| a == b) {
-            let Some(((machine, _), first)) = epochs.first() else { continue };
-            let clones = self.clones.get(machine).map(Vec::as_slice).unwrap_or_default();
-            let cloned: HashSet<_> = clones.iter().map(|clone| clone.epoch.as_str()).collect();
-            let mut facts: Vec<EpochFacts<'_>> = Vec::with_capacity(epochs.len());
-            let mut before = None;
-            for (key, epoch) in epochs {
-                // One lookup in the registry for the epochs of a device.
-                let before = before.replace(&**epoch).zip(facts.last().map(|it| it.device));
-                let same = before.filter(|(before, _)| before.has_owner_of(epoch));
-                let device = match same {
-                    Some((_, device)) => device,
-                    None => {
-                        epoch.owner.as_ref().map(|owner| epoch.device(machine, owner, standings))
-                    }
-                };
-                let cloned = cloned.contains(key.1.as_str());
-                let lost = self.gap_before(machine, epoch).map_or(0, Range::count);
-                let own = epoch.facts(&key.1, device);
-                facts.push(EpochFacts { cloned, missing: own.missing + lost, ..own });
+        let mut machines = Vec::new();
+        for machine in figures.matching(query) {
+            if page.is_complete() {
+                break;
             }
-            unexplained += facts.iter().filter(|epoch| epoch.unexplained).count() as u64;
+            let epochs: MachineEpochs<'_> = self.of_machine(machine).collect();
+            let facts = self.facts(&epochs, standings);
             let level = |at: usize| epochs[at].1.owner.as_ref().map(|owner| owner.level);
             let rows = page.add(machine, &facts, level);
-            if rows.is_empty() {
-                continue;
+            if !rows.is_empty() {
+                machines.extend(self.machine_stats(&epochs, &facts, &rows));
             }
-            let mut stats = MachineStats::new(&first.identity, clones.to_vec());
-            let mut shown: Vec<_> =
-                rows.iter().flat_map(|row| row.iter().map(|at| (*at, *at == row[0]))).collect();
-            shown.sort_unstable();
-            stats.epochs.reserve_exact(shown.len());
-            for (at, current) in shown {
-                let ((_, id), epoch) = epochs[at];
-                let state = facts[at].device.map(|device| device.state);
-                let gap_before = self.gap_before(machine, epoch);
-                let found = EpochStats { gap_before, ..epoch.stats(id, current, state) };
-                stats.add(found, &epoch.identity);
-            }
-            machines.push(stats);
         }
         let page = page.finish();
-        Stats {
+        let stats = Stats {
             unexplained,
             level: None,
             events: Default::default(),
-            totals: page.totals,
-            matching: page.matching,
+            totals,
+            matching,
             rows: page.rows,
             next: page.next.map(|next| next.to_string()),
             config: None,
             machines,
+        };
+        #[cfg(test)]
+        assert_eq!(stats, self.counted_again(query, standings));
+        stats
+    }
+
+    /// Facts about the epochs of a machine, which are all of it.
+    pub(super) fn facts<'a>(
+        &self,
+        epochs: &[(&'a Key, &'a Epoch)],
+        standings: &Standings<'_>,
+    ) -> Vec<EpochFacts<'a>> {
+        let mut facts: Vec<EpochFacts<'a>> = Vec::with_capacity(epochs.len());
+        let Some(((machine, _), _)) = epochs.first() else { return facts };
+        let cloned: HashSet<_> = self.clones_of(machine).iter().map(|it| &it.epoch[..]).collect();
+        let mut before = None;
+        for (key, epoch) in epochs {
+            // One lookup in the registry for the epochs of a device.
+            let before = before.replace(*epoch).zip(facts.last().map(|it| it.device));
+            let same = before.filter(|(before, _)| before.has_owner_of(epoch));
+            let device = match same {
+                Some((_, device)) => device,
+                None => epoch.owner.as_ref().map(|owner| epoch.device(machine, owner, standings)),
+            };
+            let cloned = cloned.contains(key.1.as_str());
+            let lost = self.gap_before(machine, epoch).map_or(0, Range::count);
+            let own = epoch.facts(&key.1, device);
+            facts.push(EpochFacts { cloned, missing: own.missing.saturating_add(lost), ..own });
         }
+        facts
+    }
+
+    /// Statistics about the epochs of a machine that are in rows.
+    pub(super) fn machine_stats(
+        &self,
+        epochs: &[(&Key, &Epoch)],
+        facts: &[EpochFacts<'_>],
+        rows: &[Vec<usize>],
+    ) -> Option<MachineStats> {
+        let ((machine, _), first) = epochs.first()?;
+        let mut stats = MachineStats::new(&first.identity, self.clones_of(machine).to_vec());
+        let mut shown: Vec<_> =
+            rows.iter().flat_map(|row| row.iter().map(|at| (*at, *at == row[0]))).collect();
+        shown.sort_unstable();
+        stats.epochs.reserve_exact(shown.len());
+        for (at, current) in shown {
+            let ((_, id), epoch) = epochs[at];
+            let state = facts[at].device.map(|device| device.state);
+            let gap_before = self.gap_before(machine, epoch);
+            let found = EpochStats { gap_before, ..epoch.stats(id, current, state) };
+            stats.add(found, &epoch.identity);
+        }
+        Some(stats)
+    }
+
+    fn clones_of(&self, machine: &str) -> &[CloneReport] {
+        self.clones.get(machine).map_or(&[], Vec::as_slice)
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = (&Key, &Epoch)> {
+        self.epochs.iter().map(|(key, epoch)| (key, &**epoch))
     }
 }
 

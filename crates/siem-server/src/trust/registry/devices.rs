@@ -8,13 +8,25 @@ use super::{
         damage::EpochOwner,
         devices::{DeviceKey, DeviceLine, DeviceStanding, DeviceView, Devices},
         instances::CloneFinding,
-        journal::{Durability, JournalError},
+        journal::{Durability, JournalError, JournalVersion},
     },
     Registry, RegistryError, lock,
 };
 
 /// Lookup of a device by its key, and the machine and user of an epoch.
 pub(crate) type Standings<'a> = dyn Fn(&DeviceKey, (&str, &str)) -> Option<DeviceStanding> + 'a;
+
+/// State of the registry's devices. While it is equal, each lookup has the same result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct StandingsVersion(JournalVersion);
+
+#[cfg(test)]
+impl StandingsVersion {
+    /// The state after a number of changes.
+    pub(crate) fn of(changes: u64) -> Self {
+        Self(JournalVersion::of(changes))
+    }
+}
 
 /// What the registry knows of the sender of a batch.
 #[derive(Debug, Default)]
@@ -35,11 +47,16 @@ impl Registry {
         self.devices.read(|devices| devices.view(key, self.level))
     }
 
-    /// Calls `read` with a lookup of what counts for an epoch of a machine and user that a key owns.
-    /// Faster than one [`Registry::device`] after the other.
-    pub(crate) fn read_standings<R>(&self, read: impl FnOnce(&Standings<'_>) -> R) -> R {
-        self.devices.read(|devices| {
-            read(&|key: &DeviceKey, of: (&str, &str)| devices.standing(key, of, self.level))
+    /// Calls `read` with a lookup of what counts for an epoch of a machine and user that a key owns, and
+    /// with the state of the registry. Faster than one [`Registry::device`] after the other.
+    pub(crate) fn read_standings<R>(
+        &self,
+        read: impl FnOnce(&Standings<'_>, StandingsVersion) -> R,
+    ) -> R {
+        self.devices.read_version(|devices, version| {
+            let standing =
+                |key: &DeviceKey, of: (&str, &str)| devices.standing(key, of, self.level);
+            read(&standing, StandingsVersion(version))
         })
     }
 
