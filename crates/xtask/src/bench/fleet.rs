@@ -46,7 +46,12 @@ pub(super) struct Row {
     epochs: u64,
     gaps: u64,
     start_ms: f64,
+    /// Each start, of which `start_ms` is the median.
+    #[serde(default)]
+    starts_ms: Vec<f64>,
     rss_mb: f64,
+    /// The first request after a start.
+    first_request_ms: f64,
     first_page_ms: f64,
     default_page_ms: f64,
     filtered_page_ms: f64,
@@ -81,10 +86,9 @@ pub(super) fn measure(folder: &Path) -> Result<Fleet, Failure> {
     for (axis, sizes) in SIZES {
         for (machines, epochs, gaps) in sizes {
             println!("── receiver, {machines} machines, {epochs} epochs each, {gaps} gaps each");
-            let options = [("--machines", machines), ("--epochs", epochs), ("--gaps", gaps)];
-            let row = run(&tools.join("fleet"), &options, &fleet_data)?;
-            rows.push(Row { axis: axis.into(), ..row });
         }
+        let found = run(&tools.join("fleet"), &sizes, &fleet_data)?;
+        rows.extend(found.into_iter().map(|row| Row { axis: axis.into(), ..row }));
     }
     println!("── receiver, 2,000 agents");
     let p99_ms = receiver::fleet_p99(&tools.join("load"), &load_data)?;
@@ -95,24 +99,27 @@ pub(super) fn measure(folder: &Path) -> Result<Fleet, Failure> {
     Ok(Fleet { rows, p99_ms, missed })
 }
 
-fn run(tool: &Path, options: &[(&str, u64)], data: &Path) -> Result<Row, Failure> {
+/// Measures fleets in turn.
+fn run(tool: &Path, sizes: &[Size], data: &Path) -> Result<Vec<Row>, Failure> {
     let mut command = Command::new(tool);
     command.args(["--core", "0", "--data"]).arg(data);
-    for (name, value) in options {
-        command.arg(name).arg(value.to_string());
+    for (machines, epochs, gaps) in sizes {
+        command.arg(format!("{machines},{epochs},{gaps}"));
     }
     let output = command.stderr(Stdio::inherit()).output()?;
     if !output.status.success() {
         return Err(format!("the tool exited with {}", output.status).into());
     }
-    Ok(serde_json::from_slice(&output.stdout)?)
+    let rows = serde_json::Deserializer::from_slice(&output.stdout).into_iter();
+    Ok(rows.collect::<Result<_, _>>()?)
 }
 
 impl Row {
-    fn figures(&self) -> [(&'static str, f64); 5] {
+    fn figures(&self) -> [(&'static str, f64); 6] {
         [
             ("start ms", self.start_ms),
             ("memory MB", self.rss_mb),
+            ("first request ms", self.first_request_ms),
             ("first page ms", self.first_page_ms),
             ("page of 1,000 ms", self.default_page_ms),
             ("filtered page ms", self.filtered_page_ms),
@@ -124,7 +131,12 @@ impl Row {
 fn missed(rows: &[Row]) -> Vec<String> {
     let mut missed = Vec::new();
     if let Some(row) = rows.iter().find(|row| row.machines == MACHINES) {
-        let targets = [("start ms", START_MS), ("memory MB", RSS_MB), ("first page ms", PAGE_MS)];
+        let targets = [
+            ("start ms", START_MS),
+            ("memory MB", RSS_MB),
+            ("first request ms", PAGE_MS),
+            ("first page ms", PAGE_MS),
+        ];
         for (name, target) in targets {
             let found = row.figures().into_iter().find(|(figure, _)| *figure == name);
             if let Some((_, found)) = found.filter(|(_, found)| *found > target) {
@@ -155,8 +167,8 @@ impl Fleet {
     /// Formats the figures for people.
     pub(super) fn table(&self) -> String {
         let mut text = "\
-| machines | epochs | gaps | start ms | memory MB | first page ms | page of 1,000 ms | filtered page ms | files | data MB |
-| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
+| machines | epochs | gaps | start ms | memory MB | first request ms | first page ms | page of 1,000 ms | filtered page ms | files | data MB |
+| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |
 "
         .to_owned();
         for row in &self.rows {
@@ -185,7 +197,9 @@ mod tests {
             epochs: machines,
             gaps: 0,
             start_ms,
+            starts_ms: Vec::new(),
             rss_mb: 10.0,
+            first_request_ms: 1.0,
             first_page_ms: 1.0,
             default_page_ms: 1.0,
             filtered_page_ms: 1.0,
