@@ -354,10 +354,13 @@ pub fn uncompressed_zstd(bytes: &[u8]) -> Option<Vec<u8>> {
     Some([&START, &length.to_le_bytes()[..], &block[..3], bytes].concat())
 }
 
-/// Collects entries for a frame. The buffer is reused for the next one.
+/// Collects entries for a frame.
 #[derive(Debug, Default)]
 pub struct FrameBuilder {
     raw: Vec<u8>,
+    /// Capacity with which the buffer starts: the next frame is expected to be as large as the last
+    /// one.
+    room: usize,
     count: u64,
     urgent: bool,
     before: Digest,
@@ -375,6 +378,7 @@ impl FrameBuilder {
     ) -> Digest {
         if self.count == 0 {
             self.before = chain;
+            self.raw.reserve(self.room);
         }
         let start = self.raw.len();
         self.last = (start, chain, urgent);
@@ -393,9 +397,12 @@ impl FrameBuilder {
         if self.count < 2 {
             return None;
         }
-        let raw = self.raw.split_off(start);
+        let room = room_after(start);
+        let mut raw = Vec::with_capacity(room.max(self.raw.len() - start));
+        raw.extend_from_slice(&self.raw[start..]);
+        self.raw.truncate(start);
         self.count -= 1;
-        Some(Self { last: (0, before, urgent), raw, count: 1, urgent, before })
+        Some(Self { last: (0, before, urgent), raw, room, count: 1, urgent, before })
     }
 
     /// Number of entries.
@@ -440,9 +447,8 @@ impl FrameBuilder {
             sealed_at,
             urgent: self.urgent,
         };
-        let room = self.raw.len().min(MAX_RAW);
-        let mut body = mem::replace(&mut self.raw, Vec::with_capacity(room));
-        // An entry that was split off leaves unused capacity.
+        self.room = room_after(self.raw.len());
+        let mut body = mem::take(&mut self.raw);
         body.shrink_to_fit();
         self.clear();
         Some(Frame { head, body })
@@ -454,6 +460,13 @@ impl FrameBuilder {
         self.count = 0;
         self.urgent = false;
     }
+}
+
+/// Returns the capacity for the frame after one of `size` bytes, with space for the entry that is too
+/// much and starts the next frame: growing for it would copy all others.
+fn room_after(size: usize) -> usize {
+    let size = size.min(MAX_RAW);
+    size + size / 4
 }
 
 #[cfg(test)]
