@@ -5,7 +5,7 @@ use std::{error::Error, ops::ControlFlow, time::Duration};
 use siem_protocol::{BatchHeader, Chain, ChainPoint, DeadLettered, Digest, Identity};
 
 use super::{
-    super::outbox::{Cursor, Outbox, OutboxError, Snapshot},
+    super::outbox::{Cursor, Outbox, OutboxError, ReadBlocks, Snapshot},
     DecidedEntries,
     schedule::{SendRule, Waiting},
 };
@@ -96,15 +96,14 @@ impl Assembler<'_> {
             }
             ControlFlow::Continue(())
         };
-        // Only heads are read at first: most of the time entries wait, and nothing is copied. For a few
+        // Only heads are looked at first: most of the time entries wait, and nothing is copied. For a few
         // entries that costs more than it saves.
         let is_small = head.last_group.is_small() && head.last_group.after_seq + 1 == first;
-        let mut frames = None;
-        if is_small {
-            frames = Some(self.snapshot.frames(first, add)?);
+        let found = if is_small {
+            Found::Copied(self.snapshot.frames(first, add)?)
         } else {
-            self.snapshot.heads(first, |head| add(&head))?;
-        }
+            Found::Read(self.snapshot.blocks(first, |head| add(&head))?)
+        };
         let Some(oldest) = oldest else {
             let in_transit = rule.sent.map(|sent| NextBatch::InTransit(sent.recheck));
             return Ok(in_transit.unwrap_or(NextBatch::Nothing));
@@ -123,11 +122,11 @@ impl Assembler<'_> {
         if !wait.is_zero() {
             return Ok(NextBatch::Waiting(wait));
         }
-        let frames = match frames {
-            Some(frames) => frames,
-            None => {
+        let frames = match found {
+            Found::Copied(frames) => frames,
+            Found::Read(blocks) => {
                 fit = new_fill();
-                self.snapshot.frames(first, |head| fit.add(head, first))?
+                blocks.frames(first, |head| fit.add(head, first))?
             }
         };
         let dead =
@@ -209,6 +208,13 @@ pub(super) fn chain_point(outbox: &Outbox, seq: u64) -> Result<Option<ChainPoint
     let range = frame.head.first_seq..=seq;
     let hash = frame.slice(range, |_| false, &mut Encoder::new(Codec::Plain))?.after;
     Ok(Some(ChainPoint { seq, hash }))
+}
+
+/// Entries that may make the next batch.
+enum Found<'a> {
+    Copied(Vec<Frame>),
+    /// Copied only if the batch is due.
+    Read(ReadBlocks<'a>),
 }
 
 /// Decides how many frames make a batch. Frames are included whole; one is cut only if it does not

@@ -169,19 +169,16 @@ pub(super) fn delete_blocks(
     seq: u64,
 ) -> Result<(), redb::Error> {
     let mut blocks = transaction.open_table(BLOCKS)?;
-    loop {
-        // A block ends where the next one starts.
-        let key = {
-            let mut two = blocks.iter()?;
-            let Some(first) = two.next().transpose()? else { return Ok(()) };
-            let next = two.next().transpose()?.map_or(state.next_seq, |(key, _)| key.value());
-            if next > seq.saturating_add(1) {
-                return Ok(());
-            }
-            first.0.value()
-        };
-        if let Some(block) = blocks.remove(key)? {
-            state.stored = state.stored.saturating_sub(block.value().len() as u64);
-        }
+    let end = seq.saturating_add(1);
+    let last = blocks.range(..=end)?.next_back().transpose()?.map(|(key, _)| key.value());
+    // A block ends where the next one starts, so only the last of these may end later.
+    let Some(first_kept) = (if state.next_seq <= end { Some(end) } else { last }) else {
+        return Ok(());
+    };
+    // Each block is read once: a page of redb is freed only after it was read.
+    for deleted in blocks.extract_from_if(..first_kept, |_, _| true)? {
+        let (_, block) = deleted?;
+        state.stored = state.stored.saturating_sub(block.value().len() as u64);
     }
+    Ok(())
 }

@@ -54,6 +54,7 @@ pub use cursor_rows::SinkRegistration;
 pub use cursors::OrphanedSink;
 pub use dead_letters::Purged;
 pub use error::OutboxError;
+pub use read_frames::ReadBlocks;
 pub use recover::OpenOutcome;
 pub use renumber::RenumberOutcome;
 pub use rows::{Cursor, DeadLetter, EndedEpoch, EpochDevice, RescuedDeadLetters};

@@ -2,6 +2,8 @@
 
 use std::ops::ControlFlow;
 
+use redb::AccessGuard;
+
 use super::{Outbox, OutboxError, Snapshot, block, tables::BLOCKS};
 use crate::frame::{Frame, FrameHead};
 
@@ -39,6 +41,42 @@ impl Outbox {
     }
 }
 
+/// A block as redb holds it.
+type StoredBlock = AccessGuard<'static, &'static [u8]>;
+
+/// Consecutive blocks of a snapshot, read and not yet copied.
+pub struct ReadBlocks<'a> {
+    snapshot: &'a Snapshot<'a>,
+    blocks: Vec<StoredBlock>,
+}
+
+impl ReadBlocks<'_> {
+    /// Copies frames in order, starting with the one that holds `seq`, until `want` breaks or the
+    /// blocks end.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when a block is damaged.
+    pub fn frames(
+        self,
+        seq: u64,
+        mut want: impl FnMut(&FrameHead) -> ControlFlow<()>,
+    ) -> Result<Vec<Frame>, OutboxError> {
+        let mut frames = Vec::new();
+        for block in self.blocks {
+            let Some(decoded) = block::decode(block.value()) else {
+                return Err(self.snapshot.damaged_block());
+            };
+            for (head, body) in decoded.filter(|(head, _)| head.last_seq() >= seq) {
+                if want(&head).is_break() {
+                    return Ok(frames);
+                }
+                frames.push(Frame { head, body: body.to_vec() });
+            }
+        }
+        Ok(frames)
+    }
+}
+
 impl Snapshot<'_> {
     /// Reads frames in order, starting with the one that holds `seq`, until `want` breaks.
     ///
@@ -58,6 +96,25 @@ impl Snapshot<'_> {
         Ok(frames)
     }
 
+    /// Reads the blocks whose frames `want` sees the heads of, in order, starting with the frame that
+    /// holds `seq`, until `want` breaks. Block checksums are verified when frames are copied.
+    ///
+    /// # Errors
+    /// [`OutboxError`] when the store cannot be read or a head in it is damaged.
+    pub fn blocks(
+        &self,
+        seq: u64,
+        mut want: impl FnMut(FrameHead) -> ControlFlow<()>,
+    ) -> Result<ReadBlocks<'_>, OutboxError> {
+        let mut blocks = Vec::new();
+        self.visit_blocks(seq, |block| {
+            let flow = visit_heads(block.value(), seq, &mut want);
+            blocks.push(block);
+            flow
+        })?;
+        Ok(ReadBlocks { snapshot: self, blocks })
+    }
+
     /// Passes the heads of frames to `visit` in order, starting with the frame that holds `seq`,
     /// until it breaks. Block checksums are not verified: a caller that relies on a head reads the
     /// frame as well.
@@ -69,11 +126,7 @@ impl Snapshot<'_> {
         seq: u64,
         mut visit: impl FnMut(FrameHead) -> ControlFlow<()>,
     ) -> Result<(), OutboxError> {
-        self.visit_blocks(seq, |block| {
-            let heads = block::heads(block)?.into_iter();
-            let mut heads = heads.filter(|head| head.last_seq() >= seq);
-            Some(heads.try_for_each(&mut visit))
-        })
+        self.visit_blocks(seq, |block| visit_heads(block.value(), seq, &mut visit))
     }
 
     /// Passes frames to `visit` in order, starting with the one that holds `seq`, until it breaks.
@@ -86,7 +139,8 @@ impl Snapshot<'_> {
         mut visit: impl FnMut(FrameHead, &[u8]) -> ControlFlow<()>,
     ) -> Result<(), OutboxError> {
         self.visit_blocks(seq, |block| {
-            let mut frames = block::decode(block)?.filter(|(head, _)| head.last_seq() >= seq);
+            let mut frames =
+                block::decode(block.value())?.filter(|(head, _)| head.last_seq() >= seq);
             Some(frames.try_for_each(|(head, body)| visit(head, body)))
         })
     }
@@ -96,14 +150,14 @@ impl Snapshot<'_> {
     fn visit_blocks(
         &self,
         seq: u64,
-        mut visit: impl FnMut(&[u8]) -> Option<ControlFlow<()>>,
+        mut visit: impl FnMut(StoredBlock) -> Option<ControlFlow<()>>,
     ) -> Result<(), OutboxError> {
         let is_intact = self.read(|transaction| {
             let blocks = transaction.open_table(BLOCKS)?;
-            let holder = blocks.range(..=seq)?.next_back().transpose()?;
-            let first = holder.map_or(seq, |(key, _)| key.value());
-            for row in blocks.range(first..)? {
-                match visit(row?.1.value()) {
+            let holder = blocks.range(..=seq)?.next_back();
+            // Not again the one that was just read: it may be too large for redb's cache.
+            for row in holder.into_iter().chain(blocks.range(seq.saturating_add(1)..)?) {
+                match visit(row?.1) {
                     Some(ControlFlow::Continue(())) => {}
                     Some(ControlFlow::Break(())) => return Ok(true),
                     None => return Ok(false),
@@ -111,6 +165,20 @@ impl Snapshot<'_> {
             }
             Ok(true)
         })?;
-        if is_intact { Ok(()) } else { Err(self.outbox.damaged("a block cannot be decoded")) }
+        if is_intact { Ok(()) } else { Err(self.damaged_block()) }
     }
+
+    fn damaged_block(&self) -> OutboxError {
+        self.outbox.damaged("a block cannot be decoded")
+    }
+}
+
+/// Passes the heads of a block from `seq` on to `visit` until it breaks; `None` when they are damaged.
+fn visit_heads(
+    block: &[u8],
+    seq: u64,
+    visit: impl FnMut(FrameHead) -> ControlFlow<()>,
+) -> Option<ControlFlow<()>> {
+    let heads = block::heads(block)?.into_iter();
+    Some(heads.filter(|head| head.last_seq() >= seq).try_for_each(visit))
 }
