@@ -4,13 +4,22 @@
 //! threads, so every heap would keep some of them; sharing one heap halves the resident memory
 //! while reading old files. Allocators of other systems are left unchanged.
 
-/// Makes all threads share one heap. Must be called before a second thread starts.
+/// Makes all threads share one heap, which keeps large buffers for the next ones. Must be called before
+/// a second thread starts.
+///
+/// By default, glibc maps and unmaps a buffer of some megabytes each time, and shrinks the heap whenever
+/// 128 KB at its end are free: while old files are read, clearing new pages took 5 % of the CPU.
+/// [`release_free`] returns the memory when the work is done.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[expect(unsafe_code, reason = "there is no safe wrapper")]
 pub fn share_one_heap() {
-    // SAFETY: sets a number before there is another thread. A failure does no harm.
+    const MB: libc::c_int = 1 << 20;
+    // SAFETY: sets numbers before there is another thread. A failure does no harm.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 * MB);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 16 * MB);
+        libc::mallopt(libc::M_TOP_PAD, 4 * MB);
     }
 }
 
