@@ -21,6 +21,8 @@ pub(crate) struct Server {
     pub(crate) start_ms: f64,
     address: String,
     child: Child,
+    /// The last response. Kept, so that no request waits for the memory of its reader.
+    response: Vec<u8>,
 }
 
 impl Server {
@@ -43,7 +45,8 @@ impl Server {
             .stdout(Stdio::piped())
             .spawn()?;
         let output = child.stdout.take();
-        let mut server = Self { start_ms: 0.0, address: String::new(), child };
+        let mut server =
+            Self { start_ms: 0.0, address: String::new(), child, response: Vec::new() };
         let mut line = String::new();
         BufReader::new(output.ok_or("a pipe is missing")?).read_line(&mut line)?;
         server.start_ms = milliseconds(begin);
@@ -65,20 +68,22 @@ impl Server {
 
     /// Number of rows that the server shows in all.
     pub(crate) fn rows(&mut self) -> Outcome<u64> {
-        let body: Value = serde_json::from_slice(&self.get("/stats?limit=1")?)?;
+        let body: Value = serde_json::from_slice(self.get("/stats?limit=1")?)?;
         body["totals"]["rows"].as_u64().ok_or_else(|| "there are no totals".into())
     }
 
-    fn get(&self, target: &str) -> Outcome<Vec<u8>> {
+    /// Returns the body of a response.
+    fn get(&mut self, target: &str) -> Outcome<&[u8]> {
         let mut stream = TcpStream::connect(&self.address)?;
         let head =
             format!("GET {target} HTTP/1.0\r\nHost: siem\r\nAuthorization: Bearer {TOKEN}\r\n\r\n");
         stream.write_all(head.as_bytes())?;
-        let mut answer = Vec::new();
-        stream.read_to_end(&mut answer)?;
-        let end = memchr::memmem::find(&answer, b"\r\n\r\n").ok_or("the response is truncated")?;
+        self.response.clear();
+        stream.read_to_end(&mut self.response)?;
+        let answer = self.response.as_slice();
+        let end = memchr::memmem::find(answer, b"\r\n\r\n").ok_or("the response is truncated")?;
         match answer.starts_with(b"HTTP/1.0 200") || answer.starts_with(b"HTTP/1.1 200") {
-            true => Ok(answer.split_off(end + 4)),
+            true => Ok(&answer[end + 4..]),
             false => Err(String::from_utf8_lossy(&answer[..end]).into_owned().into()),
         }
     }
