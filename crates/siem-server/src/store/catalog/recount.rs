@@ -269,9 +269,8 @@ proptest! {
     }
 }
 
-/// A page reads the epochs of its rows, and no others.
 #[test]
-fn page_of_an_unchanged_fleet_looks_at_its_rows_only() {
+fn unchanged_machines_are_not_computed_again() {
     let mut catalog = Catalog::default();
     for machine in 0..50 {
         let device = DeviceNote {
