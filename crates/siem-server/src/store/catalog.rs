@@ -1,5 +1,6 @@
 //! Catalog of the stored epochs: ledger, sender and signs of clones of each.
 
+mod clones;
 mod devices;
 mod ended;
 mod figures;
@@ -18,7 +19,7 @@ use siem_protocol::{BatchHeader, Digest, Identity, Receipt, statement::TrustLeve
 use self::figures::KeptFigures;
 use super::{
     EpochKey, HeldPoint,
-    admission::{Admission, AdmittedDevice},
+    admission::Admission,
     epoch::Stem,
     frame::FilePositions,
     names,
@@ -31,7 +32,7 @@ use crate::{
     clock,
     fleet::Heartbeat,
     ledger::{ChainValues, Change, Comparison, Difference, Ledger, Range, Refusal},
-    stats::{CloneKind, CloneReport},
+    stats::CloneReport,
     trust::{DeviceKey, policy::Mark},
 };
 
@@ -291,12 +292,6 @@ impl Catalog {
         })
     }
 
-    /// Reports whether a sign of a clone was not seen before.
-    pub(super) fn is_new_clone(&self, machine: &str, clone: &CloneReport) -> bool {
-        let known = self.clones.get(machine).into_iter().flatten();
-        !known.into_iter().any(|known| known.is_same(clone))
-    }
-
     fn of_machine(&self, machine: &str) -> impl Iterator<Item = (&Key, &Epoch)> {
         let epochs = self.epochs.range((machine.to_owned(), String::new())..);
         epochs.take_while(move |((of, _), _)| of == machine).map(|(key, epoch)| (key, &**epoch))
@@ -309,35 +304,6 @@ impl Catalog {
         let mut known = before.into_iter().chain(after).map(|(_, epoch)| &epoch.identity);
         let known = known.find(|known| ***known == *identity);
         known.map_or_else(|| Arc::new(identity.clone()), Arc::clone)
-    }
-
-    fn clones_seen(
-        &self,
-        header: &BatchHeader,
-        device: Option<&AdmittedDevice>,
-        at: &str,
-    ) -> Vec<CloneReport> {
-        let report = |kind, other: &str| CloneReport {
-            kind,
-            epoch: header.epoch.clone(),
-            other: other.to_owned(),
-            last_seen: at.to_owned(),
-            times: 1,
-        };
-        let mut reports = Vec::new();
-        // A machine may be renamed. Of a device, the instances show whether two agents use its key.
-        let other_host = self
-            .hostnames
-            .get(&header.epoch)
-            .filter(|last| device.is_none() && **last != header.hostname);
-        reports.extend(other_host.map(|last| report(CloneKind::TwoHostnames, last)));
-        let device = device.map(|device| device.key);
-        let lineage = self.lineages.get(&(header.machine_id.clone(), header.user.clone(), device));
-        // A dead letter may be redelivered in its own epoch long after that has ended.
-        let back =
-            lineage.filter(|lineage| !header.redelivery && lineage.past.contains(&header.epoch));
-        reports.extend(back.map(|lineage| report(CloneKind::AlternatingEpochs, &lineage.current)));
-        reports
     }
 
     /// Caches the last value of an epoch's chain after it was recorded: the next batch most likely
@@ -396,19 +362,7 @@ impl Catalog {
             epoch.grew_at.clone_from(&note.at);
             self.lineages.entry(epoch.lineage(&key.0)).or_default().enter(&key.1);
         }
-        if note.clones.is_empty() {
-            return;
-        }
-        let reports = self.clones.entry(key.0.clone()).or_default();
-        for clone in &note.clones {
-            match reports.iter_mut().find(|known| known.is_same(clone)) {
-                Some(known) => {
-                    known.times += clone.times;
-                    known.last_seen.clone_from(&clone.last_seen);
-                }
-                None => reports.push(clone.clone()),
-            }
-        }
+        self.note_clones(&key.0, &note.clones);
     }
 
     /// Takes over the sender of a note, which begins the epoch if that is unknown.

@@ -10,7 +10,7 @@ use crate::{
     batch::{Claim, Counts},
     fleet::{FleetProblem, FleetRow, FleetThresholds, PageBuilder, StatsQuery, totals_of},
     ledger::{Break, BreakKind, Claimed, TallyChange},
-    stats::Stats,
+    stats::{CloneKind, Stats},
     trust::{DeviceStanding, Standings, StandingsVersion},
 };
 

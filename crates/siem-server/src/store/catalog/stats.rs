@@ -8,7 +8,7 @@ use super::{Catalog, Epoch, Key, MachineEpochs, Owner};
 use crate::{
     fleet::{DeviceFacts, EpochFacts, FleetSums, PageBuilder, StatsQuery},
     ledger::Range,
-    stats::{CloneReport, EpochDevice, EpochStats, MachineStats, Stats},
+    stats::{EpochDevice, EpochStats, MachineStats, Stats},
     trust::{DeviceStanding, Registry, Standings, StandingsVersion, policy::Mark},
 };
 
@@ -115,10 +115,6 @@ impl Catalog {
             stats.add(found, &epoch.identity);
         }
         Some(stats)
-    }
-
-    fn clones_of(&self, machine: &str) -> &[CloneReport] {
-        self.clones.get(machine).map_or(&[], Vec::as_slice)
     }
 
     pub(super) fn all(&self) -> impl Iterator<Item = (&Key, &Epoch)> {

@@ -3,7 +3,9 @@ use std::time::UNIX_EPOCH;
 use siem_protocol::statement::TrustLevel;
 
 use super::*;
-use crate::{fleet::StatsQuery, testing::BatchText};
+use crate::{
+    fleet::StatsQuery, stats::CloneKind, store::admission::AdmittedDevice, testing::BatchText,
+};
 
 pub(super) fn record_batch(catalog: &mut Catalog, text: &BatchText) -> Note {
     record_admitted(catalog, text, &Admission::loose())
