@@ -17,9 +17,8 @@ pub fn share_one_heap() {
     // SAFETY: sets numbers before there is another thread. A failure does no harm.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 * MB);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 16 * MB);
-        libc::mallopt(libc::M_TOP_PAD, 4 * MB);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 8 * MB);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 8 * MB);
     }
 }
 
