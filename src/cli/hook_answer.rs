@@ -8,7 +8,7 @@ use std::{
     ffi::OsString,
     io::{self, Write as _},
     panic::{AssertUnwindSafe, catch_unwind},
-    path::PathBuf,
+    path::{self, Path, PathBuf},
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -77,8 +77,8 @@ impl Knowledge {
         let account = Account::of_claude_code_with(&paths.home, environment, |path| {
             let (its_path, state_dir) = (path.to_owned(), policy.state_dir.clone());
             let read = move || read_sign_in_state_cached(&its_path, &state_dir, SystemClock.now());
-            bounded::run_once(path, ACCOUNT_TIMEOUT, read).unwrap_or_else(|error| {
-                SignInState::Unknown(format!("`{}` {error}", path.display()))
+            within(path, ACCOUNT_TIMEOUT, read).unwrap_or_else(|silent| {
+                SignInState::Unknown(format!("`{}` {silent}", path.display()))
             })
         });
         let verdict = policy::evaluate(&account.state, &policy.compliance);
@@ -176,11 +176,23 @@ pub(super) fn answer_every_hook() {
 fn find_policy(paths: &Paths) -> Option<HookPolicy> {
     let of_call = paths.clone();
     let find = move || HookPolicy::find(&of_call);
-    match bounded::run_once(&paths.default_state_dir, POLICY_TIMEOUT, find) {
-        Ok(policy) => policy,
-        Err(error) if DoesNotAnswer::of(&error).is_some() => Some(machine_policy(paths)),
-        // No thread can be started.
-        Err(_) => HookPolicy::find(paths),
+    within(&paths.default_state_dir, POLICY_TIMEOUT, find)
+        .unwrap_or_else(|_| Some(machine_policy(paths)))
+}
+
+/// Makes a call with a limited time. Where no thread can be started, as under `ulimit -u`, its time is
+/// not limited: without the call, the limit would decide what the hook answers.
+fn within<T: Send + 'static>(
+    place: &Path,
+    limit: Duration,
+    call: impl FnOnce() -> T + Clone + Send + 'static,
+) -> Result<T, DoesNotAnswer> {
+    match bounded::run_once(place, limit, call.clone()) {
+        Ok(result) => Ok(result),
+        Err(error) => match DoesNotAnswer::of(&error) {
+            Some(silent) => Err(silent.clone()),
+            None => Ok(call()),
+        },
     }
 }
 
@@ -188,8 +200,7 @@ fn find_policy(paths: &Paths) -> Option<HookPolicy> {
 fn machine_policy(paths: &Paths) -> HookPolicy {
     let of_call = paths.clone();
     let read = move || MachinePolicy::read(&of_call).unwrap_or_default();
-    let machine = bounded::run_once(&paths.machine_config, MACHINE_TIMEOUT, read);
-    let machine = machine.unwrap_or_default();
+    let machine = within(&paths.machine_config, MACHINE_TIMEOUT, read).unwrap_or_default();
     let source = match machine.locks_policy() {
         true => PolicySource::MachineLocked,
         false => PolicySource::MachineFallback,
@@ -210,15 +221,19 @@ fn add_to_spool(state_dir: PathBuf, report: SpooledReport) {
         // Where no agent has run, none will collect the report.
         state_dir.is_dir().then(|| Spool::of(&state_dir).add(&report, random()))
     };
-    drop(bounded::run_once(&place, REPORT_TIMEOUT, add));
+    drop(within(&place, REPORT_TIMEOUT, add));
 }
 
-/// Paths of the user. The home directory comes from the system when no variable names it.
+/// Paths of the user. The home directory comes from the system when no variable names it, and a
+/// relative one is below the working directory, as for Claude Code. Without any, the machine's policy
+/// counts nevertheless.
 fn home(environment: Environment) -> Option<(Environment, Paths)> {
     if let Ok(paths) = Paths::on(Os::CURRENT, &environment) {
         return Some((environment, paths));
     }
-    let environment = environment.with_home(&std::env::home_dir()?);
+    let known = [std::env::home_dir(), Some("/".into())].into_iter().flatten();
+    let home = known.filter_map(|home| path::absolute(home).ok()).next()?;
+    let environment = environment.with_home(&home);
     let paths = Paths::on(Os::CURRENT, &environment).ok()?;
     Some((environment, paths))
 }

@@ -46,7 +46,7 @@ use clap::{Parser, Subcommand};
 use self::{failure::Failure, service::ServiceAction};
 use crate::{
     logging::{self, Level},
-    platform::{core_dumps, memory},
+    platform::{core_dumps, memory, survive_file_size_limit},
     update::entry,
     version::{self, version},
 };
@@ -196,6 +196,7 @@ pub fn main() -> ExitCode {
     }
     memory::share_one_heap();
     core_dumps::disable();
+    survive_file_size_limit();
     // Claude Code runs a hook for each prompt, so it skips the argument parser.
     if let Some(hook) = hook_answer::plain_hook(std::env::args_os()) {
         return hook_answer::answer_hook(&hook);

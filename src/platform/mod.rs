@@ -60,4 +60,4 @@ pub use paths::{InstalledPaths, Paths, PathsError};
 pub use power::{Power, SystemPower};
 pub use random::random_bytes;
 pub use sandbox::{Sandbox, SandboxStatus};
-pub use signals::{Signal, Signals};
+pub use signals::{Signal, Signals, survive_file_size_limit};

@@ -12,6 +12,21 @@ pub enum Signal {
     HangUp,
 }
 
+/// Makes a write beyond the limit of file sizes (`ulimit -f`) fail. By default a signal ends the
+/// process: a hook that writes its report would end before its exit code blocks the prompt.
+#[cfg(unix)]
+#[expect(unsafe_code, reason = "there is no safe wrapper")]
+pub fn survive_file_size_limit() {
+    // SAFETY: no code of the program runs when the signal arrives.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
+/// Windows has no such limit.
+#[cfg(windows)]
+pub fn survive_file_size_limit() {}
+
 /// Receiver of signals.
 pub struct Signals {
     #[cfg(unix)]

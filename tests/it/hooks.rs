@@ -68,6 +68,17 @@ impl User {
         command
     }
 
+    /// A hook that a shell starts after `limit`.
+    #[cfg(unix)]
+    fn limited(&self, limit: &str) -> Command {
+        let mut command = Command::new("sh");
+        let hook = "check --hook UserPromptSubmit";
+        command.arg("-c").arg(format!("{limit}; exec \"$0\" {hook}"));
+        command.arg(env!("CARGO_BIN_EXE_ai-agent")).env_clear().env(HOME, self.home.path());
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
     fn hook(&self, name: &str, input: &[u8]) -> HookResponse {
         let mut child = self.command(&["check", "--hook", name]).spawn().unwrap();
         // The hook may exit before it has read everything.
@@ -268,6 +279,42 @@ fn hook_without_home_uses_the_system_user_database() {
     let mut command = user.command(&["check", "--hook", "UserPromptSubmit"]);
     let output = command.env_remove("HOME").stdin(Stdio::null()).output().unwrap();
     assert_eq!(HookResponse::of(&output).code, Some(0));
+}
+
+/// A hook with a relative home directory ended without an answer, so that `HOME=. claude` passed every
+/// policy, also one that the machine's file locks.
+#[test]
+fn relative_home_is_below_the_working_directory() {
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    let mut command = user.command(&["check", "--hook", "UserPromptSubmit"]);
+    command.env(HOME, ".").current_dir(user.home.path()).stdin(Stdio::null());
+    assert_eq!(HookResponse::of(&command.output().unwrap()).code, Some(2));
+}
+
+/// A signal ended a hook that wrote its report under `ulimit -f 0`, and the prompt passed.
+#[cfg(unix)]
+#[test]
+fn limit_of_file_sizes_lets_no_prompt_pass() {
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    let output = user.limited("ulimit -f 0").output().unwrap();
+    assert_eq!(HookResponse::of(&output).code, Some(2), "{output:?}");
+}
+
+/// Without another thread the account was not read, and a prompt passed whose account is unknown.
+#[cfg(unix)]
+#[requires(root)]
+#[test]
+fn limit_of_processes_lets_no_prompt_pass() {
+    use std::os::unix::{fs::chown, process::CommandExt as _};
+
+    /// Root has no such limit.
+    const OTHER_USER: u32 = 65534;
+    let user = User::new().policy(policy("block")).account("me@gmail.com");
+    chown(user.home.path(), Some(OTHER_USER), None).unwrap();
+    // Some shells name it otherwise.
+    let mut command = user.limited("ulimit -u 0 2>/dev/null || ulimit -p 0");
+    let output = command.uid(OTHER_USER).output().unwrap();
+    assert_eq!(HookResponse::of(&output).code, Some(2), "{output:?}");
 }
 
 /// Without a writable spool only the report is lost.
