@@ -73,6 +73,8 @@ pub struct Enrollment {
     is_requested: bool,
     /// True if the receiver has refused a batch of this device while the device waits for approval.
     is_refused: bool,
+    /// True if the receiver refused the last enrollment because there were too many.
+    is_limited: bool,
     /// Requests in a row that failed.
     failures: u32,
 }
@@ -100,6 +102,7 @@ impl Enrollment {
             asked,
             is_requested: false,
             is_refused: false,
+            is_limited: false,
             failures: 0,
         }
     }
@@ -233,8 +236,9 @@ impl Enrollment {
             }
             DeviceVerdict::NotEnrolled => {
                 self.is_requested = true;
+                let remedy = if self.is_limited { LIMITED } else { ENROLL };
                 let reason =
-                    format!("the receiver has not enrolled the device key{detail}{ENROLL}");
+                    format!("the receiver has not enrolled the device key{detail}{remedy}");
                 self.set_state(TrustState::NotEnrolled, Some(reason.clone()));
                 reason
             }
@@ -362,3 +366,7 @@ const REVOKED: &str = ": to admit the machine again, delete `device.key` in the 
 /// Remedy for a device that is not enrolled.
 const ENROLL: &str = ": set a valid token with `enroll_token_file`, or ask the receiver's operator to \
                       approve the key (`siem-server devices approve`)";
+
+/// Remedy for a device whose enrollment the receiver refused because there were too many.
+const LIMITED: &str = ": it limits the number of enrollments, and the agent tries again by itself; if that lasts, ask \
+                       the receiver's operator to look for a flood of enrollments";

@@ -9,6 +9,7 @@ use crate::support::{
     forger::{FORGED, ForgedBatch, Forger, identity, refusal},
     home::Home,
     in_process_delivery::{DeliverySetup, NOW},
+    lines_with_code,
     middle::{Exchange, Middle, Reply, send},
     receiver::{NAME, Receiver, wait_for},
     scripted_receiver::ScriptedReceiver,
@@ -42,9 +43,13 @@ fn ship(home: &Home, endpoint: &str) {
 
 /// State of trust in the only receiver, as `status` shows it.
 fn state(home: &Home, endpoint: &str) -> Value {
+    trust(home, endpoint)["state"].clone()
+}
+
+fn trust(home: &Home, endpoint: &str) -> Value {
     let shown = agent(home, endpoint, &["status", "--json"]).run();
     let status: Value = serde_json::from_slice(&shown.stdout).unwrap();
-    status["sinks"][0]["trust"]["state"].clone()
+    status["sinks"][0]["trust"].clone()
 }
 
 /// Approves the devices of a user on a machine that are not approved yet.
@@ -280,6 +285,49 @@ fn device_that_cannot_enroll_delivers_nevertheless() {
     ship(&home, &middle.url());
     assert_eq!(state(&home, &middle.url()), "not_enrolled");
     assert_eq!(entries::lines(&receiver.entries()).len(), 1);
+}
+
+/// The problem used to be the token, which is valid: at `enrolled` also after the batch was refused.
+#[test]
+fn limit_of_enrollments_is_no_problem_of_the_token() {
+    for level in ["first-use", "enrolled"] {
+        let (home, receiver) = (Home::new(), Receiver::at_level(level));
+        let middle = Middle::to(&receiver.url());
+        middle.rule(|exchange| {
+            exchange.target.starts_with("POST /enroll").then(|| Reply::new(429, "{}"))
+        });
+        line(&home, 1);
+        let running = agent(&home, &middle.url(), &["run"]).start_and_wait();
+        eventually("an answer to the batch", || {
+            let is_held = !lines_with_code(&running.log(), "delivery_held").is_empty();
+            (is_held || receiver.count() > 0).then_some(())
+        });
+        let trust = trust(&home, &middle.url());
+        assert_eq!(trust["state"], "not_enrolled", "{level}");
+        let problem = trust["problem"].as_str().unwrap();
+        assert!(!problem.contains("enroll_token_file"), "{level}: {problem}");
+    }
+}
+
+/// The receiver takes four keys of a device in an hour. Such a device used to be `not_enrolled`, although its
+/// key before the rotation sealed what was stored.
+#[test]
+fn rotation_that_is_refused_keeps_the_state() {
+    for level in LEVELS {
+        let (home, receiver, _) = confirmed(level);
+        let middle = Middle::to(&receiver.url());
+        line(&home, 2);
+        ship(&home, &middle.url());
+        middle.rule(|exchange| {
+            exchange.target.starts_with("POST /enroll").then(|| Reply::new(429, "{}"))
+        });
+        agent(&home, &middle.url(), &["device", "rotate"]).succeed();
+        line(&home, 3);
+        ship(&home, &middle.url());
+        assert!(middle.forged() > 0);
+        assert_eq!(state(&home, &middle.url()), "confirmed", "{level}");
+        machine_is_undisturbed(&receiver, 3);
+    }
 }
 
 /// Before a key is pinned the agent believes that a receiver has none; afterwards it does not.

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 
 use super::{
     super::{device::DeviceKeys, receipts},
-    ENROLL, Enrollment, EnrollmentSettings, NotReady, REVOKED, key_list,
+    ENROLL, Enrollment, EnrollmentSettings, LIMITED, NotReady, REVOKED, key_list,
 };
 use crate::text::causes;
 
@@ -168,13 +168,14 @@ impl Enrollment {
         let body = self.enroll_request(keys)?;
         let answer = self.post_enrollment(&body).await?;
         let status = answer.status;
+        self.is_limited = status == 429;
         match status {
             200 => self.enrolled(&answer, keys.current.key()),
             408 | 425 | 500..=599 => Err(NotReady::retry(format!(
                 "the receiver responded with {status} to the enrollment"
             ))),
             _ => {
-                self.refused(&answer, keys.current.key());
+                self.refused(&answer, keys);
                 Ok(())
             }
         }
@@ -250,13 +251,12 @@ impl Enrollment {
 
     /// Stores that the receiver refused the enrollment. That is not signed, so what was known of the
     /// key stays, and batches are sent: their answers decide.
-    fn refused(&mut self, answer: &Answer, current: &VerifierKey) {
-        let status = answer.status;
-        let (sink, pins) = (self.pins().sink.clone(), self.pins());
+    fn refused(&mut self, answer: &Answer, keys: &DeviceKeys) {
+        let (status, sink) = (answer.status, &self.pins().sink);
         warn!(code = "enrollment_refused", sink, status, "the receiver refused the enrollment");
-        let is_known = pins.trust.device_key == Some(current.to_string());
-        if !is_known {
-            let reason = format!("the receiver refused the enrollment with {status}{ENROLL}");
+        if !self.is_known(keys) {
+            let remedy = if self.is_limited { LIMITED } else { ENROLL };
+            let reason = format!("the receiver refused the enrollment with {status}{remedy}");
             self.set_enrolled(TrustState::NotEnrolled, Some(reason));
         }
     }
