@@ -36,10 +36,20 @@ impl FromStr for Network {
         let text = text.trim();
         let network = match text.parse::<IpAddr>() {
             Ok(address) => IpNet::from(address.to_canonical()),
-            Err(_) => text.parse().map_err(|_| NotANetwork)?,
+            Err(_) => canonical(text.parse().map_err(|_| NotANetwork)?),
         };
         Ok(Self(network))
     }
+}
+
+/// Returns a network of IPv4 addresses that are mapped to IPv6 as one of IPv4.
+fn canonical(network: IpNet) -> IpNet {
+    let mapped = match (network.addr(), network.prefix_len().checked_sub(96)) {
+        (IpAddr::V6(address), Some(length)) => address.to_ipv4_mapped().zip(Some(length)),
+        _ => None,
+    };
+    let mapped = mapped.and_then(|(address, length)| IpNet::new(address.into(), length).ok());
+    mapped.unwrap_or(network)
 }
 
 impl fmt::Display for Network {
@@ -260,5 +270,8 @@ mod tests {
             assert_eq!(proxies.admit(peer.parse().unwrap()), expected, "{peer}");
         }
         assert!("10.0.0.0/33".parse::<Network>().is_err());
+        let mapped: Network = "::ffff:10.1.0.0/112".parse().unwrap();
+        let contains = |address: &str| mapped.contains(address.parse().unwrap());
+        assert!(contains("10.1.2.3") && contains("::ffff:10.1.2.3") && !contains("10.2.0.1"));
     }
 }

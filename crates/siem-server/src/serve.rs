@@ -262,8 +262,8 @@ async fn connection_task(
     };
     match accepted {
         Ok(Ok(stream)) => serve_connection(stream, service, options, Some(deadline), ending).await,
-        // A load balancer connects and closes the connection to see that the port is open.
-        Ok(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+        // A load balancer connects and closes or resets the connection to see that the port is open.
+        Ok(Err(error)) if is_end(error.kind()) => {
             debug!(%error, "a connection ended during the TLS handshake");
         }
         Ok(Err(error)) => {
@@ -272,6 +272,12 @@ async fn connection_task(
         }
         Err(_) => debug!("a TLS handshake took too long"),
     }
+}
+
+/// Reports whether an error means that the client has closed or reset the connection.
+fn is_end(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
 }
 
 async fn has_ended(ending: &mut watch::Receiver<bool>) {

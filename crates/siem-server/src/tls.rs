@@ -1,5 +1,7 @@
 //! TLS of the listener for agents. Certificates are replaced while the receiver runs.
 
+mod validity;
+
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -17,7 +19,13 @@ use siem_protocol::Digest;
 use tokio_rustls::TlsAcceptor;
 use zeroize::Zeroizing;
 
-use crate::{regular_file::read_regular_file, secret_file::is_open_to_others};
+use self::validity::{State, Validity};
+use crate::{
+    clock::{Clock as _, SystemClock},
+    error_text::causes,
+    regular_file::read_regular_file,
+    secret_file::is_open_to_others,
+};
 
 /// Largest file with certificates or a key, in bytes.
 const MAX_FILE_BYTES: u64 = 4 << 20;
@@ -109,15 +117,22 @@ impl TlsError {
 #[derive(Debug)]
 pub struct ServerTls {
     files: TlsFiles,
-    current: RwLock<Arc<ServerConfig>>,
+    current: RwLock<Current>,
     seen: Mutex<Seen>,
 }
 
-/// Contents of the files.
+/// What new connections use.
+#[derive(Clone, Debug)]
+struct Current {
+    config: Arc<ServerConfig>,
+    validity: Option<Validity>,
+}
+
+/// What the files contained, or why they could not be read.
 #[derive(Debug)]
 struct Seen {
-    /// Digest of those that were tried last.
-    tried: Option<Digest>,
+    /// Digest of what was tried last.
+    tried: Digest,
     /// Digest at the last check, if it differs from that: they may still be changing.
     changing: Option<Digest>,
 }
@@ -130,7 +145,7 @@ impl ServerTls {
     pub fn open(files: TlsFiles) -> Result<Arc<Self>, TlsError> {
         let contents = Contents::read(&files)?;
         let current = RwLock::new(contents.config(&files)?);
-        let seen = Mutex::new(Seen { tried: Some(contents.digest()), changing: None });
+        let seen = Mutex::new(Seen { tried: contents.digest(), changing: None });
         Ok(Arc::new(Self { files, current, seen }))
     }
 
@@ -139,25 +154,24 @@ impl ServerTls {
     /// # Errors
     /// [`TlsError`] if they cannot be used: new connections use the certificates before.
     pub fn reload(&self) -> Result<(), TlsError> {
-        let contents = Contents::read(&self.files)?;
+        let read = Contents::read(&self.files);
         let mut seen = self.seen();
-        (seen.tried, seen.changing) = (Some(contents.digest()), None);
-        self.replace(&contents)
+        (seen.tried, seen.changing) = (digest(&read), None);
+        self.replace(&read?)
     }
 
     /// Reads the files again if they have changed since the last attempt, and not since the last call: they
     /// are not replaced in one step. Returns `None` if there is nothing to do.
     fn reload_changed(&self) -> Option<Result<(), TlsError>> {
-        // A file may be absent for a moment while it is replaced.
         let read = Contents::read(&self.files);
-        let digest = read.as_ref().ok().map(Contents::digest);
+        let digest = digest(&read);
         let mut seen = self.seen();
         if digest == seen.tried {
             seen.changing = None;
             return None;
         }
-        if digest.is_some() && seen.changing != digest {
-            seen.changing = digest;
+        if read.is_ok() && seen.changing != Some(digest) {
+            seen.changing = Some(digest);
             return None;
         }
         (seen.tried, seen.changing) = (digest, None);
@@ -165,8 +179,8 @@ impl ServerTls {
     }
 
     fn replace(&self, contents: &Contents) -> Result<(), TlsError> {
-        let config = contents.config(&self.files)?;
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = config;
+        let current = contents.config(&self.files)?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = current;
         Ok(())
     }
 
@@ -174,14 +188,32 @@ impl ServerTls {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn current(&self) -> Current {
+        self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// Returns an acceptor with the current certificates.
     pub(crate) fn acceptor(&self) -> TlsAcceptor {
-        self.current.read().unwrap_or_else(PoisonError::into_inner).clone().into()
+        self.current().config.into()
+    }
+
+    /// Logs that the current certificate expires or is not valid, unless `reported` says the same.
+    fn report_validity(&self, reported: &mut Option<(Validity, State)>) {
+        let state = |validity: Validity| (validity, validity.state(SystemClock.now()));
+        let now = self.current().validity.map(state);
+        if *reported != now
+            && let Some((validity, state)) = now
+        {
+            validity.log(state);
+        }
+        *reported = now;
     }
 
     /// Reads the files again whenever they change, until it is dropped.
     pub(crate) async fn follow(self: Arc<Self>) {
+        let mut reported = None;
         loop {
+            self.report_validity(&mut reported);
             tokio::time::sleep(POLL).await;
             let this = self.clone();
             let reload = tokio::task::spawn_blocking(move || this.reload_changed());
@@ -197,13 +229,21 @@ pub(crate) fn log_reload(result: Result<(), TlsError>) {
     match result {
         Ok(()) => tracing::info!(code = "tls_reloaded", "certificates were replaced"),
         Err(error) => {
-            let error = crate::error_text::causes(&error);
+            let error = causes(&error);
             tracing::error!(
                 code = "tls_reload_failed",
                 error,
                 "cannot use the new certificates: the ones before stay in use"
             );
         }
+    }
+}
+
+/// Returns a digest of the files, or of the reason why they cannot be read.
+fn digest(read: &Result<Contents, TlsError>) -> Digest {
+    match read {
+        Ok(contents) => contents.digest(),
+        Err(error) => Digest::of(causes(error).as_bytes()),
     }
 }
 
@@ -236,7 +276,7 @@ impl Contents {
         Digest::of(format!("{digests:?}").as_bytes())
     }
 
-    fn config(&self, files: &TlsFiles) -> Result<Arc<ServerConfig>, TlsError> {
+    fn config(&self, files: &TlsFiles) -> Result<Current, TlsError> {
         let TlsFiles { certificate, key, .. } = files;
         let provider = Arc::new(aws_lc_rs::default_provider());
         let pair =
@@ -265,9 +305,10 @@ impl Contents {
             expected: "private key",
             source,
         })?;
+        let validity = chain.first().and_then(Validity::of);
         let mut config = builder.with_single_cert(chain, private).map_err(pair)?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Arc::new(config))
+        Ok(Current { config: Arc::new(config), validity })
     }
 }
 
@@ -299,95 +340,4 @@ fn is_damaged(certificate: &CertificateDer<'_>) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use rcgen::{CertificateParams, KeyPair};
-
-    use super::*;
-
-    /// Files in a directory, as an operator has them.
-    struct Installed(tempfile::TempDir);
-
-    impl Installed {
-        fn files(&self) -> TlsFiles {
-            let path = |name: &str| self.0.path().join(name);
-            TlsFiles { certificate: path("tls.crt"), key: path("tls.key"), client_ca: None }
-        }
-
-        fn write(&self, certificate: &str, key: &str) {
-            let files = self.files();
-            fs::write(&files.certificate, certificate).unwrap();
-            fs::write(&files.key, key).unwrap();
-            #[cfg(unix)]
-            {
-                use std::os::unix::fs::PermissionsExt as _;
-                fs::set_permissions(&files.key, fs::Permissions::from_mode(0o600)).unwrap();
-            }
-        }
-    }
-
-    fn pair() -> (String, String) {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
-        (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
-    }
-
-    fn current(tls: &ServerTls) -> *const ServerConfig {
-        Arc::as_ptr(&tls.current.read().unwrap())
-    }
-
-    #[test]
-    fn changed_files_are_used_when_they_no_longer_change() {
-        let installed = Installed(tempfile::tempdir().unwrap());
-        let (certificate, key) = pair();
-        installed.write(&certificate, &key);
-        let tls = ServerTls::open(installed.files()).unwrap();
-        let first = current(&tls);
-        assert!(tls.reload_changed().is_none());
-        let (certificate, key) = pair();
-        fs::write(installed.files().certificate, &certificate).unwrap();
-        assert!(tls.reload_changed().is_none(), "the key may follow");
-        installed.write(&certificate, &key);
-        assert!(tls.reload_changed().is_none());
-        assert_eq!(current(&tls), first);
-        assert!(tls.reload_changed().unwrap().is_ok());
-        assert_ne!(current(&tls), first);
-        assert!(tls.reload_changed().is_none());
-    }
-
-    #[test]
-    fn unusable_files_are_reported_once_and_change_nothing() {
-        let installed = Installed(tempfile::tempdir().unwrap());
-        let (certificate, key) = pair();
-        installed.write(&certificate, &key);
-        let tls = ServerTls::open(installed.files()).unwrap();
-        let first = current(&tls);
-        installed.write(&pair().0, &key);
-        assert!(matches!(tls.reload(), Err(TlsError::Pair { .. })));
-        let intermediate = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        installed.write(&(certificate + intermediate), &key);
-        assert!(matches!(tls.reload(), Err(TlsError::Damaged(_))));
-        assert!(tls.reload_changed().is_none(), "the reload has reported it");
-        installed.write("no certificate", &key);
-        tls.reload_changed();
-        assert!(matches!(tls.reload_changed(), Some(Err(TlsError::Pem { .. }))));
-        assert!(tls.reload_changed().is_none());
-        fs::remove_file(installed.files().certificate).unwrap();
-        assert!(matches!(tls.reload_changed(), Some(Err(TlsError::Read { .. }))));
-        assert!(tls.reload_changed().is_none());
-        assert_eq!(current(&tls), first);
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn key_that_others_can_read_is_refused() {
-        use std::os::unix::fs::PermissionsExt as _;
-        let installed = Installed(tempfile::tempdir().unwrap());
-        let (certificate, key) = pair();
-        installed.write(&certificate, &key);
-        let files = installed.files();
-        fs::set_permissions(&files.key, fs::Permissions::from_mode(0o644)).unwrap();
-        let error = ServerTls::open(files.clone()).unwrap_err();
-        assert!(matches!(error, TlsError::Open(_)));
-        assert_eq!(error.option(&files), "key");
-    }
-}
+mod tests;

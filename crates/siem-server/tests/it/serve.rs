@@ -245,6 +245,39 @@ async fn client_without_a_certificate_of_the_authority_is_refused() {
     assert_eq!(status(Some(server.issue("laptop"))).await, None, "of another authority");
 }
 
+/// HAProxy resets a connection after it has seen that the port is open.
+#[tokio::test]
+async fn reset_before_the_tls_handshake_is_no_warning() {
+    let installed = Installed::new("");
+    installed.configure(&tls(&installed));
+    installed.write_certificate(&Authority::new("x"));
+    let serving = installed.serve();
+    let reset = tokio::net::TcpStream::connect(serving.address()).await.unwrap();
+    reset.set_zero_linger().unwrap();
+    drop(reset);
+    TcpStream::connect(serving.address()).unwrap().write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let failed = serving.wait_for_log("tls_handshake_failed", 1).await;
+    let errors: Vec<_> = failed.iter().map(|line| &line["fields"]["error"]).collect();
+    assert_eq!(errors, ["received corrupt message of type InvalidContentType"]);
+}
+
+/// Agents refuse the certificate, and nothing else of the receiver says why they are quiet.
+#[tokio::test]
+async fn certificate_that_is_not_valid_is_logged() {
+    let installed = Installed::new("");
+    installed.configure(&tls(&installed));
+    let authority = Authority::new("x");
+    let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(2026, 1, 1);
+    let key = KeyPair::generate().unwrap();
+    installed.write("tls.crt", &params.signed_by(&key, &authority.0).unwrap().pem());
+    installed.write("tls.key", &key.serialize_pem());
+    let serving = installed.serve();
+    let logged = serving.wait_for_log("tls_certificate_not_valid", 1).await;
+    assert_eq!(logged[0]["level"], "error");
+    assert_eq!(logged[0]["fields"]["until"], "2026-01-01T00:00:00.000Z");
+}
+
 /// A handshake that never ends counts for the time of the headers.
 #[tokio::test]
 async fn slow_tls_handshake_is_ended_in_the_time_of_the_headers() {
