@@ -20,11 +20,12 @@ pub(super) struct Failure {
 impl From<reqwest::Error> for Failure {
     fn from(error: reqwest::Error) -> Self {
         let timed_out = error.is_timeout() && !error.is_connect();
+        let is_plain = error.url().is_some_and(|url| url.scheme() == "http");
         let error = error.without_url();
         let reason = causes(&error);
         // The prefix adds no information.
         let reason = reason.strip_prefix("error sending request: ").unwrap_or(&reason).to_owned();
-        match remedy(&error) {
+        match remedy(&error).or_else(|| is_plain.then(|| of_plain(&error)).flatten()) {
             Some(remedy) => {
                 Self { reason: format!("{reason}: {remedy}"), needs_person: true, timed_out: false }
             }
@@ -50,6 +51,14 @@ pub(crate) fn remedy(error: &(dyn Error + 'static)) -> Option<&'static str> {
         next = error.source();
     }
     None
+}
+
+/// Returns the remedy for a plain request that a server for TLS has answered with an alert.
+fn of_plain(error: &reqwest::Error) -> Option<&'static str> {
+    let found = causes(error);
+    // The library has no public type for this reason.
+    let is_no_http = found.ends_with("invalid HTTP version parsed");
+    is_no_http.then_some("the response is not HTTP: does `endpoint` need https://?")
 }
 
 /// Returns the TLS error in `error`. `source` of an I/O error skips the error that it contains.
@@ -116,5 +125,34 @@ fn of_tls(error: &Tls) -> Option<&'static str> {
         ),
         Tls::InvalidMessage(_) => Some("the response is not TLS: does `endpoint` need http://?"),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read as _, Write as _},
+        net::TcpListener,
+        thread,
+    };
+
+    use super::*;
+
+    /// The most likely mistake after the receiver was changed to TLS.
+    #[tokio::test]
+    async fn plain_request_to_a_port_for_tls_needs_a_person() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let server = thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            assert_ne!(stream.read(&mut [0; 1024]).unwrap(), 0);
+            // A fatal alert: decode_error.
+            stream.write_all(&[21, 3, 3, 0, 2, 2, 50]).unwrap();
+        });
+        let client = reqwest::Client::builder().no_proxy().build().unwrap();
+        let failure = Failure::from(client.get(url).send().await.unwrap_err());
+        assert!(failure.needs_person, "{failure:?}");
+        assert!(failure.reason.contains("`endpoint`"), "{failure:?}");
+        server.join().unwrap();
     }
 }
