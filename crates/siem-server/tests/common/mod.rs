@@ -145,6 +145,10 @@ impl Server {
     pub(crate) async fn end(mut self) -> tempfile::TempDir {
         drop(self.end.take());
         self.task.await.unwrap();
+        // The last task with the store may end after the receiver; then the store writes its files.
+        if let Ok(lock) = std::fs::File::open(self.data.path().join("lock")) {
+            eventually("the store is closed", async || lock.try_lock_shared().is_ok()).await;
+        }
         self.data
     }
 
