@@ -18,7 +18,7 @@ use ai_agent::internals::{
     platform::Timestamp,
     protocol::{BatchHeader, Digest, Identity, names::problem, note::SigningKey},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 
 mod false_answers;
 mod receiver_keys;
@@ -502,6 +502,32 @@ fn rotated_device_key_keeps_epoch_and_confirmation() {
     let devices = receiver.devices();
     let states: Vec<_> = devices.iter().map(|device| device["state"].as_str().unwrap()).collect();
     assert_eq!(states, ["confirmed", "confirmed"]);
+}
+
+/// A copy of the key from before a rotation is refused, and the row of its device says so.
+#[test]
+fn copy_of_a_replaced_device_key_is_marked_in_its_row() {
+    let (home, receiver, _) = confirmed("enrolled");
+    let key = home.state_dir().join("device.key");
+    let copy = fs::read(&key).unwrap();
+    agent(&home, &receiver.url(), &["device", "rotate"]).succeed();
+    line(&home, 2);
+    ship(&home, &receiver.url());
+    machine_is_undisturbed(&receiver, 2);
+    assert_eq!(receiver.stats()["rows"][0]["problems"], json!([]));
+    fs::write(&key, copy).unwrap();
+    line(&home, 3);
+    let running = agent(&home, &receiver.url(), &["run"]).start_and_wait();
+    eventually("the copy is noticed", || (receiver.events("clone") == 1).then_some(()));
+    running.stop();
+    let row = &receiver.stats()["rows"][0];
+    assert_eq!(row["device_state"], "confirmed");
+    assert_eq!(row["problems"], json!(["clone"]));
+    let problem = receiver.administer(&["fleet", "--problem", "clone", "--json"]);
+    assert!(problem.contains(row["device"].as_str().unwrap()), "{problem}");
+    let devices = receiver.administer(&["devices", "list"]);
+    let states = ["confirmed", "cloned"].map(|state| devices.matches(state).count());
+    assert_eq!(states, [1, 1], "{devices}");
 }
 
 /// A receiver of the plain protocol, without keys, gets everything.

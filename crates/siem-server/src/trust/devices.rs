@@ -68,7 +68,7 @@ pub(crate) struct DeviceStanding {
     pub(crate) state: DeviceState,
     /// First key of its lineage.
     pub(crate) root: DeviceKey,
-    /// True if two instances used the key alternately.
+    /// True if two agents have this key or another one of its lineage.
     pub(crate) cloned: bool,
 }
 
@@ -349,7 +349,10 @@ impl Devices {
             DeviceState::Confirmed if !is_its_own => DeviceState::Unconfirmed,
             state => state,
         };
-        Some(DeviceStanding { state, root: device.root, cloned: device.cloned })
+        let lineage = self.lineages.get(&device.root);
+        let cloned =
+            device.cloned || lineage.is_some_and(|keys| keys.iter().any(|key| self.is_cloned(key)));
+        Some(DeviceStanding { state, root: device.root, cloned })
     }
 
     pub(super) fn by_key_id(&self, id: [u8; 4], level: TrustLevel) -> Vec<DeviceView> {

@@ -95,7 +95,10 @@ impl Writer {
         }
         let successor = owner.is_replaced.then(|| registry.successor_in_use(&owner.key)).flatten();
         let detail = match successor {
-            Some(successor) => format!("the key was replaced by `{successor}`, which is in use"),
+            Some(successor) => {
+                registry.note_clone(&owner.key, None);
+                format!("the key was replaced by `{successor}`, which is in use")
+            }
             None => {
                 // A run of the agent continues after what it got a receipt for. A batch that overlaps
                 // with what is held may be one of an earlier run that someone on the way held back.

@@ -15,8 +15,14 @@ pub(in crate::trust) enum DeviceLine {
     Confirm { at: String, key: DeviceKey, by: Confirmation },
     /// A key and all keys of its lineage are refused from now on.
     Revoke { at: String, key: DeviceKey },
-    /// Two instances of an agent use one key alternately.
-    Clone { at: String, key: DeviceKey, instances: [String; 2] },
+    /// Two agents have a key: two instances use it alternately, or it is used although the key that
+    /// replaced it is in use.
+    Clone {
+        at: String,
+        key: DeviceKey,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        instances: Option<[String; 2]>,
+    },
     /// Batches without a key are accepted from a machine again, or no longer.
     AllowShared { at: String, machine: String, allowed: bool },
 }

@@ -167,13 +167,17 @@ impl Registry {
         if self.devices.read(|devices| devices.is_cloned(key)) {
             return None;
         }
-        let line =
-            DeviceLine::Clone { at: self.now(), key: *key, instances: found.instances.clone() };
+        self.note_clone(key, Some(found.instances.clone()));
+        Some(found)
+    }
+
+    /// Marks a key as cloned: by two instances that use it, or since it was replaced.
+    pub(crate) fn note_clone(&self, key: &DeviceKey, instances: Option<[String; 2]>) {
+        let line = DeviceLine::Clone { at: self.now(), key: *key, instances };
         let append = |_: &Devices| Ok::<_, JournalError>((Some(line), ()));
         if let Err(error) = self.devices.transact(Durability::Synced, append) {
             error!(code = "trust_journal_failed", %error, "cannot note that a device was cloned");
         }
-        Some(found)
     }
 
     /// Returns a key that replaced `key`, directly or through others, and has stored entries.
