@@ -124,6 +124,11 @@ impl StopOrder {
             std::future::pending().await
         }
     }
+
+    /// Reports whether the order was given.
+    pub(super) fn is_given(&self) -> bool {
+        *self.0.borrow()
+    }
 }
 
 impl AgentHandle {

@@ -143,6 +143,12 @@ impl Agent {
                 Ok(end) if refused == RefusedEntries::default() => return Ok(end),
                 Ok(_) => return Err(AgentError::Refused(refused)),
                 Err(Ended::Failed(failure)) => return Err(failure),
+                // Another start, and another wait for deliveries, could take longer than a stop may.
+                Err(Ended::DeviceKey(events) | Ended::Fault(_, events))
+                    if !once && events.is_empty() && orders.stop.is_given() =>
+                {
+                    return Ok(AgentEnd::Stopped);
+                }
                 Err(Ended::DeviceKey(events)) => {
                     unstored = events;
                     continue;
