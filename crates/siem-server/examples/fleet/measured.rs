@@ -111,6 +111,11 @@ pub(crate) fn median(mut times: Vec<f64>) -> f64 {
     times.get(times.len() / 2).copied().unwrap_or_default()
 }
 
+/// Returns the least of times; 0 if there are none.
+pub(crate) fn least(times: Vec<f64>) -> f64 {
+    times.into_iter().min_by(f64::total_cmp).unwrap_or_default()
+}
+
 fn milliseconds(since: Instant) -> f64 {
     (since.elapsed().as_secs_f64() * 10_000.0).round() / 10.0
 }

@@ -45,18 +45,27 @@ pub(super) struct Row {
     machines: u64,
     epochs: u64,
     gaps: u64,
-    start_ms: f64,
-    /// Each start, of which `start_ms` is the median.
-    #[serde(default)]
+    /// Time of each start.
     starts_ms: Vec<f64>,
+    /// Medians of the starts, which must meet the targets.
+    medians: Figures,
+    /// Least figures of the starts, which must not grow faster than the data: other load on the
+    /// computer only adds to a time, and would be taken for growth.
+    least: Figures,
+    files: u64,
+    data_mb: u64,
+}
+
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Figures {
+    start_ms: f64,
+    /// Peak memory, in both the most.
     rss_mb: f64,
     /// The first request after a start.
     first_request_ms: f64,
     first_page_ms: f64,
     default_page_ms: f64,
     filtered_page_ms: f64,
-    files: u64,
-    data_mb: u64,
 }
 
 /// Figures of all sizes, and the 99th percentile with 2,000 agents.
@@ -115,8 +124,8 @@ fn run(tool: &Path, sizes: &[Size], data: &Path) -> Result<Vec<Row>, Failure> {
     Ok(rows.collect::<Result<_, _>>()?)
 }
 
-impl Row {
-    fn figures(&self) -> [(&'static str, f64); 6] {
+impl Figures {
+    fn named(&self) -> [(&'static str, f64); 6] {
         [
             ("start ms", self.start_ms),
             ("memory MB", self.rss_mb),
@@ -139,7 +148,7 @@ fn missed(rows: &[Row]) -> Vec<String> {
             ("first page ms", PAGE_MS),
         ];
         for (name, target) in targets {
-            let found = row.figures().into_iter().find(|(figure, _)| *figure == name);
+            let found = row.medians.named().into_iter().find(|(figure, _)| *figure == name);
             if let Some((_, found)) = found.filter(|(_, found)| *found > target) {
                 missed.push(format!("{MACHINES} machines: {name} is {found}, target {target}"));
             }
@@ -150,7 +159,8 @@ fn missed(rows: &[Row]) -> Vec<String> {
         if half.axis != whole.axis {
             continue;
         }
-        for ((name, before), (_, after)) in half.figures().into_iter().zip(whole.figures()) {
+        for ((name, before), (_, after)) in half.least.named().into_iter().zip(whole.least.named())
+        {
             if after > NOISE && after > before * DOUBLED {
                 let axis = &whole.axis;
                 missed.push(format!("twice the {axis}: {name} grows from {before} to {after}"));
@@ -174,7 +184,7 @@ impl Fleet {
         .to_owned();
         for row in &self.rows {
             let Row { machines, epochs, gaps, files, data_mb, .. } = row;
-            let figures = row.figures().map(|(_, figure)| format!("{figure:.1}")).join(" | ");
+            let figures = row.medians.named().map(|(_, figure)| format!("{figure:.1}")).join(" | ");
             writeln!(text, "| {machines} | {epochs} | {gaps} | {figures} | {files} | {data_mb} |")
                 .expect("a string takes every write");
         }
@@ -192,18 +202,22 @@ mod tests {
     use super::*;
 
     fn row(axis: &str, machines: u64, start_ms: f64) -> Row {
-        Row {
-            axis: axis.into(),
-            machines,
-            epochs: machines,
-            gaps: 0,
+        let figures = Figures {
             start_ms,
-            starts_ms: Vec::new(),
             rss_mb: 10.0,
             first_request_ms: 1.0,
             first_page_ms: 1.0,
             default_page_ms: 1.0,
             filtered_page_ms: 1.0,
+        };
+        Row {
+            axis: axis.into(),
+            machines,
+            epochs: machines,
+            gaps: 0,
+            starts_ms: Vec::new(),
+            medians: figures,
+            least: figures,
             files: 0,
             data_mb: 0,
         }
@@ -215,6 +229,10 @@ mod tests {
         assert_eq!(missed(&rows), Vec::<String>::new());
         let rows = [row("machines", 10_000, 500.0), row("machines", MACHINES, 2001.0)];
         assert_eq!(missed(&rows).len(), 2);
+        let disturbed = row("machines", MACHINES, 1100.0);
+        let least = Figures { start_ms: 500.0, ..disturbed.least };
+        let rows = [row("machines", 10_000, 250.0), Row { least, ..disturbed }];
+        assert_eq!(missed(&rows), Vec::<String>::new());
         let rows = [row("epochs", 10, 1.0), row("gaps", 20, 100.0)];
         assert_eq!(missed(&rows), Vec::<String>::new());
     }
