@@ -141,7 +141,7 @@ fn figure(run: &Map<String, Value>, name: &str) -> Result<f64, Failure> {
     figure.ok_or_else(|| format!("the load tool names no `{name}`").into())
 }
 
-fn median(mut rates: Vec<f64>) -> f64 {
+pub(super) fn median(mut rates: Vec<f64>) -> f64 {
     rates.sort_by(f64::total_cmp);
     rates.get(rates.len() / 2).copied().unwrap_or_default()
 }
