@@ -518,7 +518,7 @@ fn copy_of_a_replaced_device_key_is_marked_in_its_row() {
     fs::write(&key, copy).unwrap();
     line(&home, 3);
     let running = agent(&home, &receiver.url(), &["run"]).start_and_wait();
-    eventually("the copy is noticed", || (receiver.events("clone") == 1).then_some(()));
+    eventually("the copy is noticed", || (receiver.events("clone") > 0).then_some(()));
     running.stop();
     let row = &receiver.stats()["rows"][0];
     assert_eq!(row["device_state"], "confirmed");

@@ -57,8 +57,11 @@ pub struct DeviceView {
     pub next: Option<DeviceKey>,
     /// First key of its lineage.
     pub root: DeviceKey,
-    /// True if two instances used the key alternately.
+    /// True if two instances used the key alternately. It is refused.
     pub cloned: bool,
+    /// True if the key was used for new entries although the key that replaced it is in use.
+    #[serde(default)]
+    pub copied: bool,
 }
 
 /// What counts for an epoch that a device owns.
@@ -83,6 +86,7 @@ struct Device {
     /// Number of keys that were enrolled before.
     order: u64,
     cloned: bool,
+    copied: bool,
 }
 
 /// Machine and user.
@@ -124,9 +128,10 @@ impl Fold for Devices {
             DeviceLine::Enroll(enrolled) => self.add(enrolled),
             DeviceLine::Confirm { key, by, .. } => self.confirm(key, by),
             DeviceLine::Revoke { at, key } => self.revoke(key, &at),
-            DeviceLine::Clone { key, .. } => {
+            DeviceLine::Clone { key, instances, .. } => {
                 if let Some(device) = self.devices.get_mut(&key) {
-                    device.cloned = true;
+                    device.cloned |= instances.is_some();
+                    device.copied |= instances.is_none();
                 }
             }
             DeviceLine::AllowShared { machine, allowed: true, .. } => {
@@ -179,6 +184,7 @@ impl Devices {
             root: key,
             order: self.enrolled,
             cloned: false,
+            copied: false,
             enrolled,
         };
         self.enrolled += 1;
@@ -350,8 +356,8 @@ impl Devices {
             state => state,
         };
         let lineage = self.lineages.get(&device.root);
-        let cloned =
-            device.cloned || lineage.is_some_and(|keys| keys.iter().any(|key| self.is_cloned(key)));
+        let others = lineage.into_iter().flatten().filter_map(|key| self.devices.get(key));
+        let cloned = [device].into_iter().chain(others).any(|key| key.cloned || key.copied);
         Some(DeviceStanding { state, root: device.root, cloned })
     }
 
@@ -490,6 +496,10 @@ impl Devices {
     pub(super) fn is_cloned(&self, key: &DeviceKey) -> bool {
         self.devices.get(key).is_some_and(|device| device.cloned)
     }
+
+    pub(super) fn is_copied(&self, key: &DeviceKey) -> bool {
+        self.devices.get(key).is_some_and(|device| device.copied)
+    }
 }
 
 impl Device {
@@ -511,6 +521,7 @@ impl Device {
             next: self.next,
             root: self.root,
             cloned: self.cloned,
+            copied: self.copied,
         }
     }
 

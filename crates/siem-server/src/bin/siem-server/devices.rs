@@ -152,7 +152,7 @@ impl List {
 }
 
 fn row(device: &DeviceView) -> [String; 7] {
-    let state = if device.cloned { "cloned" } else { device.state.as_str() };
+    let state = if device.cloned || device.copied { "cloned" } else { device.state.as_str() };
     [
         device.key.to_string()[..SHOWN].to_owned(),
         state.to_owned(),
@@ -190,7 +190,7 @@ impl Show {
             ("first seen", device.first_seen),
             ("replaces", key(device.previous)),
             ("replaced by", key(device.next)),
-            ("cloned", if device.cloned { "yes" } else { "no" }.to_owned()),
+            ("cloned", if device.cloned || device.copied { "yes" } else { "no" }.to_owned()),
         ])
     }
 }

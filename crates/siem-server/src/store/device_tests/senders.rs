@@ -242,6 +242,9 @@ fn replaced_key_adds_nothing_once_its_successor_does() {
         assert_eq!(denied(receiver.take(&text.seal(&old))), Denial::DeviceCloned);
     }
     assert_eq!((receiver.events().clone, receiver.machine().entries), (2, 5));
+    let mut devices = receiver.registry.devices();
+    devices.retain(|device| device.copied);
+    assert!(matches!(&devices[..], [copied] if copied.next.is_some()), "{devices:?}");
     let again = receiver.take(&BatchText::new(1, 3).seal(&old)).unwrap();
     assert_eq!(again.receipt.duplicates, 3);
     receiver.take(&BatchText::new(6, 6).seal(&new)).unwrap();

@@ -93,18 +93,20 @@ impl Writer {
             // Anyone can repeat a batch, with another instance.
             return None;
         }
+        // A run of the agent continues after what it got a receipt for. A batch that overlaps with what
+        // is held may be one of an earlier run that someone on the way held back.
+        let next = self.catalog.epoch(key).map_or(1, |epoch| epoch.next_seq);
+        let continues = batch.covers().is_some_and(|(first, _)| first >= next);
         let successor = owner.is_replaced.then(|| registry.successor_in_use(&owner.key)).flatten();
         let detail = match successor {
             Some(successor) => {
-                registry.note_clone(&owner.key, None);
+                if continues {
+                    registry.note_copy(&owner.key);
+                }
                 format!("the key was replaced by `{successor}`, which is in use")
             }
             None => {
-                // A run of the agent continues after what it got a receipt for. A batch that overlaps
-                // with what is held may be one of an earlier run that someone on the way held back.
-                let (first, _) = batch.covers()?;
-                let next = self.catalog.epoch(key).map_or(1, |epoch| epoch.next_seq);
-                let instance = batch.header.instance.as_ref().filter(|_| first >= next)?;
+                let instance = batch.header.instance.as_ref().filter(|_| continues)?;
                 let found = registry.observe_instance(&owner.key, instance)?;
                 format!("instances `{}` and `{}`", found.instances[0], found.instances[1])
             }

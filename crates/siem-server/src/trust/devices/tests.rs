@@ -169,7 +169,7 @@ fn copy_of_a_replaced_key_marks_the_whole_lineage() {
     devices.apply(DeviceLine::Clone { at: "t".into(), key: key(1), instances: None });
     let standing = devices.standing(&key(2), ("m-1", "u"), TrustLevel::FirstUse).unwrap();
     assert!(standing.cloned && standing.state == DeviceState::Confirmed);
-    assert!(!devices.is_cloned(&key(2)), "the key in use still counts");
+    assert!(devices.is_copied(&key(1)) && !devices.is_cloned(&key(1)), "its batches are answered");
 }
 
 #[test]

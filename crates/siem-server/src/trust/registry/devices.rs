@@ -171,8 +171,14 @@ impl Registry {
         Some(found)
     }
 
-    /// Marks a key as cloned: by two instances that use it, or since it was replaced.
-    pub(crate) fn note_clone(&self, key: &DeviceKey, instances: Option<[String; 2]>) {
+    /// Marks a replaced key that was used although the key that replaced it is in use.
+    pub(crate) fn note_copy(&self, key: &DeviceKey) {
+        if !self.devices.read(|devices| devices.is_copied(key)) {
+            self.note_clone(key, None);
+        }
+    }
+
+    fn note_clone(&self, key: &DeviceKey, instances: Option<[String; 2]>) {
         let line = DeviceLine::Clone { at: self.now(), key: *key, instances };
         let append = |_: &Devices| Ok::<_, JournalError>((Some(line), ()));
         if let Err(error) = self.devices.transact(Durability::Synced, append) {
